@@ -1,0 +1,151 @@
+//! Accounts and the chains of windows that a charge on them counts in.
+//!
+//! A chain is an immutable snapshot: the windows of the account and its ancestors, in the order of
+//! charging. A reservation keeps the chain that admitted it, so a hold settles where it was admitted,
+//! however late (R8). The account's current chain is replaced whole when a window of it has ended or a
+//! budget was added; readers never wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use crate::budget::Budget;
+use crate::fact::{AccountId, ChainId};
+use crate::unit::{Amounts, Unit};
+use crate::verdict::{Advice, Verdict};
+use crate::window::Window;
+
+/// The most budgets that one account may have.
+pub const MAX_BUDGETS: usize = 16;
+
+/// A node of the tree.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) id: AccountId,
+    pub(crate) path: Arc<str>,
+    pub(crate) parent: Option<Arc<Account>>,
+    pub(crate) created_ms: i64,
+    /// Whether patterns created it, so that it may retire.
+    pub(crate) automatic: bool,
+    /// One reason to stop of its own; a top-up or a limit never clears it.
+    pub(crate) frozen: AtomicBool,
+    pub(crate) freeze_reason: Mutex<String>,
+    /// Set before the account leaves the tree, so that nobody builds on it any more.
+    pub(crate) retired: AtomicBool,
+    /// Accounts directly below.
+    pub(crate) children: AtomicI64,
+    /// Pending reservations on this very account.
+    pub(crate) open: AtomicI64,
+    /// When it was last charged, to the coarseness of `tick`.
+    pub(crate) last_used_ms: AtomicI64,
+    pub(crate) budgets: Mutex<Vec<Arc<Budget>>>,
+    pub(crate) chain: ArcSwapOption<Chain>,
+}
+
+impl Account {
+    pub(crate) fn new(
+        id: AccountId,
+        path: &str,
+        parent: Option<Arc<Account>>,
+        automatic: bool,
+        now_ms: i64,
+    ) -> Account {
+        Account {
+            id,
+            path: path.into(),
+            parent,
+            created_ms: now_ms,
+            automatic,
+            frozen: AtomicBool::new(false),
+            freeze_reason: Mutex::default(),
+            retired: AtomicBool::new(false),
+            children: AtomicI64::new(0),
+            open: AtomicI64::new(0),
+            last_used_ms: AtomicI64::new(now_ms),
+            budgets: Mutex::default(),
+            chain: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The account and its ancestors, upwards.
+    pub(crate) fn lineage(self: &Arc<Account>) -> impl Iterator<Item = &Arc<Account>> {
+        std::iter::successors(Some(self), |account| account.parent.as_ref())
+    }
+
+    /// The nearest frozen account on the way up.
+    pub(crate) fn frozen_by(self: &Arc<Account>) -> Option<&Arc<Account>> {
+        self.lineage().find(|account| account.frozen.load(Ordering::Acquire))
+    }
+}
+
+/// The windows that a charge counts in.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    pub(crate) id: ChainId,
+    pub(crate) account: Arc<Account>,
+    /// In ascending order of budget.
+    pub(crate) windows: Box<[Arc<Window>]>,
+    /// For a nested reservation: the chain of the parent's hold, and the units that it covers.
+    pub(crate) base: Option<(Arc<Chain>, u8)>,
+    /// The first millisecond at which one of the windows has ended.
+    pub(crate) valid_until_ms: i64,
+    /// The version of the tree that it was built from.
+    pub(crate) tree_version: u64,
+}
+
+/// Whether the units with these bits include `unit`.
+pub(crate) fn covers(units: u8, unit: Unit) -> bool {
+    units & (1 << unit.index()) != 0
+}
+
+impl Chain {
+    /// Its own windows with the amount that each has to take; windows of units that are not asked for
+    /// are left out.
+    pub(crate) fn takings<'a>(
+        &'a self,
+        amounts: &'a Amounts,
+    ) -> impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone {
+        let amount = |window: &Window| amounts.get(window.budget.unit);
+        self.windows.iter().map(move |w| (w, amount(w))).filter(|(_, amount)| *amount != 0)
+    }
+
+    /// Every window that a spending of `unit` counts in, those of the base included.
+    pub(crate) fn each(&self, unit: Unit, f: &mut dyn FnMut(&Arc<Window>)) {
+        self.windows.iter().filter(|w| w.budget.unit == unit).for_each(&mut *f);
+        if let Some((base, _)) = self.base.as_ref().filter(|(_, units)| covers(*units, unit)) {
+            base.each(unit, f);
+        }
+    }
+
+    /// What is left at most, per unit; `i64::MAX` where nothing limits.
+    pub(crate) fn available(&self) -> Amounts {
+        let mut left: Amounts = Unit::ALL.into_iter().map(|unit| (unit, i64::MAX)).collect();
+        for window in &self.windows {
+            let unit = window.budget.unit;
+            left.set(unit, left.get(unit).min(window.remaining()));
+        }
+        left
+    }
+
+    /// Whether a window counts the unit.
+    pub(crate) fn counts(&self, unit: Unit) -> bool {
+        self.windows.iter().any(|window| window.budget.unit == unit)
+    }
+
+    /// The most severe verdict of its windows.
+    pub(crate) fn verdict(&self) -> Verdict {
+        let own = self.windows.iter().map(|window| window.verdict()).max();
+        let base = self.base.as_ref().map(|(base, _)| base.verdict());
+        own.max(base).unwrap_or(Verdict::Ok)
+    }
+
+    /// The advice of the most severe window that has one.
+    pub(crate) fn advice(&self) -> Option<Advice> {
+        let mut worst: Vec<_> = self.windows.iter().collect();
+        worst.sort_by_key(|window| std::cmp::Reverse(window.verdict()));
+        let own = worst.into_iter().find_map(|window| window.advice());
+        own.or_else(|| self.base.as_ref().and_then(|(base, _)| base.advice()))
+    }
+}

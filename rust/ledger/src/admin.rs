@@ -1,0 +1,257 @@
+//! Limits, freezing, and readings for people (R10, R15).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::account::Account;
+use crate::budget::{Budget, BudgetTerms};
+use crate::error::LedgerError;
+use crate::fact::{Fact, Journal, ReservationId};
+use crate::ledger::{Balance, BudgetSpec, Ledger, Now, View, body, view};
+use crate::path;
+use crate::period::{Period, PeriodKind};
+use crate::rates::Rate;
+use crate::tree::budget_fact;
+use crate::unit::Unit;
+use crate::verdict::Verdict;
+
+/// The most thresholds of one budget.
+pub const MAX_THRESHOLDS: usize = 4;
+
+/// An account as it is.
+#[derive(Debug, Clone)]
+pub struct AccountView {
+    /// Its path.
+    pub path: Arc<str>,
+    /// Whether it was frozen itself.
+    pub frozen: bool,
+    /// Whether it or an ancestor is frozen.
+    pub stopped: bool,
+    /// Why it was frozen.
+    pub freeze_reason: String,
+    /// The verdict of its own and its ancestors' windows.
+    pub verdict: Verdict,
+    /// Its own windows.
+    pub balances: Vec<Balance>,
+    /// Its own budgets.
+    pub budgets: Vec<BudgetSpec>,
+    /// Pending reservations on it or below.
+    pub open_reservations: i64,
+    /// Unix milliseconds.
+    pub created_ms: i64,
+}
+
+impl<J: Journal> Ledger<J> {
+    /// Sets limit and thresholds at once; creates account and budget where they are missing. Never
+    /// touches what is held or spent.
+    pub fn set_budget(
+        &self,
+        path: &str,
+        spec: BudgetSpec,
+        now: Now,
+    ) -> Result<(Balance, u64), LedgerError> {
+        let BudgetSpec { unit, period, terms } = spec;
+        if unit.is_capacity() && period.kind != PeriodKind::Total {
+            let why = "a capacity has no period: write \"total\"";
+            return Err(LedgerError::InvalidAmount { unit, why });
+        }
+        crate::period::Calendar::new(&period)?;
+        let now_ms = self.time(now.wall_ms);
+        let account = match self.tree.find(path) {
+            Some(account) => account,
+            None => self.open_account(path, now_ms, true)?,
+        };
+        let mut next = self.tree.building.lock();
+        let budget = find_budget(&account, unit, &period);
+        let (budget, ticket) = match budget {
+            Some(budget) => {
+                let ticket = self.change_terms(&budget, terms, now_ms)?;
+                (budget, ticket)
+            }
+            None => {
+                let budget =
+                    self.add_budget(&mut next, &account, unit, period, terms, now_ms)?;
+                self.tree.version.fetch_add(1, Ordering::AcqRel);
+                (budget, u64::MAX)
+            }
+        };
+        let window = self.window(&budget, now_ms);
+        let standing = window.standing();
+        Ok((Balance { window, standing }, ticket))
+    }
+
+    fn change_terms(
+        &self,
+        budget: &Budget,
+        terms: BudgetTerms,
+        now_ms: i64,
+    ) -> Result<u64, LedgerError> {
+        let mut ticket = 0;
+        let changed = budget.set_terms(terms, |info, terms| {
+            ticket = self.log(now_ms, || vec![budget_fact(info, terms)]);
+        });
+        let (window, crossed) = changed.map_err(|_| LedgerError::Overflow)?;
+        if let Some(window) = window.filter(|_| !crossed.is_empty()) {
+            ticket = self.log_crossed(now_ms, &window, &crossed);
+        }
+        Ok(ticket)
+    }
+
+    /// Stops an account and everything below it, or lets it go on. Returns what must be durable.
+    pub fn set_frozen(
+        &self,
+        path: &str,
+        frozen: bool,
+        reason: &str,
+        now: Now,
+    ) -> Result<u64, LedgerError> {
+        let now_ms = self.time(now.wall_ms);
+        let account = self.existing(path, now_ms)?;
+        let mut kept_reason = account.freeze_reason.lock();
+        if account.frozen.load(Ordering::Acquire) == frozen {
+            return Ok(u64::MAX);
+        }
+        let ticket = self.log(now_ms, || {
+            vec![Fact::Frozen { account: account.id, frozen, reason: reason.to_owned() }]
+        });
+        reason.clone_into(&mut kept_reason);
+        account.frozen.store(frozen, Ordering::Release);
+        Ok(ticket)
+    }
+
+    /// The account; created if the configuration allows it, so that it can be read and frozen before
+    /// its first use.
+    fn existing(&self, path: &str, now_ms: i64) -> Result<Arc<Account>, LedgerError> {
+        match self.tree.find(path) {
+            Some(account) => Ok(account),
+            None => self.open_account(path, now_ms, false),
+        }
+    }
+
+    /// One account.
+    pub fn account(&self, path: &str, now: Now) -> Result<AccountView, LedgerError> {
+        let now_ms = self.time(now.wall_ms);
+        let account = self.existing(path, now_ms)?;
+        let open = self.open_below(path);
+        Ok(self.account_view(&account, open, now_ms))
+    }
+
+    /// The accounts at or below `path` (empty: all) after the path `after`, in order, at most `limit`.
+    pub fn accounts(
+        &self,
+        path: &str,
+        after: Option<&str>,
+        limit: usize,
+        now: Now,
+    ) -> Vec<AccountView> {
+        let now_ms = self.time(now.wall_ms);
+        let mut found = self.below(path);
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        let start = after.map_or(0, |after| found.partition_point(|a| &*a.path <= after));
+        let open = self.open_counts();
+        let count = |account: &Account| open.get(&account.path).copied().unwrap_or(0);
+        let page = found[start..].iter().take(limit);
+        page.map(|account| self.account_view(account, count(account), now_ms)).collect()
+    }
+
+    fn below(&self, path: &str) -> Vec<Arc<Account>> {
+        let pinned = self.tree.accounts.pin();
+        let within = |account: &&Arc<Account>| path.is_empty() || path::is_within(&account.path, path);
+        pinned.values().filter(within).cloned().collect()
+    }
+
+    fn open_below(&self, path: &str) -> i64 {
+        self.below(path).iter().map(|account| account.open.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Pending reservations on or below every account.
+    fn open_counts(&self) -> HashMap<Arc<str>, i64> {
+        let mut counts = HashMap::new();
+        for account in self.tree.accounts.pin().values() {
+            let open = account.open.load(Ordering::Relaxed);
+            for ancestor in account.lineage().filter(|_| open != 0) {
+                *counts.entry(Arc::clone(&ancestor.path)).or_insert(0) += open;
+            }
+        }
+        counts
+    }
+
+    fn account_view(&self, account: &Arc<Account>, open: i64, now_ms: i64) -> AccountView {
+        let budgets: Vec<Arc<Budget>> = account.budgets.lock().clone();
+        let balance = |budget: &Arc<Budget>| {
+            let window = self.window(budget, now_ms);
+            window.roll(now_ms);
+            Balance { standing: window.standing(), window }
+        };
+        let spec = |budget: &Arc<Budget>| BudgetSpec {
+            unit: budget.info.unit,
+            period: budget.info.period.clone(),
+            terms: budget.terms(),
+        };
+        let stopped = account.frozen_by().is_some();
+        let verdict = self.chain_of(account, now_ms).verdict();
+        AccountView {
+            path: Arc::clone(&account.path),
+            frozen: account.frozen.load(Ordering::Acquire),
+            stopped,
+            freeze_reason: account.freeze_reason.lock().clone(),
+            verdict: if stopped { Verdict::Stop } else { verdict },
+            balances: budgets.iter().map(balance).collect(),
+            budgets: budgets.iter().map(spec).collect(),
+            open_reservations: open,
+            created_ms: account.created_ms,
+        }
+    }
+
+    /// One reservation.
+    pub fn reservation(&self, id: ReservationId, now: Now) -> Result<View, LedgerError> {
+        let mut locked = self.slot(id)?.body.lock();
+        Ok(view(body(&mut locked, id)?, now.mono_ms))
+    }
+
+    /// The prices fixed for a reservation, and the usage that it was granted for.
+    pub fn rate(&self, id: ReservationId) -> Result<Option<Arc<Rate>>, LedgerError> {
+        let mut locked = self.slot(id)?.body.lock();
+        Ok(body(&mut locked, id)?.rate.clone())
+    }
+
+    /// Creates the accounts that the configuration names outright, and brings the budgets of accounts
+    /// that exist up to the patterns, where no operator has set them since.
+    pub fn configure(&self, now: Now) -> Result<(), LedgerError> {
+        let now_ms = self.time(now.wall_ms);
+        let literal: Vec<String> = self
+            .settings
+            .patterns
+            .iter()
+            .filter(|p| p.pattern.is_literal())
+            .map(|p| p.pattern.as_str().to_owned())
+            .collect();
+        for path in literal.iter().filter(|path| self.tree.find(path).is_none()) {
+            self.open_account(path, now_ms, false)?;
+        }
+        for account in self.below("") {
+            for (unit, period, terms) in self.pattern_budgets(&account.path) {
+                let mut next = self.tree.building.lock();
+                match find_budget(&account, unit, &period) {
+                    Some(budget) => {
+                        let present = budget.terms();
+                        if !present.manual && present != terms {
+                            self.change_terms(&budget, terms, now_ms)?;
+                        }
+                    }
+                    None => {
+                        self.add_budget(&mut next, &account, unit, period, terms, now_ms)?;
+                        self.tree.version.fetch_add(1, Ordering::AcqRel);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find_budget(account: &Account, unit: Unit, period: &Period) -> Option<Arc<Budget>> {
+    let budgets = account.budgets.lock();
+    budgets.iter().find(|b| b.info.unit == unit && b.info.period == *period).cloned()
+}

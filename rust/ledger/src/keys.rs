@@ -1,0 +1,54 @@
+//! Which idempotency keys are in use, and for which reservation (R6).
+//!
+//! Keys come as hashes of account and key. A shard is locked while its call is decided, so that two
+//! calls with one key never both reserve; calls with different keys rarely meet.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::fact::ReservationId;
+
+const SHARDS: usize = 64;
+
+/// The keys of one shard.
+pub(crate) type Shard = HashMap<u128, ReservationId, BuildHasherDefault<AlreadyHashed>>;
+
+/// All keys.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    shards: Box<[Mutex<Shard>]>,
+}
+
+/// Keys are hashes: their low half is as good as any.
+#[derive(Debug, Default)]
+pub(crate) struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = u64::try_from(key & u128::from(u64::MAX)).expect("masked to 64 bits");
+    }
+}
+
+impl Keys {
+    pub(crate) fn new() -> Keys {
+        Keys { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+
+    /// The shard of a key, locked.
+    pub(crate) fn shard(&self, key: u128) -> MutexGuard<'_, Shard> {
+        let index = usize::try_from((key >> 64) % SHARDS as u128).expect("a remainder of 64");
+        self.shards[index].lock()
+    }
+}

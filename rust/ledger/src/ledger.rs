@@ -1,0 +1,281 @@
+//! The ledger: one value that owns all accounts, windows and reservations.
+//!
+//! Time is an argument of every call. Calls may come from any number of threads. What each file adds:
+//! `tree` accounts and chains, `reserve` admission, `debit` spending and topping up, `settle` ends,
+//! `admin` limits and readings, `tick` what time itself brings about, `replay` recovery.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crate::account::{Account, Chain};
+use crate::budget::BudgetTerms;
+use crate::error::LedgerError;
+use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
+use crate::keys::Keys;
+use crate::path::Pattern;
+use crate::period::Period;
+use crate::reservation::Reservation;
+use crate::slots::{Slot, Slots};
+use crate::tree::Tree;
+use crate::unit::{Amounts, Unit};
+use crate::verdict::{Advice, Refusal, RefusalReason, Verdict};
+use crate::window::{Shortage, Standing, Window};
+
+/// The two clocks, read by the caller once per call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Unix time in milliseconds: decides calendar windows and nothing else (R14).
+    pub wall_ms: i64,
+    /// Monotonic milliseconds since any start: decides times to live.
+    pub mono_ms: i64,
+}
+
+/// A budget that a pattern gives to the accounts it creates.
+#[derive(Debug, Clone)]
+pub struct BudgetSpec {
+    /// What it counts.
+    pub unit: Unit,
+    /// When it starts anew.
+    pub period: Period,
+    /// Limit and thresholds.
+    pub terms: BudgetTerms,
+}
+
+/// Accounts that come to be on first use, and their budgets.
+#[derive(Debug, Clone)]
+pub struct AccountPattern {
+    /// Which paths.
+    pub pattern: Pattern,
+    /// Their budgets.
+    pub budgets: Vec<BudgetSpec>,
+}
+
+/// The bounds and defaults of a ledger.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which accounts may come to be; the first match of a unit and period wins.
+    pub patterns: Vec<AccountPattern>,
+    /// The most accounts.
+    pub max_accounts: usize,
+    /// The most accounts directly below one.
+    pub max_children: usize,
+    /// The most reservations, pending or remembered for their keys.
+    pub max_reservations: usize,
+    /// How long an ended reservation is remembered.
+    pub key_retention_ms: i64,
+    /// How long an idle account without a budget of its own stays.
+    pub account_idle_ms: i64,
+}
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Ledger<J> {
+    pub(crate) journal: J,
+    pub(crate) settings: Settings,
+    pub(crate) tree: Tree,
+    pub(crate) slots: Slots,
+    pub(crate) keys: Keys,
+    pub(crate) next_window: AtomicU64,
+    pub(crate) next_chain: AtomicU64,
+    pub(crate) next_sequence: AtomicU64,
+    /// The latest wall time that was seen; time never goes back behind it (R14).
+    time_ms: AtomicI64,
+}
+
+/// The windows that an answer is about.
+#[derive(Debug, Clone)]
+pub struct Scope(pub(crate) Arc<Chain>);
+
+/// One window and its words.
+#[derive(Debug, Clone)]
+pub struct Balance {
+    /// The window.
+    pub window: Arc<Window>,
+    /// Its words.
+    pub standing: Standing,
+}
+
+/// A reservation as it is.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Its name.
+    pub id: ReservationId,
+    /// Where it is in its life.
+    pub state: State,
+    /// The account's path.
+    pub account: Arc<str>,
+    /// What was granted in all.
+    pub granted: Amounts,
+    /// What is debited.
+    pub used: Amounts,
+    /// What was spent; zero while pending.
+    pub spent: Amounts,
+    /// What went back; zero while pending.
+    pub returned: Amounts,
+    /// What passed the limit.
+    pub overdraft: Amounts,
+    /// The output tokens granted, for one made from usage.
+    pub max_output_tokens: i64,
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// Time to live.
+    pub ttl_ms: i64,
+    /// How long until it expires.
+    pub expires_in_ms: i64,
+    /// The reservation it was carved from.
+    pub parent: Option<ReservationId>,
+    /// The model it was made for.
+    pub model: Option<String>,
+}
+
+impl<J: Journal> Ledger<J> {
+    /// An empty ledger. Recovery feeds it through [`Ledger::replay`] before anything else.
+    pub fn new(settings: Settings, journal: J) -> Ledger<J> {
+        Ledger {
+            journal,
+            tree: Tree::new(),
+            slots: Slots::new(settings.max_reservations),
+            keys: Keys::new(),
+            next_window: AtomicU64::new(1),
+            next_chain: AtomicU64::new(1),
+            next_sequence: AtomicU64::new(1),
+            time_ms: AtomicI64::new(0),
+            settings,
+        }
+    }
+
+    /// Where the facts go.
+    pub fn journal(&self) -> &J {
+        &self.journal
+    }
+
+    /// The wall time, held at the latest that was ever seen.
+    #[inline]
+    pub(crate) fn time(&self, wall_ms: i64) -> i64 {
+        let seen = self.time_ms.load(Ordering::Acquire);
+        if wall_ms <= seen {
+            return seen;
+        }
+        self.time_ms.fetch_max(wall_ms, Ordering::AcqRel).max(wall_ms)
+    }
+
+    pub(crate) fn log(&self, time_ms: i64, facts: impl FnOnce() -> Vec<Fact>) -> u64 {
+        self.journal.append(|| Record { time_ms, facts: facts() })
+    }
+
+    /// Tells the journal, once, of every threshold that is newly crossed in the windows (R17).
+    pub(crate) fn report_crossings(&self, time_ms: i64, windows: &[Arc<Window>]) -> u64 {
+        let mut ticket = 0;
+        for window in windows {
+            let crossed = window.crossings();
+            if !crossed.is_empty() {
+                ticket = self.log_crossed(time_ms, window, &crossed);
+            }
+        }
+        ticket
+    }
+
+    pub(crate) fn log_crossed(&self, time_ms: i64, window: &Window, crossed: &[u16]) -> u64 {
+        let fact = |permille: &u16| Fact::Crossed { window: window.id, permille: *permille };
+        self.log(time_ms, || crossed.iter().map(fact).collect())
+    }
+
+    /// The slot's lock, if it still holds this reservation.
+    pub(crate) fn slot(&self, id: ReservationId) -> Result<&Slot, LedgerError> {
+        self.slots.get(id.slot).ok_or(LedgerError::ReservationNotFound)
+    }
+}
+
+/// The reservation in a locked slot, if it is the one that is meant.
+pub(crate) fn body(
+    slot: &mut Option<Reservation>,
+    id: ReservationId,
+) -> Result<&mut Reservation, LedgerError> {
+    slot.as_mut()
+        .filter(|reservation| reservation.id == id)
+        .ok_or(LedgerError::ReservationNotFound)
+}
+
+pub(crate) fn view(reservation: &Reservation, mono_ms: i64) -> View {
+    View {
+        id: reservation.id,
+        state: reservation.state,
+        account: Arc::clone(&reservation.account.path),
+        granted: reservation.granted,
+        used: reservation.used,
+        spent: reservation.end.spent,
+        returned: reservation.end.returned,
+        overdraft: reservation.end.overdraft,
+        max_output_tokens: reservation.max_output_tokens,
+        created_ms: reservation.created_ms,
+        ttl_ms: reservation.ttl_ms,
+        expires_in_ms: (reservation.deadline_ms - mono_ms).max(0),
+        parent: reservation.parent,
+        model: reservation.model().map(str::to_owned),
+    }
+}
+
+impl Scope {
+    /// For each of the units, the window with the least left.
+    pub fn tightest(&self, amounts: &Amounts) -> Vec<Balance> {
+        let tightest = |(unit, _)| {
+            let mut best: Option<&Arc<Window>> = None;
+            for window in self.0.windows.iter().filter(|w| w.budget.unit == unit) {
+                if best.is_none_or(|b| window.remaining() < b.remaining()) {
+                    best = Some(window);
+                }
+            }
+            best.map(|window| Balance { window: Arc::clone(window), standing: window.standing() })
+        };
+        amounts.iter().filter_map(tightest).collect()
+    }
+
+    /// What to change at the present verdict.
+    pub fn advice(&self) -> Option<Advice> {
+        self.0.advice()
+    }
+
+    /// The most severe verdict of the windows; STOP when the account or an ancestor is frozen.
+    pub fn verdict(&self) -> Verdict {
+        if self.0.account.frozen_by().is_some() { Verdict::Stop } else { self.0.verdict() }
+    }
+}
+
+/// Refused for want of budget.
+pub(crate) fn exhausted(shortage: &Shortage) -> Refusal {
+    let window = &shortage.window;
+    Refusal {
+        reason: RefusalReason::BudgetExhausted,
+        account: window.budget.path.to_string(),
+        unit: Some(window.budget.unit),
+        shortfall: shortage.shortfall,
+        reset_ms: Some(window.end_ms).filter(|end| *end != i64::MAX),
+    }
+}
+
+/// Refused because of a freeze.
+pub(crate) fn frozen(by: &Account) -> Refusal {
+    Refusal {
+        reason: RefusalReason::AccountFrozen,
+        account: by.path.to_string(),
+        unit: None,
+        shortfall: 0,
+        reset_ms: None,
+    }
+}
+
+
+/// The largest ids in use, so that none is given out twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HighIds {
+    /// Of reservations.
+    pub sequence: u64,
+    /// Of windows.
+    pub window: u64,
+    /// Of chains.
+    pub chain: u64,
+    /// Of budgets.
+    pub budget: BudgetId,
+    /// Of accounts.
+    pub account: u32,
+}

@@ -1,0 +1,51 @@
+//! The ledger of Bursar: accounts, budgets, reservations.
+//!
+//! Pure: no I/O, no clock, no threads of its own; time is an argument, facts go to a [`Journal`].
+//! Admission is lock-free: it compare-and-swaps one word per window (`window`). A reservation is
+//! changed under a lock of its own that no other reservation shares (`slots`).
+//!
+//! The rules that the tests name (R1–R17) are stated in `sidecar/SPECIFICATION.md`.
+#![forbid(unsafe_code)]
+
+mod account;
+mod admin;
+mod budget;
+mod debit;
+mod error;
+pub mod fact;
+mod keys;
+mod ledger;
+pub mod path;
+mod period;
+pub mod rates;
+mod replay;
+mod reservation;
+mod reserve;
+pub mod rolling;
+mod settle;
+mod slots;
+mod sync;
+mod tick;
+mod tree;
+mod unit;
+mod verdict;
+mod window;
+
+pub use account::MAX_BUDGETS;
+pub use admin::{AccountView, MAX_THRESHOLDS};
+pub use budget::{BudgetInfo, BudgetTerms};
+pub use debit::{Debited, Extended};
+pub use error::LedgerError;
+pub use fact::{Journal, NoJournal, ReservationId, State};
+pub use ledger::{
+    AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, Scope, Settings, View,
+};
+pub use period::{Calendar, Period, PeriodError, PeriodKind, ROLLING_MS};
+pub use replay::{Replay, ReplayError};
+pub use reservation::MAX_SLICES;
+pub use reserve::{Admission, Ask, Fits, Granted, Wish, usage_amounts};
+pub use settle::{Ended, Ending, Spending};
+pub use tick::Ticked;
+pub use unit::{Amounts, UNIT_COUNT, Unit};
+pub use verdict::{Advice, Refusal, RefusalReason, Threshold, Verdict};
+pub use window::{Standing, Window};

@@ -1,0 +1,224 @@
+//! One reservation: its hold in slices, what was debited of it, and its end.
+//!
+//! Only changed under its slot's lock. The hold is a short list of slices, each with the chain that
+//! admitted it, spent oldest first (R8). Functions here move numbers between the slices and their
+//! windows; who may do so, and what the journal hears of it, is decided in `reserve`, `debit` and
+//! `settle`.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::account::{Account, Chain, covers};
+use crate::fact::{Reserved, ReservationId, SliceFact, State};
+use crate::rates::Rate;
+use crate::settle::Spending;
+use crate::unit::{Amounts, Unit};
+use crate::window::Window;
+
+/// The most slices of one reservation: one for its start, one for each period in which it was topped
+/// up, one for each return from a nested reservation that was carved from another chain.
+pub const MAX_SLICES: usize = 8;
+
+/// A part of the hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Slice {
+    pub(crate) chain: Arc<Chain>,
+    /// What it holds, the spent part included.
+    pub(crate) held: Amounts,
+    /// What is spent of it.
+    pub(crate) used: Amounts,
+}
+
+/// One reservation.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    pub(crate) id: ReservationId,
+    pub(crate) state: State,
+    pub(crate) account: Arc<Account>,
+    pub(crate) slices: SmallVec<[Slice; 1]>,
+    /// What is debited: the sum of the slices' `used`; kept after the end.
+    pub(crate) used: Amounts,
+    /// Whether `used` changed since the journal last heard of it.
+    pub(crate) debited: bool,
+    /// What was granted in all; kept after the end.
+    pub(crate) granted: Amounts,
+    pub(crate) max_output_tokens: i64,
+    pub(crate) created_ms: i64,
+    pub(crate) ttl_ms: i64,
+    /// On the monotonic clock.
+    pub(crate) deadline_ms: i64,
+    pub(crate) key: u128,
+    pub(crate) payload: u128,
+    pub(crate) parent: Option<ReservationId>,
+    pub(crate) rate: Option<Arc<Rate>>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) end: End,
+}
+
+/// What it came to; all zero while pending.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct End {
+    pub(crate) payload: u128,
+    pub(crate) spent: Amounts,
+    pub(crate) returned: Amounts,
+    pub(crate) overdraft: Amounts,
+    /// Capacity still held after expiry.
+    pub(crate) kept: Amounts,
+}
+
+impl Reservation {
+    /// One that held nothing and is committed: what Record remembers.
+    pub(crate) fn recorded(
+        id: ReservationId,
+        chain: &Chain,
+        spending: &Spending<'_>,
+        created_ms: i64,
+    ) -> Reservation {
+        Reservation {
+            id,
+            state: State::Committed,
+            account: Arc::clone(&chain.account),
+            slices: SmallVec::new(),
+            used: spending.amounts,
+            debited: false,
+            granted: Amounts::ZERO,
+            max_output_tokens: 0,
+            created_ms,
+            ttl_ms: 0,
+            deadline_ms: i64::MAX,
+            key: spending.key,
+            payload: spending.payload,
+            parent: None,
+            rate: None,
+            labels: spending.labels.clone(),
+            end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
+        }
+    }
+
+    /// What is left of the hold.
+    pub(crate) fn unused(&self) -> Amounts {
+        self.slices.iter().fold(Amounts::ZERO, |sum, slice| {
+            let left = slice.held.checked_sub(&slice.used).expect("used never passes held");
+            sum.checked_add(&left).expect("a hold is within i64")
+        })
+    }
+
+    /// What is held in all, the spent part included.
+    pub(crate) fn held(&self) -> Amounts {
+        self.slices.iter().fold(Amounts::ZERO, |sum, slice| {
+            sum.checked_add(&slice.held).expect("a hold is within i64")
+        })
+    }
+
+    /// The model it was made for.
+    pub(crate) fn model(&self) -> Option<&str> {
+        self.labels.iter().find(|(name, _)| name == "model").map(|(_, model)| model.as_str())
+    }
+
+    /// Raises what is debited of `unit` to `to`, or to what is held; spends oldest first. Calls
+    /// `crossed` with each window whose thresholds have to be looked at. Returns whether `to` was
+    /// reached.
+    pub(crate) fn debit(
+        &mut self,
+        unit: Unit,
+        to: i64,
+        now_ms: i64,
+        crossed: &mut dyn FnMut(&Arc<Window>),
+    ) -> bool {
+        let mut rest = to - self.used.get(unit);
+        if rest <= 0 {
+            return true;
+        }
+        for slice in &mut self.slices {
+            let used = slice.used.get(unit);
+            let part = rest.min(slice.held.get(unit) - used);
+            if part > 0 {
+                slice.used.set(unit, used + part);
+                spend(&slice.chain, unit, part, now_ms, crossed);
+                rest -= part;
+            }
+        }
+        self.used.set(unit, to - rest);
+        self.debited = true;
+        rest == 0
+    }
+
+    /// The slices as facts.
+    pub(crate) fn slice_facts(&self) -> Vec<SliceFact> {
+        let fact = |s: &Slice| SliceFact { chain: s.chain.id, held: s.held, spent: Amounts::ZERO };
+        self.slices.iter().map(fact).collect()
+    }
+
+    /// As it was reserved.
+    pub(crate) fn reserved_fact(&self) -> Reserved {
+        Reserved {
+            id: self.id,
+            account: self.account.id,
+            key: self.key,
+            payload: self.payload,
+            slices: self.slice_facts(),
+            max_output_tokens: self.max_output_tokens,
+            ttl_ms: self.ttl_ms,
+            parent: self.parent,
+            rate: self.rate.as_deref().cloned(),
+            labels: self.labels.clone(),
+        }
+    }
+
+    /// Adds to the hold: to a slice of the same chain if there is one.
+    pub(crate) fn add_slice(&mut self, chain: &Arc<Chain>, held: Amounts) {
+        if held.is_zero() {
+            return;
+        }
+        if let Some(slice) = self.slices.iter_mut().find(|s| s.chain.id == chain.id) {
+            slice.held = slice.held.checked_add(&held).expect("a hold is within i64");
+        } else {
+            self.slices.push(Slice { chain: Arc::clone(chain), held, used: Amounts::ZERO });
+        }
+    }
+
+    /// Takes `wanted` out of the unused hold, newest first, as pieces with their chains (R16).
+    pub(crate) fn carve(&mut self, wanted: &Amounts) -> Vec<(Arc<Chain>, Amounts)> {
+        let mut pieces = Vec::new();
+        let mut wanted = *wanted;
+        for slice in self.slices.iter_mut().rev() {
+            let left = slice.held.checked_sub(&slice.used).expect("used never passes held");
+            let piece = wanted.min(&left);
+            if !piece.is_zero() {
+                slice.held = slice.held.checked_sub(&piece).expect("a piece is part of it");
+                wanted = wanted.checked_sub(&piece).expect("a piece is part of it");
+                pieces.push((Arc::clone(&slice.chain), piece));
+            }
+        }
+        pieces
+    }
+}
+
+/// Turns held into spent in every window that the unit counts in.
+pub(crate) fn spend(
+    chain: &Chain,
+    unit: Unit,
+    amount: i64,
+    now_ms: i64,
+    crossed: &mut dyn FnMut(&Arc<Window>),
+) {
+    chain.each(unit, &mut |window| {
+        window.roll(now_ms);
+        if window.spend_held(amount, now_ms) {
+            crossed(window);
+        }
+    });
+}
+
+/// Gives held back to the chain's own windows, and returns what belongs to its base: that goes to the
+/// parent while it is pending.
+pub(crate) fn give_back(chain: &Chain, amounts: &Amounts) -> Amounts {
+    for (window, amount) in chain.takings(amounts) {
+        window.give_back(amount);
+    }
+    match &chain.base {
+        Some((_, units)) => amounts.filter(|unit| covers(*units, unit)),
+        None => Amounts::ZERO,
+    }
+}

@@ -1,0 +1,74 @@
+//! What was spent within the last so-and-so long.
+//!
+//! The length is cut into [`BUCKETS`] buckets. A spending leaves with its bucket, at most one bucket's
+//! length late and never early: within any stretch of the length, no more than the limit is spent.
+
+use crate::period::{Period, PeriodKind};
+use crate::sync::{AtomicI64, Mutex, Ordering};
+
+/// How many buckets a length is cut into.
+pub const BUCKETS: i64 = 64;
+/// The live buckets, the one in progress, and one that is being emptied.
+const RING: usize = 66;
+
+/// The buckets of one rolling window.
+#[derive(Debug)]
+pub(crate) struct Rolling {
+    bucket_ms: i64,
+    /// The newest bucket that has left.
+    left: AtomicI64,
+    /// Held while buckets leave, once per bucket's length.
+    leaving: Mutex<()>,
+    spent: [AtomicI64; RING],
+}
+
+/// The length of one bucket.
+pub fn bucket_ms(length_ms: i64) -> i64 {
+    (length_ms + BUCKETS - 1).div_euclid(BUCKETS)
+}
+
+impl Rolling {
+    /// The buckets, if the period is a rolling one.
+    pub(crate) fn of(period: &Period) -> Option<Rolling> {
+        (period.kind == PeriodKind::Rolling).then(|| Rolling {
+            bucket_ms: bucket_ms(period.length_ms),
+            left: AtomicI64::new(0),
+            leaving: Mutex::new(()),
+            spent: std::array::from_fn(|_| AtomicI64::new(0)),
+        })
+    }
+
+    fn bucket(&self, index: i64) -> &AtomicI64 {
+        let slot = usize::try_from(index.rem_euclid(66)).expect("a remainder of 66");
+        &self.spent[slot]
+    }
+
+    /// Counts a spending. `roll` must have been called with the same time.
+    pub(crate) fn add(&self, now_ms: i64, amount: i64) {
+        self.bucket(now_ms.div_euclid(self.bucket_ms)).fetch_add(amount, Ordering::AcqRel);
+    }
+
+    /// Puts buckets back as they stood: (start in ms, spent). Before any `roll`.
+    pub(crate) fn restore(&self, buckets: &[(i64, i64)]) {
+        let Some(oldest) = buckets.iter().map(|(start_ms, _)| *start_ms).min() else { return };
+        self.left.store(oldest.div_euclid(self.bucket_ms) - 1, Ordering::Release);
+        for (start_ms, amount) in buckets {
+            self.add(*start_ms, *amount);
+        }
+    }
+
+    /// Empties the buckets that have left the period and returns what was in them.
+    pub(crate) fn roll(&self, now_ms: i64) -> i64 {
+        let last = now_ms.div_euclid(self.bucket_ms) - BUCKETS - 1;
+        if self.left.load(Ordering::Acquire) >= last {
+            return 0;
+        }
+        let _leaving = self.leaving.lock();
+        let left = self.left.load(Ordering::Acquire);
+        // After a long pause every bucket has left; each slot needs emptying only once.
+        let first = (left + 1).max(last - 65);
+        let sum = (first..=last).map(|i| self.bucket(i).swap(0, Ordering::AcqRel)).sum();
+        self.left.store(last.max(left), Ordering::Release);
+        sum
+    }
+}

@@ -1,0 +1,182 @@
+//! Where reservations live: slots that are reused, found by index, bounded in number.
+//!
+//! Each slot has a lock of its own, held for well under a microsecond; two reservations share none.
+//! Chunks of slots carry the earliest deadline among them, so that looking for what is due costs next
+//! to nothing when nothing is.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+
+use crossbeam_queue::SegQueue;
+use parking_lot::Mutex;
+
+use crate::reservation::Reservation;
+
+/// How many slots share an earliest deadline.
+const CHUNK: usize = 1024;
+/// The deadline of a slot that is free.
+pub(crate) const NEVER: i64 = i64::MAX;
+
+/// One place for a reservation.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) body: Mutex<Option<Reservation>>,
+    /// When it expires (pending) or is forgotten (ended), on the monotonic clock.
+    deadline_ms: AtomicI64,
+}
+
+impl Slot {
+    /// Whether it is due; meaningful under its lock.
+    pub(crate) fn is_due(&self, now_ms: i64) -> bool {
+        self.deadline_ms.load(Ordering::Acquire) <= now_ms
+    }
+}
+
+#[derive(Debug)]
+struct Chunk {
+    /// No slot of the chunk is due before this.
+    earliest_ms: AtomicI64,
+    /// Whether a reservation in it was debited since the last look.
+    debited: AtomicBool,
+}
+
+/// All slots.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    slots: boxcar::Vec<Slot>,
+    chunks: boxcar::Vec<Chunk>,
+    free: SegQueue<u32>,
+    taken: AtomicUsize,
+    max: usize,
+}
+
+impl Slots {
+    pub(crate) fn new(max: usize) -> Slots {
+        Slots {
+            slots: boxcar::Vec::new(),
+            chunks: boxcar::Vec::new(),
+            free: SegQueue::new(),
+            taken: AtomicUsize::new(0),
+            max,
+        }
+    }
+
+    pub(crate) fn max(&self) -> usize {
+        self.max
+    }
+
+    /// How many are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// A free slot, or `None` at the maximum. It is the caller's until it is freed.
+    pub(crate) fn take(&self) -> Option<u32> {
+        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.max {
+            self.taken.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(self.free.pop().unwrap_or_else(|| self.grow()))
+    }
+
+    fn grow(&self) -> u32 {
+        let slot = Slot { body: Mutex::new(None), deadline_ms: AtomicI64::new(NEVER) };
+        let index = self.slots.push(slot);
+        while self.chunks.count() <= index / CHUNK {
+            let (earliest_ms, debited) = (AtomicI64::new(NEVER), AtomicBool::new(false));
+            self.chunks.push(Chunk { earliest_ms, debited });
+        }
+        u32::try_from(index).expect("the maximum of reservations fits u32")
+    }
+
+    /// Gives a slot back whose body is empty.
+    pub(crate) fn free(&self, index: u32) {
+        self.free.push(index);
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Takes this very slot (recovery, before anything else runs; `settle_recovered` follows).
+    pub(crate) fn take_at(&self, index: u32) {
+        while self.slots.count() <= index as usize {
+            self.grow();
+        }
+    }
+
+    /// Counts what recovery filled and offers the rest.
+    pub(crate) fn settle_recovered(&self) {
+        let mut taken = 0;
+        for (index, slot) in self.slots.iter() {
+            if slot.body.lock().is_some() {
+                taken += 1;
+            } else {
+                self.free.push(u32::try_from(index).expect("the maximum fits u32"));
+            }
+        }
+        self.taken.store(taken, Ordering::Release);
+    }
+
+    pub(crate) fn get(&self, index: u32) -> Option<&Slot> {
+        self.slots.get(index as usize)
+    }
+
+    /// Sets when a slot is due; called under its lock.
+    pub(crate) fn set_deadline(&self, index: u32, deadline_ms: i64) {
+        let index = index as usize;
+        let (Some(slot), Some(chunk)) = (self.slots.get(index), self.chunks.get(index / CHUNK))
+        else {
+            return;
+        };
+        // SeqCst pairs with `each_due`: it sees this deadline, or we see its cleared `earliest_ms`.
+        slot.deadline_ms.store(deadline_ms, Ordering::SeqCst);
+        if deadline_ms < chunk.earliest_ms.load(Ordering::SeqCst) {
+            chunk.earliest_ms.fetch_min(deadline_ms, Ordering::AcqRel);
+        }
+    }
+
+    /// Notes that a reservation was debited; called under its lock.
+    pub(crate) fn set_debited(&self, index: u32) {
+        if let Some(chunk) = self.chunks.get(index as usize / CHUNK)
+            && !chunk.debited.load(Ordering::Relaxed)
+        {
+            chunk.debited.store(true, Ordering::Release);
+        }
+    }
+
+    /// Calls `f` with each slot that is due.
+    pub(crate) fn each_due(&self, now_ms: i64, mut f: impl FnMut(u32, &Slot)) {
+        for (number, chunk) in self.chunks.iter() {
+            if chunk.earliest_ms.load(Ordering::Acquire) > now_ms {
+                continue;
+            }
+            // Cleared first: a deadline that is set while we look lowers it again.
+            chunk.earliest_ms.store(NEVER, Ordering::SeqCst);
+            for (index, slot) in self.in_chunk(number) {
+                if slot.deadline_ms.load(Ordering::Acquire) <= now_ms {
+                    f(index, slot);
+                }
+                let deadline_ms = slot.deadline_ms.load(Ordering::SeqCst);
+                chunk.earliest_ms.fetch_min(deadline_ms, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Calls `f` with each slot of the chunks that were debited since the last call.
+    pub(crate) fn each_debited(&self, mut f: impl FnMut(u32, &Slot)) {
+        for (number, chunk) in self.chunks.iter() {
+            if chunk.debited.swap(false, Ordering::AcqRel) {
+                self.in_chunk(number).for_each(|(index, slot)| f(index, slot));
+            }
+        }
+    }
+
+    /// Every slot there is.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().map(|(_, slot)| slot)
+    }
+
+    fn in_chunk(&self, number: usize) -> impl Iterator<Item = (u32, &Slot)> {
+        let first = number * CHUNK;
+        (first..first + CHUNK).map_while(|index| {
+            Some((u32::try_from(index).ok()?, self.slots.get(index)?))
+        })
+    }
+}

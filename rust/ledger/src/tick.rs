@@ -1,0 +1,165 @@
+//! What time itself brings about: expiry, forgetting, the floor of what was used, idle accounts.
+//!
+//! Called every few dozen milliseconds by the host. Costs next to nothing when nothing is due.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::account::Account;
+use crate::fact::{Fact, Journal, ReservationId, State};
+use crate::ledger::{Ledger, Now};
+use crate::slots::Slot;
+
+/// What a tick did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ticked {
+    /// Reservations that expired.
+    pub expired: usize,
+    /// Ended reservations that were forgotten.
+    pub forgotten: usize,
+}
+
+impl<J: Journal> Ledger<J> {
+    /// Expires what is due and forgets what has been remembered long enough (R9, R15).
+    pub fn tick(&self, now: Now) -> Ticked {
+        let mut ticked = Ticked::default();
+        let now_ms = self.time(now.wall_ms);
+        self.slots.each_due(now.mono_ms, |index, slot| {
+            match self.due(index, slot, now, now_ms) {
+                Some(State::Pending) => ticked.expired += 1,
+                Some(_) => ticked.forgotten += 1,
+                None => {}
+            }
+        });
+        ticked
+    }
+
+    /// Deals with one slot that seems due; returns the state in which it was found if it was.
+    fn due(&self, index: u32, slot: &Slot, now: Now, now_ms: i64) -> Option<State> {
+        let mut locked = slot.body.lock();
+        let reservation = locked.as_mut()?;
+        if !slot.is_due(now.mono_ms) {
+            return None;
+        }
+        if reservation.state == State::Pending {
+            let used = reservation.used;
+            let settled = self.settle(reservation, State::Expired, used, true, 0, now_ms);
+            let (_, to_parent) = settled.expect("what was used is within the hold");
+            self.forget_later(reservation, now.mono_ms);
+            let parent = reservation.parent;
+            drop(locked);
+            self.hand_up(parent, to_parent, now_ms);
+            return Some(State::Pending);
+        }
+        let (key, id, state) = (reservation.key, reservation.id, reservation.state);
+        drop(locked);
+        // A shard is locked before a slot, everywhere; nobody else ends an ended reservation.
+        let mut shard = (key != 0).then(|| self.keys.shard(key));
+        let mut locked = slot.body.lock();
+        if locked.as_ref().is_none_or(|r| r.id != id) || !slot.is_due(now.mono_ms) {
+            return None;
+        }
+        if let Some(shard) = shard.as_mut().filter(|shard| shard.get(&key) == Some(&id)) {
+            shard.remove(&key);
+        }
+        *locked = None;
+        self.slots.set_deadline(index, i64::MAX);
+        drop(locked);
+        self.slots.free(index);
+        Some(state)
+    }
+
+    /// Tells the journal what pending reservations have debited since the last call, in one record:
+    /// the floor for their settlement if client and host die together. Returns its ticket, or 0.
+    pub fn log_used(&self, now: Now) -> u64 {
+        let mut used = Vec::new();
+        self.slots.each_debited(|_, slot| {
+            let mut locked = slot.body.lock();
+            if let Some(reservation) = locked.as_mut().filter(|r| r.debited) {
+                reservation.debited = false;
+                used.push((reservation.id, reservation.used));
+            }
+        });
+        if used.is_empty() { 0 } else { self.log(self.time(now.wall_ms), || vec![Fact::Used(used)]) }
+    }
+
+    /// Reservations that have expired and still hold capacity, until [`Ledger::owner_gone`] (R9).
+    pub fn kept(&self) -> Vec<ReservationId> {
+        let kept = |slot: &Slot| {
+            let locked = slot.body.lock();
+            locked.as_ref().filter(|r| !r.end.kept.is_zero()).map(|r| r.id)
+        };
+        self.slots.iter().filter_map(kept).collect()
+    }
+
+    /// Retires accounts that patterns created, that nobody has used for long, and of which nothing has
+    /// to be known: no child, no reservation, no freeze, nothing spent in a window that still runs
+    /// (R15). Returns their paths.
+    pub fn retire_idle(&self, now: Now) -> Vec<Arc<str>> {
+        let now_ms = self.time(now.wall_ms);
+        let idle = |account: &Arc<Account>| {
+            // The chain is replaced at each rollover, so its presence says nothing of recent use.
+            let used = account.open.load(Ordering::SeqCst) != 0;
+            if used {
+                account.last_used_ms.store(now_ms, Ordering::Relaxed);
+            }
+            !used
+                && account.automatic
+                && now_ms - account.last_used_ms.load(Ordering::Relaxed)
+                    >= self.settings.account_idle_ms
+        };
+        let accounts: Vec<Arc<Account>> = {
+            let pinned = self.tree.accounts.pin();
+            pinned.values().filter(|account| idle(account)).cloned().collect()
+        };
+        accounts
+            .into_iter()
+            .filter(|account| self.retire(account, now_ms))
+            .map(|account| Arc::clone(&account.path))
+            .collect()
+    }
+
+    fn retire(&self, account: &Arc<Account>, now_ms: i64) -> bool {
+        let _building = self.tree.building.lock();
+        // SeqCst pairs with `enter`: it sees that we retire, or we see it inside.
+        account.retired.store(true, Ordering::SeqCst);
+        let needed = account.open.load(Ordering::SeqCst) != 0
+            || account.children.load(Ordering::Relaxed) != 0
+            || account.frozen.load(Ordering::Acquire)
+            || self.counts_something(account, now_ms);
+        if needed {
+            account.retired.store(false, Ordering::SeqCst);
+            return false;
+        }
+        self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
+        self.tree.accounts.pin().remove(&account.path);
+        if let Some(parent) = &account.parent {
+            parent.children.fetch_sub(1, Ordering::Relaxed);
+        }
+        account.chain.store(None);
+        true
+    }
+
+    fn counts_something(&self, account: &Account, now_ms: i64) -> bool {
+        account.budgets.lock().iter().any(|budget| {
+            let current = budget.current().filter(|window| now_ms < window.end_ms);
+            let standing = current.map(|window| {
+                window.roll(now_ms);
+                window.standing()
+            });
+            budget.terms().manual || standing.is_some_and(|s| s.spent != 0 || s.held != 0)
+        })
+    }
+}
+
+impl<J: Journal> Ledger<J> {
+    /// How many reservations are remembered, pending or ended.
+    pub fn reservation_count(&self) -> usize {
+        self.slots.taken()
+    }
+
+    /// How many accounts there are.
+    pub fn account_count(&self) -> usize {
+        self.tree.accounts.len()
+    }
+}

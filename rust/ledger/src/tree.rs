@@ -1,0 +1,278 @@
+//! The tree of accounts: finding them, creating them on first use, building their chains.
+//!
+//! Finding is lock-free. Creating accounts, adding budgets and rebuilding chains take one lock, off
+//! the path of admission: once per account, once per period.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::account::{Account, Chain, MAX_BUDGETS, covers};
+use crate::budget::{Budget, BudgetInfo, BudgetTerms};
+use crate::error::LedgerError;
+use crate::fact::{AccountId, BudgetId, Fact, Journal};
+use crate::ledger::Ledger;
+use crate::path;
+use crate::period::{Calendar, Period};
+use crate::unit::Unit;
+use crate::window::Window;
+
+type Accounts = papaya::HashMap<Arc<str>, Arc<Account>, foldhash::fast::RandomState>;
+
+/// All accounts by path.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) accounts: Accounts,
+    /// Held to change the tree; what it guards are the next ids.
+    pub(crate) building: Mutex<NextIds>,
+    /// Rises when a chain that exists has to be rebuilt.
+    pub(crate) version: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct NextIds {
+    pub(crate) account: AccountId,
+    pub(crate) budget: BudgetId,
+}
+
+impl Tree {
+    pub(crate) fn new() -> Tree {
+        Tree {
+            accounts: Accounts::with_hasher(foldhash::fast::RandomState::default()),
+            building: Mutex::new(NextIds { account: 1, budget: 1 }),
+            version: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn find(&self, path: &str) -> Option<Arc<Account>> {
+        self.accounts.pin().get(path).cloned()
+    }
+}
+
+impl<J: Journal> Ledger<J> {
+    /// The current chain of an account; creates the account if a pattern allows it.
+    pub(crate) fn chain(&self, path: &str, now_ms: i64) -> Result<Arc<Chain>, LedgerError> {
+        let found = {
+            let accounts = self.tree.accounts.pin();
+            match accounts.get(path) {
+                Some(account) => match account.chain.load_full() {
+                    Some(chain) if self.is_current(&chain, now_ms) => return Ok(chain),
+                    _ => Some(Arc::clone(account)),
+                },
+                None => None,
+            }
+        };
+        let account = match found {
+            Some(account) => account,
+            None => self.open_account(path, now_ms, false)?,
+        };
+        Ok(self.rebuild_chain(&account, now_ms))
+    }
+
+    /// The current chain of an account that is at hand; of its successor when it has retired.
+    pub(crate) fn chain_of(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
+        if account.retired.load(Ordering::SeqCst)
+            && let Ok(successor) = self.open_account(&account.path, now_ms, true)
+            && !Arc::ptr_eq(account, &successor)
+        {
+            return self.chain_of(&successor, now_ms);
+        }
+        match account.chain.load_full() {
+            Some(chain) if self.is_current(&chain, now_ms) => chain,
+            _ => self.rebuild_chain(account, now_ms),
+        }
+    }
+
+    fn is_current(&self, chain: &Chain, now_ms: i64) -> bool {
+        now_ms < chain.valid_until_ms
+            && chain.tree_version == self.tree.version.load(Ordering::Acquire)
+    }
+
+    fn rebuild_chain(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
+        let _building = self.tree.building.lock();
+        if let Some(chain) = account.chain.load_full().filter(|c| self.is_current(c, now_ms)) {
+            return chain;
+        }
+        let tree_version = self.tree.version.load(Ordering::Acquire);
+        let mut windows: Vec<Arc<Window>> = Vec::new();
+        for owner in account.lineage() {
+            let budgets = owner.budgets.lock();
+            windows.extend(budgets.iter().map(|budget| self.window(budget, now_ms)));
+        }
+        windows.sort_by_key(|window| window.budget.id);
+        let chain = self.new_chain(account, windows.into(), None, tree_version, now_ms);
+        account.chain.store(Some(Arc::clone(&chain)));
+        chain
+    }
+
+    /// The budget's window at `now_ms`, opened if need be.
+    pub(crate) fn window(&self, budget: &Budget, now_ms: i64) -> Arc<Window> {
+        budget.window(now_ms, |info, (start_ms, end_ms)| {
+            let window = self.next_window.fetch_add(1, Ordering::Relaxed);
+            self.log(now_ms, || {
+                vec![Fact::WindowOpened { window, budget: info.id, start_ms, end_ms }]
+            });
+            window
+        })
+    }
+
+    fn new_chain(
+        &self,
+        account: &Arc<Account>,
+        windows: Box<[Arc<Window>]>,
+        base: Option<(Arc<Chain>, u8)>,
+        tree_version: u64,
+        now_ms: i64,
+    ) -> Arc<Chain> {
+        let id = self.next_chain.fetch_add(1, Ordering::Relaxed);
+        self.log(now_ms, || {
+            vec![Fact::ChainOpened {
+                chain: id,
+                account: account.id,
+                windows: windows.iter().map(|window| window.id).collect(),
+                base: base.as_ref().map(|(base, units)| (base.id, *units)),
+            }]
+        });
+        let valid_until_ms = windows.iter().map(|w| w.end_ms).min().unwrap_or(i64::MAX);
+        let account = Arc::clone(account);
+        Arc::new(Chain { id, account, windows, base, valid_until_ms, tree_version })
+    }
+
+    /// The chain of a nested reservation: on top of a piece of the parent's hold, the windows that the
+    /// parent does not cover (R16). The parent covers, for `units`, what lies at or above its account.
+    pub(crate) fn nested_chain(
+        &self,
+        own: &Arc<Chain>,
+        base: &Arc<Chain>,
+        units: u8,
+        parent: &Account,
+        now_ms: i64,
+    ) -> Arc<Chain> {
+        let uncovered = |window: &&Arc<Window>| {
+            let budget = &window.budget;
+            !(covers(units, budget.unit) && path::is_within(&parent.path, &budget.path))
+        };
+        let windows = own.windows.iter().filter(uncovered).cloned().collect();
+        let base = Some((Arc::clone(base), units));
+        self.new_chain(&own.account, windows, base, own.tree_version, now_ms)
+    }
+
+    /// Creates an account and its missing ancestors, with the budgets that the patterns give them.
+    /// `by_operator`: even where no pattern matches.
+    pub(crate) fn open_account(
+        &self,
+        path: &str,
+        now_ms: i64,
+        by_operator: bool,
+    ) -> Result<Arc<Account>, LedgerError> {
+        if !path::is_valid(path) {
+            let path = path.chars().take(80).collect();
+            return Err(LedgerError::InvalidAccount { path });
+        }
+        let allowed = self.settings.patterns.iter().any(|p| p.pattern.matches(path));
+        if !(allowed || by_operator) {
+            return Err(LedgerError::AccountNotFound { path: path.to_owned() });
+        }
+        let mut next = self.tree.building.lock();
+        let missing: Vec<&str> = std::iter::successors(Some(path), |path| path::parent(path))
+            .take_while(|path| self.tree.find(path).is_none())
+            .collect();
+        self.check_bounds(&missing)?;
+        for path in missing.iter().rev() {
+            self.create(&mut next, path, !by_operator, now_ms)?;
+        }
+        Ok(self.tree.find(path).expect("created above, and only retired under this lock"))
+    }
+
+    fn check_bounds(&self, missing: &[&str]) -> Result<(), LedgerError> {
+        let max = self.settings.max_accounts;
+        if self.tree.accounts.len() + missing.len() > max {
+            return Err(LedgerError::AccountLimit { what: "the number of accounts", max });
+        }
+        let max = self.settings.max_children;
+        let parent = missing.last().and_then(|path| path::parent(path));
+        let parent = parent.and_then(|path| self.tree.find(path));
+        if parent.is_some_and(|p| p.children.load(Ordering::Relaxed) >= max as i64) {
+            return Err(LedgerError::AccountLimit { what: "the accounts below one parent", max });
+        }
+        Ok(())
+    }
+
+    fn create(
+        &self,
+        next: &mut NextIds,
+        path: &str,
+        automatic: bool,
+        now_ms: i64,
+    ) -> Result<(), LedgerError> {
+        let parent = path::parent(path).and_then(|path| self.tree.find(path));
+        let id = next.account;
+        next.account += 1;
+        let account = Arc::new(Account::new(id, path, parent, automatic, now_ms));
+        self.log(now_ms, || {
+            vec![Fact::AccountOpened { account: id, path: path.to_owned(), automatic }]
+        });
+        for spec in self.pattern_budgets(path) {
+            self.add_budget(next, &account, spec.0, spec.1, spec.2, now_ms)?;
+        }
+        if let Some(parent) = &account.parent {
+            parent.children.fetch_add(1, Ordering::Relaxed);
+        }
+        self.tree.accounts.pin().insert(Arc::clone(&account.path), account);
+        Ok(())
+    }
+
+    /// The budgets that the patterns give to a path; the first pattern with a unit and period wins.
+    pub(crate) fn pattern_budgets(&self, path: &str) -> Vec<(Unit, Period, BudgetTerms)> {
+        let mut specs: Vec<(Unit, Period, BudgetTerms)> = Vec::new();
+        for pattern in self.settings.patterns.iter().filter(|p| p.pattern.matches(path)) {
+            for spec in &pattern.budgets {
+                if !specs.iter().any(|s| s.0 == spec.unit && s.1 == spec.period) {
+                    specs.push((spec.unit, spec.period.clone(), spec.terms.clone()));
+                }
+            }
+        }
+        specs
+    }
+
+    /// Adds a budget to an account that nobody sees yet, or (followed by a new tree version) to one
+    /// that is in use.
+    pub(crate) fn add_budget(
+        &self,
+        next: &mut NextIds,
+        account: &Account,
+        unit: Unit,
+        period: Period,
+        terms: BudgetTerms,
+        now_ms: i64,
+    ) -> Result<Arc<Budget>, LedgerError> {
+        let calendar = Calendar::new(&period)?;
+        let mut budgets = account.budgets.lock();
+        if budgets.len() >= MAX_BUDGETS {
+            let (what, max) = ("the budgets of one account", MAX_BUDGETS);
+            return Err(LedgerError::AccountLimit { what, max });
+        }
+        let id = next.budget;
+        next.budget += 1;
+        let path = Arc::clone(&account.path);
+        let info = BudgetInfo { id, account: account.id, path, unit, period };
+        self.log(now_ms, || vec![budget_fact(&info, &terms)]);
+        let budget = Arc::new(Budget::new(info, calendar, terms));
+        budgets.push(Arc::clone(&budget));
+        Ok(budget)
+    }
+}
+
+/// A budget as a fact.
+pub(crate) fn budget_fact(info: &BudgetInfo, terms: &BudgetTerms) -> Fact {
+    Fact::BudgetSet {
+        budget: info.id,
+        account: info.account,
+        unit: info.unit,
+        period: info.period.clone(),
+        limit: terms.limit,
+        thresholds: terms.thresholds.to_vec(),
+        manual: terms.manual,
+    }
+}

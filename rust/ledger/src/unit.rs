@@ -1,0 +1,160 @@
+//! What can be counted, and so much of each.
+//!
+//! Owns the closed set of units and the dense vector of amounts. Amounts are integers in the base
+//! of their unit; there is no float and no conversion here.
+
+use serde::{Deserialize, Serialize};
+
+/// How many units there are.
+pub const UNIT_COUNT: usize = 7;
+
+/// What an amount counts. The discriminant is the index into [`Amounts`] and is stored: append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Unit {
+    /// Tokens of a model, prompt and output together.
+    Tokens = 0,
+    /// 1e-9 US dollar.
+    UsdNanos = 1,
+    /// Milliseconds of GPU time.
+    GpuMs = 2,
+    /// Bytes of GPU memory; a capacity.
+    VramBytes = 3,
+    /// Millijoules.
+    EnergyMj = 4,
+    /// Calls.
+    Calls = 5,
+    /// Reservations open at the same time; a capacity.
+    Concurrency = 6,
+}
+
+impl Unit {
+    /// Every unit in index order.
+    pub const ALL: [Unit; UNIT_COUNT] = [
+        Unit::Tokens,
+        Unit::UsdNanos,
+        Unit::GpuMs,
+        Unit::VramBytes,
+        Unit::EnergyMj,
+        Unit::Calls,
+        Unit::Concurrency,
+    ];
+
+    /// The name used on the wire, in configuration and in the store.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::Tokens => "tokens",
+            Unit::UsdNanos => "usd_nanos",
+            Unit::GpuMs => "gpu_ms",
+            Unit::VramBytes => "vram_bytes",
+            Unit::EnergyMj => "energy_mj",
+            Unit::Calls => "calls",
+            Unit::Concurrency => "concurrency",
+        }
+    }
+
+    /// The unit of that name.
+    pub fn parse(name: &str) -> Option<Unit> {
+        Unit::ALL.into_iter().find(|unit| unit.name() == name)
+    }
+
+    /// Whether it comes back when the reservation ends.
+    pub fn is_capacity(self) -> bool {
+        matches!(self, Unit::VramBytes | Unit::Concurrency)
+    }
+
+    /// The index into [`Amounts`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// So much of every unit; zero means none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Amounts([i64; UNIT_COUNT]);
+
+impl Amounts {
+    /// Nothing of anything.
+    pub const ZERO: Amounts = Amounts([0; UNIT_COUNT]);
+
+    /// So much of one unit.
+    pub fn of(unit: Unit, amount: i64) -> Amounts {
+        let mut amounts = Amounts::ZERO;
+        amounts.set(unit, amount);
+        amounts
+    }
+
+    /// The amount of one unit.
+    #[inline]
+    pub fn get(&self, unit: Unit) -> i64 {
+        self.0[unit.index()]
+    }
+
+    /// Sets the amount of one unit.
+    #[inline]
+    pub fn set(&mut self, unit: Unit, amount: i64) {
+        self.0[unit.index()] = amount;
+    }
+
+    /// The units with an amount other than zero.
+    pub fn iter(&self) -> impl Iterator<Item = (Unit, i64)> + '_ {
+        Unit::ALL.into_iter().zip(self.0).filter(|(_, amount)| *amount != 0)
+    }
+
+    /// Whether every amount is zero.
+    pub fn is_zero(&self) -> bool {
+        self.0 == [0; UNIT_COUNT]
+    }
+
+    /// The sum, or `None` on overflow.
+    pub fn checked_add(&self, other: &Amounts) -> Option<Amounts> {
+        self.zip(other, i64::checked_add)
+    }
+
+    /// The difference, or `None` on overflow.
+    pub fn checked_sub(&self, other: &Amounts) -> Option<Amounts> {
+        self.zip(other, i64::checked_sub)
+    }
+
+    /// The smaller of each unit.
+    #[must_use]
+    pub fn min(&self, other: &Amounts) -> Amounts {
+        Amounts(std::array::from_fn(|i| self.0[i].min(other.0[i])))
+    }
+
+    /// The larger of each unit.
+    #[must_use]
+    pub fn max(&self, other: &Amounts) -> Amounts {
+        Amounts(std::array::from_fn(|i| self.0[i].max(other.0[i])))
+    }
+
+    /// Only the units for which `keep` holds.
+    #[must_use]
+    pub fn filter(&self, keep: impl Fn(Unit) -> bool) -> Amounts {
+        let mut kept = *self;
+        for unit in Unit::ALL {
+            if !keep(unit) {
+                kept.set(unit, 0);
+            }
+        }
+        kept
+    }
+
+    fn zip(&self, other: &Amounts, f: impl Fn(i64, i64) -> Option<i64>) -> Option<Amounts> {
+        let mut out = Amounts::ZERO;
+        for i in 0..UNIT_COUNT {
+            out.0[i] = f(self.0[i], other.0[i])?;
+        }
+        Some(out)
+    }
+}
+
+impl FromIterator<(Unit, i64)> for Amounts {
+    fn from_iter<I: IntoIterator<Item = (Unit, i64)>>(iter: I) -> Amounts {
+        let mut amounts = Amounts::ZERO;
+        for (unit, amount) in iter {
+            amounts.set(unit, amount);
+        }
+        amounts
+    }
+}

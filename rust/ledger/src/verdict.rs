@@ -1,0 +1,79 @@
+//! The one answer to every spending call, and the thresholds that shape it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::unit::Unit;
+
+/// How a caller may go on; the order is the order of severity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Go on.
+    Ok = 0,
+    /// Go on and follow the advice.
+    Warn = 1,
+    /// Go on more cheaply.
+    Degrade = 2,
+    /// Stop now.
+    Stop = 3,
+}
+
+/// What to change on WARN or DEGRADE. Parameters are kept as decimal text: no float is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Advice {
+    /// Generate no more than so many further tokens.
+    pub max_new_tokens: Option<i64>,
+    /// Sample at this temperature, as decimal text.
+    pub temperature: Option<String>,
+    /// Sample with this repetition penalty, as decimal text.
+    pub repetition_penalty: Option<String>,
+    /// Use this model for new calls.
+    pub fallback_model: Option<String>,
+}
+
+/// A share of the limit that, once spent, changes the verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Threshold {
+    /// The share in thousandths of the limit, 1 to 1000.
+    pub permille: u16,
+    /// [`Verdict::Warn`] or [`Verdict::Degrade`].
+    pub verdict: Verdict,
+    /// What to change then.
+    pub advice: Advice,
+}
+
+impl Threshold {
+    /// The spent amount from which it holds: the share of `limit`, rounded up.
+    pub fn mark(&self, limit: i64) -> i64 {
+        let share = i128::from(limit) * i128::from(self.permille);
+        i64::try_from((share + 999).div_euclid(1000)).expect("a share of an i64 is an i64")
+    }
+}
+
+/// Why a call may not spend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefusalReason {
+    /// A window has too little left.
+    BudgetExhausted,
+    /// The account or an ancestor is frozen.
+    AccountFrozen,
+    /// The parent reservation has too little unused hold left.
+    ParentHoldExhausted,
+    /// The reservation's own hold is used up.
+    HoldExhausted,
+}
+
+/// Why a call may not spend, and what limits it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The kind.
+    pub reason: RefusalReason,
+    /// The limiting account's path.
+    pub account: String,
+    /// The unit that is short; `None` when frozen.
+    pub unit: Option<Unit>,
+    /// By how much the request passes what is left.
+    pub shortfall: i64,
+    /// When the limiting window starts anew (Unix ms); `None` when it never does.
+    pub reset_ms: Option<i64>,
+}

@@ -1,0 +1,349 @@
+//! One budget in one period: the words that admission changes, and nothing else.
+//!
+//! `remaining` is the one word that admits: it is only ever changed by compare-and-swap or add, and a
+//! hold is admitted by taking from it. Limit changes add to the same word, so a limit and a hold never
+//! disagree. What is held is derived: `limit − spent − remaining`.
+//!
+//! A charge on several windows takes from one after the other, in ascending order of budget, and may
+//! have to give back (`charge`). While it is under way its takings count as *tentative*, so that
+//! nobody is refused for the sake of a call that is itself refused in the end.
+//!
+//! Called from `ledger` with no lock held; takes `terms` only at a threshold or a limit change.
+
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+
+use crate::budget::BudgetInfo;
+use crate::fact::WindowId;
+use crate::rolling::Rolling;
+use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering, yield_now};
+use crate::verdict::{Advice, Threshold, Verdict};
+
+/// One budget in one period.
+#[derive(Debug)]
+pub struct Window {
+    /// Its name.
+    pub id: WindowId,
+    /// The budget it belongs to.
+    pub budget: Arc<BudgetInfo>,
+    /// Its first millisecond.
+    pub start_ms: i64,
+    /// The first millisecond after it; `i64::MAX` when it never ends.
+    pub end_ms: i64,
+    hot: CachePadded<Hot>,
+    terms: Mutex<Terms>,
+    rolling: Option<Rolling>,
+}
+
+/// The words that every call touches, on a cache line of their own.
+#[derive(Debug)]
+struct Hot {
+    /// limit − spent − held; negative when overdrawn.
+    remaining: AtomicI64,
+    /// Takings of charges under way: added before they are taken, dropped after they are final.
+    tentative: AtomicI64,
+    /// How many takings were given back; tells a reader that `remaining` moved behind its back.
+    rollbacks: AtomicU64,
+    /// Spent for good.
+    spent: AtomicI64,
+    /// The least `spent` at which the terms must be looked at.
+    next_mark: AtomicI64,
+    /// The verdict that the thresholds give now.
+    level: AtomicU8,
+}
+
+/// What changes only with the configuration or at a threshold.
+#[derive(Debug)]
+struct Terms {
+    limit: i64,
+    thresholds: Arc<[Threshold]>,
+    /// Thresholds (by share) whose crossing was reported.
+    fired: Vec<u16>,
+}
+
+/// How a charge fails: the window that is short, and by how much.
+#[derive(Debug, Clone)]
+pub(crate) struct Shortage {
+    /// The limiting window.
+    pub window: Arc<Window>,
+    /// By how much the charge passes what is left.
+    pub shortfall: i64,
+}
+
+/// A sum would pass the range of `i64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overflow;
+
+/// The words at one moment; consistent when nothing is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The hard limit.
+    pub limit: i64,
+    /// Held and not spent.
+    pub held: i64,
+    /// Spent for good.
+    pub spent: i64,
+    /// limit − spent − held.
+    pub remaining: i64,
+}
+
+impl Window {
+    /// An empty window.
+    pub(crate) fn new(
+        id: WindowId,
+        budget: Arc<BudgetInfo>,
+        (start_ms, end_ms): (i64, i64),
+        limit: i64,
+        thresholds: Arc<[Threshold]>,
+    ) -> Window {
+        let rolling = Rolling::of(&budget.period);
+        let hot = Hot {
+            remaining: AtomicI64::new(limit),
+            tentative: AtomicI64::new(0),
+            rollbacks: AtomicU64::new(0),
+            spent: AtomicI64::new(0),
+            next_mark: AtomicI64::new(i64::MAX),
+            level: AtomicU8::new(0),
+        };
+        let terms = Mutex::new(Terms { limit, thresholds, fired: Vec::new() });
+        let window =
+            Window { id, budget, start_ms, end_ms, hot: CachePadded::new(hot), terms, rolling };
+        window.refresh(&mut window.terms.lock());
+        window
+    }
+
+    /// What is left now. A snapshot: only a charge decides.
+    #[inline]
+    pub(crate) fn remaining(&self) -> i64 {
+        self.hot.remaining.load(Ordering::Acquire)
+    }
+
+    /// The verdict of the thresholds; STOP once more is spent than the limit allows (R10).
+    #[inline]
+    pub fn verdict(&self) -> Verdict {
+        match self.hot.level.load(Ordering::Relaxed) {
+            0 => Verdict::Ok,
+            1 => Verdict::Warn,
+            2 => Verdict::Degrade,
+            _ => Verdict::Stop,
+        }
+    }
+
+    /// The advice of the most severe threshold that is passed.
+    pub fn advice(&self) -> Option<Advice> {
+        let terms = self.terms.lock();
+        let spent = self.hot.spent.load(Ordering::Acquire);
+        let passed = terms.thresholds.iter().filter(|t| t.mark(terms.limit) <= spent);
+        passed.max_by_key(|t| (t.verdict, t.permille)).map(|t| t.advice.clone())
+    }
+
+    /// The words now.
+    pub fn standing(&self) -> Standing {
+        let limit = self.terms.lock().limit;
+        let remaining = self.hot.remaining.load(Ordering::Acquire);
+        let spent = self.hot.spent.load(Ordering::Acquire);
+        // In flight, the three words are of three moments; a hold is never shown as negative.
+        let held = limit.saturating_sub(spent).saturating_sub(remaining).max(0);
+        Standing { limit, held, spent, remaining: limit.saturating_sub(spent).saturating_sub(held) }
+    }
+
+    /// Takes `amount`, unless it would not fit even if every charge under way were given back (R3).
+    /// `last`: no later window can make the caller give it back.
+    fn take(&self, amount: i64, last: bool) -> Result<(), i64> {
+        let hot = &self.hot;
+        loop {
+            // Order matters: version, remaining, tentative, version. A charge adds to `tentative`
+            // before it takes and drops it only after giving back and bumping the version. So a
+            // taking that this read of `remaining` misses is either still tentative, or final, or the
+            // version has moved.
+            let version = hot.rollbacks.load(Ordering::SeqCst);
+            let remaining = hot.remaining.load(Ordering::SeqCst);
+            if remaining >= amount {
+                if !last {
+                    hot.tentative.fetch_add(amount, Ordering::SeqCst);
+                }
+                let taken = hot.remaining.compare_exchange(
+                    remaining,
+                    remaining - amount,
+                    Ordering::SeqCst,
+                    Ordering::Relaxed,
+                );
+                if taken.is_ok() {
+                    return Ok(());
+                }
+                if !last {
+                    hot.tentative.fetch_sub(amount, Ordering::SeqCst);
+                }
+                continue;
+            }
+            let tentative = hot.tentative.load(Ordering::SeqCst);
+            if remaining.saturating_add(tentative) >= amount {
+                yield_now();
+            } else if hot.rollbacks.load(Ordering::SeqCst) == version {
+                return Err(amount.saturating_sub(remaining));
+            }
+        }
+    }
+
+    /// Gives a taking back: restore, bump the version, drop the tentative; in this order (see `take`).
+    fn untake(&self, amount: i64) {
+        self.hot.remaining.fetch_add(amount, Ordering::SeqCst);
+        self.hot.rollbacks.fetch_add(1, Ordering::SeqCst);
+        self.hot.tentative.fetch_sub(amount, Ordering::SeqCst);
+    }
+
+    /// Turns so much of a hold into spending (negative: back into a hold). Returns whether a threshold
+    /// has to be looked at.
+    #[inline]
+    #[must_use]
+    pub(crate) fn spend_held(&self, amount: i64, now_ms: i64) -> bool {
+        if let Some(rolling) = &self.rolling {
+            rolling.add(now_ms, amount);
+        }
+        // SeqCst pairs with `refresh`: either it sees this spending or we see its mark.
+        let before = self.hot.spent.fetch_add(amount, Ordering::SeqCst);
+        before.wrapping_add(amount) >= self.hot.next_mark.load(Ordering::SeqCst)
+    }
+
+    /// Gives so much of a hold back.
+    #[inline]
+    pub(crate) fn give_back(&self, amount: i64) {
+        self.hot.remaining.fetch_add(amount, Ordering::AcqRel);
+    }
+
+    /// Takes `amount` whether it fits or not: truth is recorded (R7). Returns what of it passes the
+    /// limit.
+    pub(crate) fn take_anyway(&self, amount: i64) -> Result<i64, Overflow> {
+        // spent + held = limit − remaining stays within i64 when remaining ≥ limit − i64::MAX.
+        let floor = self.terms.lock().limit - i64::MAX;
+        let taken = self.hot.remaining.fetch_update(Ordering::AcqRel, Ordering::Acquire, |r| {
+            r.checked_sub(amount).filter(|after| *after >= floor)
+        });
+        let before = taken.map_err(|_| Overflow)?;
+        Ok((amount - before.max(0)).clamp(0, amount.max(0)))
+    }
+
+    /// Changes the limit without touching what is spent or held (R10).
+    pub(crate) fn set_limit(
+        &self,
+        limit: i64,
+        thresholds: Arc<[Threshold]>,
+    ) -> Result<Vec<u16>, Overflow> {
+        let mut terms = self.terms.lock();
+        let change = limit - terms.limit;
+        let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
+        self.hot
+            .remaining
+            .fetch_update(ok, fail, |r| r.checked_add(change))
+            .map_err(|_| Overflow)?;
+        terms.limit = limit;
+        terms.thresholds = thresholds;
+        Ok(self.refresh(&mut terms))
+    }
+
+    /// Looks at the thresholds and returns the shares that are crossed and were never reported (R17).
+    pub(crate) fn crossings(&self) -> Vec<u16> {
+        self.refresh(&mut self.terms.lock())
+    }
+
+    fn refresh(&self, terms: &mut Terms) -> Vec<u16> {
+        let marks = |terms: &Terms| -> Vec<i64> {
+            terms.thresholds.iter().map(|t| t.mark(terms.limit)).collect()
+        };
+        let marks = marks(terms);
+        let mut crossed = Vec::new();
+        loop {
+            let spent = self.hot.spent.load(Ordering::SeqCst);
+            let over = terms.limit.saturating_add(1);
+            let mut level = if spent >= over { Verdict::Stop } else { Verdict::Ok };
+            let mut next = if spent >= over { i64::MAX } else { over };
+            for (threshold, mark) in terms.thresholds.iter().zip(&marks) {
+                if *mark > spent {
+                    next = next.min(*mark);
+                    continue;
+                }
+                level = level.max(threshold.verdict);
+                if !terms.fired.contains(&threshold.permille) {
+                    terms.fired.push(threshold.permille);
+                    crossed.push(threshold.permille);
+                }
+            }
+            self.hot.level.store(level as u8, Ordering::Relaxed);
+            self.hot.next_mark.store(next, Ordering::SeqCst);
+            // A spending that read the old mark is seen here, one that comes later sees the new mark.
+            if self.hot.spent.load(Ordering::SeqCst) < next {
+                return crossed;
+            }
+        }
+    }
+
+    /// For a rolling window: gives back what has left the period. Cheap when nothing has.
+    #[inline]
+    pub(crate) fn roll(&self, now_ms: i64) {
+        let Some(rolling) = &self.rolling else { return };
+        let left = rolling.roll(now_ms);
+        if left != 0 {
+            self.hot.spent.fetch_sub(left, Ordering::SeqCst);
+            self.hot.remaining.fetch_add(left, Ordering::AcqRel);
+            let mut terms = self.terms.lock();
+            // A rolling window crosses a threshold anew once it has fallen below it.
+            let spent = self.hot.spent.load(Ordering::SeqCst);
+            let (limit, thresholds) = (terms.limit, Arc::clone(&terms.thresholds));
+            let below = |share| {
+                thresholds.iter().any(|t| t.permille == share && t.mark(limit) > spent)
+            };
+            terms.fired.retain(|share| !below(*share));
+            self.refresh(&mut terms);
+        }
+    }
+
+    /// Puts the words back as they stood (recovery, before any charge).
+    pub(crate) fn restore(&self, spent: i64, fired: &[u16], buckets: &[(i64, i64)]) {
+        self.hot.spent.fetch_add(spent, Ordering::SeqCst);
+        self.hot.remaining.fetch_sub(spent, Ordering::AcqRel);
+        if let Some(rolling) = &self.rolling {
+            rolling.restore(buckets);
+        }
+        let mut terms = self.terms.lock();
+        terms.fired.extend_from_slice(fired);
+        self.refresh(&mut terms);
+    }
+
+    /// Takes without a limit: replay states facts and does not admit again.
+    pub(crate) fn replay_take(&self, amount: i64) {
+        self.hot.remaining.fetch_sub(amount, Ordering::AcqRel);
+    }
+
+    /// Marks a threshold as reported (recovery).
+    pub(crate) fn replay_crossed(&self, permille: u16) {
+        let mut terms = self.terms.lock();
+        if !terms.fired.contains(&permille) {
+            terms.fired.push(permille);
+        }
+    }
+}
+
+/// Takes the amounts from the windows in the given order, or from none.
+///
+/// The order must be the same for every caller (ascending budget id): a charge that waits at one
+/// window holds takings only at windows before it, so nobody waits in a circle.
+pub(crate) fn charge<'a>(
+    takings: impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone,
+) -> Result<(), Shortage> {
+    let mut rest = takings.clone().peekable();
+    let mut taken = 0;
+    while let Some((window, amount)) = rest.next() {
+        if let Err(shortfall) = window.take(amount, rest.peek().is_none()) {
+            for (earlier, amount) in takings.take(taken) {
+                earlier.untake(amount);
+            }
+            return Err(Shortage { window: Arc::clone(window), shortfall });
+        }
+        taken += 1;
+    }
+    for (window, amount) in takings.take(taken.saturating_sub(1)) {
+        window.hot.tentative.fetch_sub(amount, Ordering::SeqCst);
+    }
+    Ok(())
+}
