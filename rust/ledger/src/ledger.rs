@@ -149,6 +149,11 @@ impl<J: Journal> Ledger<J> {
         &self.journal
     }
 
+    /// Sends the facts elsewhere from now on: recovery is over.
+    pub fn set_journal(&mut self, journal: J) {
+        self.journal = journal;
+    }
+
     /// The wall time, held at the latest that was ever seen.
     #[inline]
     pub(crate) fn time(&self, wall_ms: i64) -> i64 {

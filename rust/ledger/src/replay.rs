@@ -395,7 +395,8 @@ impl<J: Journal> Replay<J> {
 }
 
 impl Reservation {
-    fn finish(&mut self, settled: &Settled) {
+    /// Ends as the fact says, whatever the hold was.
+    pub(crate) fn finish(&mut self, settled: &Settled) {
         let sum = |a: &Amounts, b: &Amounts| a.checked_add(b).unwrap_or(*a);
         self.state = settled.state;
         self.used = settled.spent;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, covers};
-use crate::fact::{Reserved, ReservationId, SliceFact, State};
+use crate::fact::{Reserved, ReservationId, Settled, SliceFact, State};
 use crate::rates::Rate;
 use crate::settle::Spending;
 use crate::unit::{Amounts, Unit};
@@ -94,6 +94,39 @@ impl Reservation {
             labels: spending.labels.clone(),
             end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
         }
+    }
+
+    /// One that has ended, as the store remembers it. Its key is not taken up again: it lasts no longer
+    /// than the retention.
+    pub(crate) fn ended(
+        id: ReservationId,
+        account: Arc<Account>,
+        reserved: &Reserved,
+        settled: &Settled,
+        created_ms: i64,
+    ) -> Reservation {
+        let granted = settled.spent.checked_add(&settled.returned).unwrap_or(settled.spent);
+        let mut reservation = Reservation {
+            id,
+            state: settled.state,
+            account,
+            slices: SmallVec::new(),
+            used: settled.spent,
+            debited: false,
+            granted,
+            max_output_tokens: reserved.max_output_tokens,
+            created_ms,
+            ttl_ms: reserved.ttl_ms,
+            deadline_ms: i64::MAX,
+            key: 0,
+            payload: reserved.payload,
+            parent: reserved.parent,
+            rate: reserved.rate.clone().map(Arc::new),
+            labels: reserved.labels.clone(),
+            end: End::default(),
+        };
+        reservation.finish(settled);
+        reservation
     }
 
     /// What is left of the hold.

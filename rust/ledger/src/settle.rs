@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::account::Chain;
 use crate::error::LedgerError;
-use crate::fact::{ChainId, Fact, Journal, ReservationId, Settled, SliceFact, State};
+use crate::fact::{ChainId, Fact, Journal, ReservationId, Reserved, Settled, SliceFact, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, view};
 use crate::reservation::{End, Reservation, give_back, spend};
 use crate::unit::{Amounts, Unit};
@@ -417,6 +417,29 @@ impl<J: Journal> Ledger<J> {
         let chain = self.chain_of(&reservation.account, self.time(now.wall_ms));
         let (view, verdict) = (view(reservation, now.mono_ms), after(&chain));
         Ok(Ended { view, verdict, scope: Scope(chain), ticket: u64::MAX })
+    }
+
+    /// Takes an ended reservation back into memory, so that a late Commit finds it.
+    pub fn recall(
+        &self,
+        account: &str,
+        reserved: &Reserved,
+        settled: &Settled,
+        now: Now,
+    ) -> Result<ReservationId, LedgerError> {
+        let now_ms = self.time(now.wall_ms);
+        let account = match self.tree.find(account) {
+            Some(account) => account,
+            None => self.open_account(account, now_ms, true)?,
+        };
+        let slot = self.slots.take();
+        let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
+        let id = ReservationId { sequence: reserved.id.sequence, slot };
+        let reservation = Reservation::ended(id, account, reserved, settled, now_ms);
+        let mut locked = self.slot(id)?.body.lock();
+        self.forget_later(&reservation, now.mono_ms);
+        *locked = Some(reservation);
+        Ok(id)
     }
 
     fn record_once(&self, spending: Spending<'_>, now: Now) -> Result<Ended, LedgerError> {

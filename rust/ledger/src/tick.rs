@@ -83,11 +83,13 @@ impl<J: Journal> Ledger<J> {
         if used.is_empty() { 0 } else { self.log(self.time(now.wall_ms), || vec![Fact::Used(used)]) }
     }
 
-    /// Reservations that have expired and still hold capacity, until [`Ledger::owner_gone`] (R9).
-    pub fn kept(&self) -> Vec<ReservationId> {
+    /// Reservations that have expired and still hold capacity, until [`Ledger::owner_gone`] (R9), with
+    /// their labels.
+    pub fn kept(&self) -> Vec<(ReservationId, Vec<(String, String)>)> {
         let kept = |slot: &Slot| {
             let locked = slot.body.lock();
-            locked.as_ref().filter(|r| !r.end.kept.is_zero()).map(|r| r.id)
+            let kept = locked.as_ref().filter(|r| !r.end.kept.is_zero());
+            kept.map(|r| (r.id, r.labels.clone()))
         };
         self.slots.iter().filter_map(kept).collect()
     }

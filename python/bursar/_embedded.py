@@ -1,0 +1,92 @@
+"""The embedded transport: the ledger in this process, without a daemon.
+
+No deadline and no retries: the engine answers from memory and one write to its log.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, cast
+
+from google.protobuf.message import Message
+
+from bursar._errors import from_reason
+from bursar.exceptions import SidecarUnavailable
+from bursar.v1 import account_pb2
+
+if TYPE_CHECKING:
+    from bursar._core import Engine
+
+_WATCH: Final = "AccountService/WatchAccounts"
+_LIST: Final = "AccountService/ListAccounts"
+_PAGE_SIZE: Final = 1000
+_INTERVAL_MS: Final = 250
+
+
+def open_engine(config_json: str) -> "Engine":
+    """Opens the engine; raises what is wrong with the store or the configuration."""
+    from bursar import _core
+
+    try:
+        return _core.Engine(config_json)
+    except _core.CoreError as raised:
+        raise from_reason(
+            raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
+        ) from None
+
+
+class EmbeddedTransport:
+    """Calls the engine in this process."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine: Engine | None = engine
+
+    def call(self, method: str, request: Message, response: type[Message]) -> Message:
+        """Runs one call to its end."""
+        from bursar import _core
+
+        if self._engine is None:
+            raise SidecarUnavailable("the client is closed", code="UNAVAILABLE")
+        try:
+            answer = self._engine.call(method, request.SerializeToString())
+        except _core.CoreError as raised:
+            raise from_reason(
+                raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
+            ) from None
+        return response.FromString(answer)
+
+    def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
+        """Watches by polling: the engine has no connection that it could push to."""
+        if method != _WATCH or response is not account_pb2.WatchAccountsResponse:
+            raise NotImplementedError(method)
+        watch = cast("account_pb2.WatchAccountsRequest", request)
+        given_ms = watch.min_interval.ToMilliseconds() if watch.HasField("min_interval") else 0
+        seen: dict[str, bytes] = {}
+        first = True
+        while True:
+            current = {one.path: one for one in self._accounts(watch.account)}
+            bytes_now = {path: one.SerializeToString() for path, one in current.items()}
+            changed = [current[path] for path in current if seen.get(path) != bytes_now[path]]
+            retired = [path for path in seen if path not in bytes_now]
+            if first or changed or retired:
+                yield response(accounts=changed, retired=retired)
+            first, seen = False, bytes_now
+            time.sleep((given_ms or _INTERVAL_MS) / 1000)
+
+    def _accounts(self, account: str) -> Iterator[account_pb2.Account]:
+        token = ""
+        while True:
+            request = account_pb2.ListAccountsRequest(
+                account=account, page_size=_PAGE_SIZE, page_token=token
+            )
+            answer = self.call(_LIST, request, account_pb2.ListAccountsResponse)
+            page = cast("account_pb2.ListAccountsResponse", answer)
+            yield from page.accounts
+            token = page.next_page_token
+            if not token:
+                return
+
+    def close(self) -> None:
+        """Flushes and closes the store; a repeat does nothing."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()

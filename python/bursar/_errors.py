@@ -1,0 +1,100 @@
+"""Where wire errors, core errors and refusals become exceptions. The table is in `exceptions`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from bursar import models
+from bursar.exceptions import (
+    ERRORS,
+    AccountFrozen,
+    BudgetExceeded,
+    BursarError,
+    InvalidRequest,
+    SidecarError,
+    SidecarTimeout,
+    SidecarUnavailable,
+)
+from bursar.units import UNITS, format_amount
+
+DOMAIN: Final = "bursar"
+DETAILS_KEY: Final = "grpc-status-details-bin"
+
+_BY_CODE: Final[Mapping[str, type[BursarError]]] = {
+    "UNAVAILABLE": SidecarUnavailable,
+    "DEADLINE_EXCEEDED": SidecarTimeout,
+    "INVALID_ARGUMENT": InvalidRequest,
+}
+"""What an error without a reason of ours becomes: it came from gRPC itself, not from the ledger."""
+
+
+def from_reason(
+    code: str, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None
+) -> BursarError:
+    """Builds the exception for a failed call from what either transport knows about it."""
+    row = ERRORS.get(reason)
+    exception = row.exception if row else _BY_CODE.get(code, SidecarError)
+    return exception(message or code, reason=reason, code=code, metadata=metadata)
+
+
+def from_status(
+    code: str, message: str, trailers: Iterable[tuple[str, str | bytes]] | None
+) -> BursarError:
+    """Builds the exception for a failed RPC, with the ErrorInfo in its trailing metadata."""
+    for key, value in trailers or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            for detail in Status.FromString(value).details:
+                info = ErrorInfo()
+                if detail.Unpack(info) and info.domain == DOMAIN:
+                    return from_reason(
+                        code, message, reason=info.reason, metadata=dict(info.metadata)
+                    )
+    return from_reason(code, message)
+
+
+def refused(
+    refusal: models.Refusal,
+    *,
+    balances: Iterable[models.Balance] = (),
+    requested: models.Amounts | None = None,
+) -> BursarError:
+    """Builds the exception for a refusal: AccountFrozen, or BudgetExceeded for all others."""
+    if refusal.reason == "ACCOUNT_FROZEN":
+        return AccountFrozen(
+            f"{refusal.account} is frozen. {refusal.hint}".rstrip(". ") + ".",
+            reason=refusal.reason,
+            metadata={"account": refusal.account},
+        )
+    window = next(
+        (one for one in balances if (one.account, one.unit) == (refusal.account, refusal.unit)),
+        None,
+    )
+    return BudgetExceeded(
+        _explain(refusal, window),
+        account=refusal.account,
+        unit=refusal.unit,
+        shortfall=refusal.shortfall,
+        limit=window.limit if window else None,
+        spent=window.spent if window else None,
+        requested=(requested or {}).get(refusal.unit),
+        reset_time=refusal.reset_time,
+        hint=refusal.hint,
+        reason=refusal.reason,
+    )
+
+
+def _shown(unit: str, value: int) -> str:
+    text = format_amount(unit, value)
+    return text if unit == "usd_nanos" else f"{text} {unit}"
+
+
+def _explain(refusal: models.Refusal, window: models.Balance | None) -> str:
+    unit = refusal.unit if refusal.unit in UNITS else (refusal.unit or "units")
+    parts = [f"{refusal.account} is short of {_shown(unit, refusal.shortfall)}"]
+    if window:
+        parts.append(f"limit {_shown(unit, window.limit)}, spent {_shown(unit, window.spent)}")
+    if refusal.reset_time:
+        parts.append(f"resets at {refusal.reset_time.isoformat()}")
+    return "; ".join(parts) + (f". {refusal.hint}" if refusal.hint else "")

@@ -1,0 +1,195 @@
+"""The gRPC transports, sync and async."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from typing import Any, Final, Protocol, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from bursar._errors import from_status
+from bursar._transport import Retry
+from bursar.exceptions import BursarError, SidecarUnavailable
+
+DEFAULT_TARGET: Final = "unix:/run/bursar/bursar.sock"
+TARGET_VARIABLE: Final = "BURSAR_TARGET"
+PACKAGE: Final = "bursar.v1"
+_RECEIVE_BYTES_MAX: Final = 64 * 2**20  # a page of 10,000 entries is a few MiB
+
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    # A local peer answers or is gone; waiting seconds before dialling again only adds delay.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
+    # The sidecar is on this host: a proxy for the outside world is not on the way.
+    ("grpc.enable_http_proxy", 0),
+)
+# On Unix sockets the C core would send the percent-encoded path, which the server's HTTP/2 rejects.
+_UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
+
+
+def resolve_target(target: str | None) -> str:
+    """Picks the target: the argument, else BURSAR_TARGET, else the default socket."""
+    chosen = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    return f"unix:{chosen}" if chosen.startswith("/") else chosen
+
+
+def channel_options(target: str) -> tuple[tuple[str, Any], ...]:
+    """The channel options that reach a sidecar at the target; for those who use bare stubs too."""
+    return _UNIX_OPTIONS if target.startswith(("unix:", "unix-abstract:")) else _OPTIONS
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _closed() -> SidecarUnavailable:
+    return SidecarUnavailable("the client is closed", code="UNAVAILABLE")
+
+
+class _RpcFailure(Protocol):
+    """What both kinds of gRPC errors can tell; the sync one is typed as a bare exception."""
+
+    def code(self) -> grpc.StatusCode: ...
+    def details(self) -> str | None: ...
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+
+def _translate(error: _RpcFailure, target: str) -> BursarError:
+    """Turns what gRPC raised into what Bursar raises."""
+    code = error.code()
+    details = error.details() or ""
+    translated = from_status(code.name, details, error.trailing_metadata())
+    if isinstance(translated, SidecarUnavailable) and not translated.reason:
+        message = f"no sidecar answers at {target}: {details}"
+        return SidecarUnavailable(message, code=code.name)
+    return translated
+
+
+class GrpcTransport:
+    """Calls a sidecar over gRPC."""
+
+    def __init__(self, target: str, *, timeout_s: float, retry: Retry) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._channel = grpc.insecure_channel(target, options=channel_options(target))
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._closed = False
+
+    def _method(self, make: str, method: str, response: type[Message]) -> Callable[..., Any]:
+        if self._closed:
+            raise _closed()
+        known = self._methods.get(method)
+        if known is None:
+            known = getattr(self._channel, make)(
+                f"/{PACKAGE}.{method}",
+                request_serializer=_serialize,
+                response_deserializer=response.FromString,
+            )
+            self._methods[method] = known
+        return known
+
+    def call(self, method: str, request: Message, response: type[Message]) -> Message:
+        """Sends a request; repeats it while no sidecar answers, until the deadline."""
+        send = self._method("unary_unary", method, response)
+        deadline = time.monotonic() + self._timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                answer: Message = send(request, timeout=max(0.0, deadline - time.monotonic()))
+            except grpc.RpcError as raised:
+                error = _translate(cast("_RpcFailure", raised), self._target)
+                pause = self._retry.pause_s(attempt, error, deadline - time.monotonic())
+                if pause is None:
+                    raise error from None
+                time.sleep(pause)
+            else:
+                return answer
+
+    def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
+        """Sends a request and yields answers; leaving the loop hangs up."""
+        answers = self._method("unary_stream", method, response)(request)
+        try:
+            yield from answers
+        except grpc.RpcError as raised:
+            raise _translate(cast("_RpcFailure", raised), self._target) from None
+        finally:
+            answers.cancel()
+
+    def close(self) -> None:
+        """Closes the channel; a repeat does nothing."""
+        self._closed = True
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """Calls a sidecar over gRPC from an event loop."""
+
+    def __init__(self, target: str, *, timeout_s: float, retry: Retry) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._closed = False
+
+    def _method(self, make: str, method: str, response: type[Message]) -> Callable[..., Any]:
+        if self._closed:
+            raise _closed()
+        if self._channel is None:  # made late: a channel belongs to the loop that runs its calls
+            options = channel_options(self._target)
+            self._channel = grpc.aio.insecure_channel(self._target, options=options)
+        known = self._methods.get(method)
+        if known is None:
+            known = getattr(self._channel, make)(
+                f"/{PACKAGE}.{method}",
+                request_serializer=_serialize,
+                response_deserializer=response.FromString,
+            )
+            self._methods[method] = known
+        return known
+
+    async def call(self, method: str, request: Message, response: type[Message]) -> Message:
+        """Sends a request; repeats it while no sidecar answers, until the deadline."""
+        send = self._method("unary_unary", method, response)
+        deadline = time.monotonic() + self._timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                left_s = max(0.0, deadline - time.monotonic())
+                answer: Message = await send(request, timeout=left_s)
+            except grpc.aio.AioRpcError as raised:
+                error = _translate(cast("_RpcFailure", raised), self._target)
+                pause = self._retry.pause_s(attempt, error, deadline - time.monotonic())
+                if pause is None:
+                    raise error from None
+                await asyncio.sleep(pause)
+            else:
+                return answer
+
+    async def stream(
+        self, method: str, request: Message, response: type[Message]
+    ) -> AsyncGenerator[Message, None]:
+        """Sends a request and yields answers; leaving the loop hangs up."""
+        answers = self._method("unary_stream", method, response)(request)
+        try:
+            async for answer in answers:
+                yield answer
+        except grpc.aio.AioRpcError as raised:
+            raise _translate(cast("_RpcFailure", raised), self._target) from None
+        finally:
+            answers.cancel()
+
+    async def close(self) -> None:
+        """Closes the channel; a repeat does nothing."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None

@@ -1,0 +1,70 @@
+"""The three ways in: `connect`, `connect_async` and `open`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bursar._transport import Retry
+from bursar.aio import AsyncClient
+from bursar.client import Client
+
+if TYPE_CHECKING:
+    from bursar.daemon.config import Config
+
+TIMEOUT_S: Final = 5.0
+ATTEMPTS: Final = 6  # together some 2 s of patience: a restart of the sidecar goes unnoticed
+
+
+def connect(
+    target: str | None = None, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS
+) -> Client:
+    """Makes a client of a sidecar. Connects at the first call, not here.
+
+    Args:
+        target: ``unix:/run/bursar/bursar.sock``, a bare socket path, or ``host:port``. None: the
+            environment variable BURSAR_TARGET, else ``unix:/run/bursar/bursar.sock``.
+        timeout_s: The deadline of each call in seconds, its repeats included.
+        attempts: How often a call is sent at most while no sidecar answers.
+    """
+    from bursar._grpc import GrpcTransport, resolve_target
+
+    retry = Retry(attempts=attempts)
+    return Client(GrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry))
+
+
+def connect_async(
+    target: str | None = None, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS
+) -> AsyncClient:
+    """Makes an asynchronous client of a sidecar; arguments as in `connect`."""
+    from bursar._grpc import AsyncGrpcTransport, resolve_target
+
+    retry = Retry(attempts=attempts)
+    transport = AsyncGrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry)
+    return AsyncClient(transport)
+
+
+def open(  # noqa: A001 -- always called as bursar.open
+    path: str | Path | None = None, *, config: "Config | str | Path | None" = None
+) -> Client:
+    """Opens a ledger in this process, without a sidecar.
+
+    Without a configuration every account is accepted, and budgets are those that `set_budget` made.
+
+    Args:
+        path: The store's folder, made where it is missing. None: what the configuration says, or
+            memory only where there is none.
+        config: A configuration, or the path of its TOML file. Its listeners are ignored.
+
+    Raises:
+        ConfigError: The configuration is wrong.
+        StoreUnavailable: The store cannot be opened, or another process has it open.
+    """
+    from bursar._embedded import EmbeddedTransport, open_engine
+    from bursar.daemon.config import Config, load_config
+
+    if config is None:
+        chosen = Config.embedded()
+    else:
+        chosen = config if isinstance(config, Config) else load_config(config)
+    if path is not None:
+        chosen = chosen.with_overrides(store=path)
+    return Client(EmbeddedTransport(open_engine(chosen.to_core_json(listen=False))))

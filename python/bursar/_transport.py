@@ -1,0 +1,74 @@
+"""What carries a call: one protocol, its deadlines and its retries.
+
+The gRPC transport is in `_grpc`, the embedded one in `_embedded`. Both raise `BursarError`s only.
+"""
+
+import random
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from bursar.exceptions import BursarError, SidecarUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how patiently a call is repeated while no sidecar answers.
+
+    Every call is idempotent, so repeating it is safe. Other errors are not repeated: the sidecar
+    answered.
+
+    Attributes:
+        attempts: How often a call is sent at most; at least 1.
+        first_s: The first pause in seconds; each one after it is four times as long.
+        max_s: The longest pause in seconds.
+    """
+
+    attempts: int = 6
+    first_s: float = 0.02
+    max_s: float = 1.0
+
+    def pause_s(self, attempt: int, error: BursarError, left_s: float) -> float | None:
+        """Says how long to wait before the next attempt; None: give up.
+
+        Args:
+            attempt: How many attempts were made.
+            error: What the last one ended with.
+            left_s: Seconds until the call's deadline.
+        """
+        if attempt >= self.attempts or not isinstance(error, SidecarUnavailable):
+            return None
+        pause = min(self.max_s, self.first_s * 4 ** (attempt - 1))
+        # Half fixed, half random: a thousand agents that lost one sidecar must not return as one.
+        pause *= 0.5 + random.random() / 2  # noqa: S311 -- spreads load, keeps no secret
+        return pause if pause < left_s else None
+
+
+class Transport(Protocol):
+    """Carries calls."""
+
+    def call(self, method: str, request: Message, response: type[Message]) -> Message:
+        """Sends a request and returns the answer, parsed as `response`."""
+
+    def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
+        """Sends a request and yields the answers until the caller stops."""
+
+    def close(self) -> None:
+        """Frees what it holds; a repeat does nothing."""
+
+
+class AsyncTransport(Protocol):
+    """Carries calls without blocking the event loop."""
+
+    async def call(self, method: str, request: Message, response: type[Message]) -> Message:
+        """Sends a request and returns the answer, parsed as `response`."""
+
+    def stream(
+        self, method: str, request: Message, response: type[Message]
+    ) -> AsyncGenerator[Message, None]:
+        """Sends a request and yields the answers until the caller stops."""
+
+    async def close(self) -> None:
+        """Frees what it holds; a repeat does nothing."""

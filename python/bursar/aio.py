@@ -1,0 +1,335 @@
+"""The asynchronous client: the names and meanings of `bursar.client`, awaited.
+
+What a method takes, answers and raises is documented once, on `bursar.Client` and
+`bursar.Reservation`.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+from bursar import _calls as calls
+from bursar._transport import AsyncTransport
+from bursar.exceptions import BursarError
+from bursar.models import (
+    Account,
+    AccountChanges,
+    Amounts,
+    Balance,
+    CheckResult,
+    CommitResult,
+    DebitResult,
+    Entry,
+    EntryKind,
+    ExtendResult,
+    Period,
+    RecordResult,
+    ReleaseResult,
+    ReservationInfo,
+    Threshold,
+    TokenCount,
+    Usage,
+    UsageEstimate,
+)
+from bursar.reservation import Handle, note_unreleased
+
+__all__ = ["AsyncClient", "AsyncReservation"]
+
+T = TypeVar("T")
+
+
+class AsyncReservation(Handle):
+    """A hold; as an asynchronous context manager it releases what was not committed."""
+
+    def __init__(self, client: "AsyncClient", admission: calls.Admission) -> None:
+        super().__init__(admission)
+        self._client = client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._ended:
+            return
+        try:
+            await self.release()
+        except BursarError as failure:
+            if error is None:
+                raise
+            note_unreleased(error, failure)
+
+    async def debit(
+        self,
+        *,
+        tokens: int | None = None,
+        used: Amounts | None = None,
+        usage: Usage | None = None,
+        output_tokens: int | None = None,
+    ) -> DebitResult:
+        """As `Reservation.debit`."""
+        usage = self._usage(usage, output_tokens)
+        return self._saw_debit(
+            await self._client.debit(self.id, tokens=tokens, used=used, usage=usage)
+        )
+
+    async def extend(
+        self,
+        *,
+        tokens: int | None = None,
+        granted: Amounts | None = None,
+        min_acceptable: Amounts | None = None,
+        ttl_s: float | None = None,
+    ) -> ExtendResult:
+        """As `Reservation.extend`."""
+        result = await self._client.extend(
+            self.id, tokens=tokens, granted=granted, min_acceptable=min_acceptable, ttl_s=ttl_s
+        )
+        return self._saw_extend(result)
+
+    async def commit(
+        self,
+        *,
+        tokens: int | None = None,
+        actual: Amounts | None = None,
+        usage: Usage | None = None,
+        output_tokens: int | None = None,
+    ) -> CommitResult:
+        """As `Reservation.commit`."""
+        usage = self._usage(usage, output_tokens)
+        result = await self._client.commit(self.id, tokens=tokens, actual=actual, usage=usage)
+        return self._saw_commit(result)
+
+    async def release(self) -> ReleaseResult:
+        """As `Reservation.release`."""
+        return self._saw_release(await self._client.release(self.id))
+
+
+class AsyncClient:
+    """Reserves, debits and commits against one sidecar from an event loop.
+
+    Belongs to the loop of its first call. Made by `bursar.connect_async`; close it, or use it as an
+    asynchronous context manager.
+    """
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def _run(self, call: calls.Call[T]) -> T:
+        return call.read(await self._transport.call(call.method, call.request, call.response))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await self._transport.close()
+
+    async def reserve(
+        self,
+        account: str,
+        *,
+        tokens: int | None = None,
+        amounts: Amounts | None = None,
+        usage: UsageEstimate | None = None,
+        min_acceptable: Amounts | None = None,
+        ttl_s: float | None = None,
+        parent: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncReservation:
+        """As `Client.reserve`."""
+        call = calls.reserve(
+            account,
+            tokens=tokens,
+            amounts=amounts,
+            usage=usage,
+            min_acceptable=min_acceptable,
+            ttl_s=ttl_s,
+            parent=parent,
+            labels=labels,
+            idempotency_key=idempotency_key,
+        )
+        return AsyncReservation(self, await self._run(call))
+
+    async def debit(
+        self,
+        reservation: str,
+        *,
+        tokens: int | None = None,
+        used: Amounts | None = None,
+        usage: Usage | None = None,
+    ) -> DebitResult:
+        """As `Client.debit`."""
+        return await self._run(calls.debit(reservation, tokens=tokens, used=used, usage=usage))
+
+    async def extend(
+        self,
+        reservation: str,
+        *,
+        tokens: int | None = None,
+        granted: Amounts | None = None,
+        min_acceptable: Amounts | None = None,
+        ttl_s: float | None = None,
+    ) -> ExtendResult:
+        """As `Client.extend`."""
+        call = calls.extend(
+            reservation,
+            tokens=tokens,
+            granted=granted,
+            min_acceptable=min_acceptable,
+            ttl_s=ttl_s,
+        )
+        return await self._run(call)
+
+    async def commit(
+        self,
+        reservation: str,
+        *,
+        tokens: int | None = None,
+        actual: Amounts | None = None,
+        usage: Usage | None = None,
+    ) -> CommitResult:
+        """As `Client.commit`."""
+        return await self._run(calls.commit(reservation, tokens=tokens, actual=actual, usage=usage))
+
+    async def release(self, reservation: str) -> ReleaseResult:
+        """As `Client.release`."""
+        return await self._run(calls.release(reservation))
+
+    async def record(
+        self,
+        account: str,
+        *,
+        tokens: int | None = None,
+        amounts: Amounts | None = None,
+        usage: Usage | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> RecordResult:
+        """As `Client.record`."""
+        call = calls.record(
+            account,
+            tokens=tokens,
+            amounts=amounts,
+            usage=usage,
+            labels=labels,
+            idempotency_key=idempotency_key,
+        )
+        return await self._run(call)
+
+    async def check(
+        self,
+        account: str,
+        *,
+        tokens: int | None = None,
+        amounts: Amounts | None = None,
+        usage: UsageEstimate | None = None,
+        min_acceptable: Amounts | None = None,
+    ) -> CheckResult:
+        """As `Client.check`."""
+        call = calls.check(
+            account, tokens=tokens, amounts=amounts, usage=usage, min_acceptable=min_acceptable
+        )
+        return await self._run(call)
+
+    async def get_reservation(self, reservation: str) -> ReservationInfo:
+        """As `Client.get_reservation`."""
+        return await self._run(calls.get_reservation(reservation))
+
+    async def count_tokens(self, model: str, *, text: str) -> TokenCount:
+        """As `Client.count_tokens`."""
+        return await self._run(calls.count_tokens(model, text=text))
+
+    async def set_budget(
+        self,
+        account: str,
+        *,
+        unit: str,
+        limit: int | str,
+        period: Period | str = "total",
+        thresholds: Sequence[Threshold] = (),
+    ) -> Balance:
+        """As `Client.set_budget`."""
+        call = calls.set_budget(
+            account, unit=unit, limit=limit, period=period, thresholds=thresholds
+        )
+        return await self._run(call)
+
+    async def get_account(self, account: str) -> Account:
+        """As `Client.get_account`."""
+        return await self._run(calls.get_account(account))
+
+    def list_accounts(
+        self, account: str = "", *, page_size: int = calls.ACCOUNTS_PAGE_MAX
+    ) -> AsyncIterator[Account]:
+        """As `Client.list_accounts`."""
+        return self._pages(
+            lambda token: calls.list_accounts(account, page_size=page_size, page_token=token)
+        )
+
+    async def freeze(self, account: str, *, reason: str = "") -> Account:
+        """As `Client.freeze`."""
+        return await self._run(calls.freeze(account, reason=reason))
+
+    async def unfreeze(self, account: str) -> Account:
+        """As `Client.unfreeze`."""
+        return await self._run(calls.unfreeze(account))
+
+    def list_entries(
+        self,
+        account: str = "",
+        *,
+        reservation: str = "",
+        unit: str = "",
+        kinds: Iterable[EntryKind | str] = (),
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 1000,
+    ) -> AsyncIterator[Entry]:
+        """As `Client.list_entries`."""
+        wanted = calls.entry_filter(
+            account,
+            reservation=reservation,
+            unit=unit,
+            kinds=kinds,
+            start_time=start_time,
+            end_time=end_time,
+        )
+        return self._pages(
+            lambda token: calls.list_entries(wanted, page_size=page_size, page_token=token)
+        )
+
+    async def watch_accounts(
+        self, account: str = "", *, min_interval_s: float | None = None
+    ) -> AsyncIterator[AccountChanges]:
+        """As `Client.watch_accounts`."""
+        call = calls.watch_accounts(account, min_interval_s=min_interval_s)
+        answers = self._transport.stream(call.method, call.request, call.response)
+        async with aclosing(answers):  # hangs up as soon as this generator is closed
+            async for answer in answers:
+                yield call.read(answer)
+
+    async def _pages(self, page: Callable[[str], calls.Call[calls.Page[T]]]) -> AsyncIterator[T]:
+        token = ""
+        while True:
+            answer: calls.Page[T] = await self._run(page(token))
+            for item in answer.items:
+                yield item
+            token = answer.next_token
+            if not token:
+                return

@@ -1,0 +1,125 @@
+"""What all commands share: exit codes, the options --target and --json, and readers of options."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+import bursar
+from bursar.daemon.config import ConfigError
+from bursar.exceptions import (
+    AccountFrozen,
+    AccountNotFound,
+    BudgetExceeded,
+    BursarError,
+    InvalidRequest,
+    ReservationNotFound,
+    SidecarTimeout,
+    SidecarUnavailable,
+    StoreUnavailable,
+)
+from bursar.units import parse_duration_ms
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_REFUSED: Final = 3
+EXIT_UNAVAILABLE: Final = 4
+EXIT_NOT_FOUND: Final = 5
+
+EXIT_CODES_HELP: Final = (
+    "\b\nExit codes:\n"
+    "  0  done\n"
+    "  1  something else went wrong\n"
+    "  2  wrong usage or wrong configuration\n"
+    "  3  refused: over budget or frozen\n"
+    "  4  the sidecar or its store is unavailable\n"
+    "  5  no such account or reservation\n"
+)
+
+_EXIT_CODES: Final[tuple[tuple[type[BursarError], int], ...]] = (
+    (ConfigError, EXIT_USAGE),
+    (InvalidRequest, EXIT_USAGE),
+    (BudgetExceeded, EXIT_REFUSED),
+    (AccountFrozen, EXIT_REFUSED),
+    (SidecarUnavailable, EXIT_UNAVAILABLE),
+    (SidecarTimeout, EXIT_UNAVAILABLE),
+    (StoreUnavailable, EXIT_UNAVAILABLE),
+    (AccountNotFound, EXIT_NOT_FOUND),
+    (ReservationNotFound, EXIT_NOT_FOUND),
+)
+_CLI_ATTEMPTS: Final = 2  # a person waits; an agent's patience would only look like a hang
+
+
+def exit_code(error: BursarError) -> int:
+    """The exit code that an error ends the command with."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
+
+
+def fail(error: BursarError) -> NoReturn:
+    """Says on stderr what went wrong and exits with its code."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        click.echo(f"bursar: {line}", err=True)
+    sys.exit(exit_code(error))
+
+
+class BursarGroup(click.Group):
+    """A group that turns Bursar's errors into a line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 -- as click declares it
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except BursarError as error:
+            fail(error)
+
+
+def target_option(function: F) -> F:
+    """Adds --target."""
+    return click.option(
+        "--target",
+        envvar="BURSAR_TARGET",
+        metavar="TARGET",
+        help='The sidecar: "unix:/path", a socket path, or "host:port".  '
+        "[default: unix:/run/bursar/bursar.sock]",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """Adds --json."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Write JSON: integers in base units."
+    )(function)
+
+
+def connect(target: str | None) -> bursar.Client:
+    """Makes the client of a command."""
+    return bursar.connect(target, attempts=_CLI_ATTEMPTS)
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment: an ISO 8601 time (without a zone: local time), or how long ago, as in 2h."""
+
+    name = "time"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 -- as click declares it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> datetime:
+        """Reads the moment; always aware."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime.now(UTC) - timedelta(milliseconds=parse_duration_ms(value))
+        except ValueError:
+            pass
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except ValueError:
+            right = "a time like 2026-05-01T12:00 or an age like 2h"
+            self.fail(f"{value!r} is not {right}", param, ctx)

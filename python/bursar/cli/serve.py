@@ -1,0 +1,29 @@
+"""`bursar serve`: runs the sidecar in the foreground."""
+
+from pathlib import Path
+
+import click
+
+from bursar.daemon.config import load_config
+from bursar.daemon.serve import run
+
+
+@click.command(short_help="Run the sidecar.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default="/etc/bursar/bursar.toml",
+    show_default=True,
+    envvar="BURSAR_CONFIG",
+    help="The configuration.",
+)
+@click.option("--socket", type=click.Path(path_type=Path), help="Listen on this Unix socket.")
+@click.option("--store", type=click.Path(path_type=Path), help="Keep the ledger in this folder.")
+def serve(config_path: Path, *, socket: Path | None, store: Path | None) -> None:
+    """Run the sidecar until SIGTERM or SIGINT, then drain: finish calls, flush the store.
+
+    Holds are kept: after a restart they are there again.
+    """
+    config = load_config(config_path).with_overrides(socket=socket, store=store)
+    run(config, say=lambda line: click.echo(f"bursar: {line}", err=True))

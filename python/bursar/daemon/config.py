@@ -1,0 +1,388 @@
+"""The configuration: `bursar.toml` in, the core's JSON out.
+
+Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
+rate card, `_explain` turns what is wrong into sentences. Relative paths are relative to the
+configuration file's folder.
+"""
+
+import ipaddress
+import json
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from bursar.daemon._accounts import AccountPattern
+from bursar.daemon._explain import ConfigError, Problem, explain
+from bursar.daemon._model import Bytes, DurationMs, Section, right
+from bursar.daemon._rates import RateModels, merge_rates, read_rates
+
+__all__ = ["Config", "ConfigError", "Problem", "load_config"]
+
+SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its terminating zero
+_PORT_MAX = 65535
+_MODE_MAX = 0o777
+_DAY_MS = 86_400_000
+_CONFIG_BYTES_MAX = 16 * 2**20
+
+
+class ServerSection(Section):
+    """`[server]`: where the sidecar listens and how much it takes on at once."""
+
+    socket: str | None = Field(
+        default="/run/bursar/bursar.sock",
+        description="the path of the Unix socket; empty for none",
+        json_schema_extra=right('write a path of at most 107 bytes, such as "/run/bursar.sock"'),
+    )
+    socket_mode: str = Field(
+        default="0660",
+        description="the permissions of the Unix socket, in octal",
+        json_schema_extra=right('write four octal digits in quotes, such as "0660"'),
+    )
+    tcp: str | None = Field(
+        default=None,
+        description="a loopback address to listen on as well",
+        json_schema_extra=right('write a loopback address and a port, such as "127.0.0.1:7411"'),
+    )
+    max_message_bytes: Bytes = Field(
+        default=4 * 2**20 + 64 * 2**10,
+        ge=64 * 2**10,
+        le=64 * 2**20,
+        description="the largest message that is read",
+        json_schema_extra=right('write from "64 KiB" to "64 MiB"'),
+    )
+    max_connections: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="how many connections are open at once; one more is closed",
+        json_schema_extra=right("write an integer from 1 to 1_000_000"),
+    )
+    max_concurrent_calls_per_connection: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="how many calls one connection has under way; more wait",
+        json_schema_extra=right("write an integer from 1 to 100_000"),
+    )
+    runtime_threads: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="how many single-threaded runtimes serve connections",
+        json_schema_extra=right("write an integer from 1 to 64; 1 is the fastest on few cores"),
+    )
+    drain_timeout: DurationMs = Field(
+        default=10_000,
+        ge=0,
+        le=600_000,
+        description="how long calls under way may take to finish at the end",
+        json_schema_extra=right('write from "0s" to "10m"'),
+    )
+
+    @field_validator("socket")
+    @classmethod
+    def _socket(cls, value: str | None) -> str | None:
+        if value and len(value.encode()) > SOCKET_PATH_BYTES_MAX:
+            raise ValueError(f"the path has {len(value.encode())} bytes")
+        return value or None
+
+    @field_validator("socket_mode")
+    @classmethod
+    def _mode(cls, value: str) -> str:
+        if not 1 <= len(value) <= 4 or set(value) - set("01234567") or int(value, 8) > _MODE_MAX:  # noqa: PLR2004 -- four octal digits
+            raise ValueError("that is not an octal mode up to 0777")
+        return value
+
+    @field_validator("tcp")
+    @classmethod
+    def _tcp(cls, value: str | None) -> str | None:
+        return normalise_tcp(value) if value else None
+
+    @model_validator(mode="after")
+    def _listens(self) -> Self:
+        if not self.socket and not self.tcp:
+            raise ValueError("neither socket nor tcp is set, so nobody could reach the sidecar")
+        return self
+
+
+def normalise_tcp(value: str) -> str:
+    """Reads ``host:port``; refuses what is not loopback, because TCP carries no credentials yet."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > _PORT_MAX:
+        raise ValueError("that is not an address and a port")
+    host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("that is not an address and a port") from None
+    if not address.is_loopback:
+        raise ValueError(
+            f"{host} can be reached from other hosts, and TCP callers show no credentials: "
+            "anybody there could spend or raise every budget",
+        )
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"  # noqa: PLR2004 -- IPv6
+
+
+class StoreSection(Section):
+    """`[store]`: where the ledger is kept and what a power cut may take."""
+
+    path: str | None = Field(
+        default="/var/lib/bursar/ledger",
+        description="the folder of the log and of SQLite; empty for memory only",
+        json_schema_extra=right('write a path, such as "/var/lib/bursar/ledger"'),
+    )
+    durability: Literal["process", "power", "memory"] = Field(
+        default="process",
+        description="what an answered call survives",
+        json_schema_extra=right('write "process" (kill -9), "power" (a power cut too) or "memory"'),
+    )
+    entry_retention: DurationMs = Field(
+        default=30 * _DAY_MS,
+        ge=60_000,
+        le=3660 * _DAY_MS,
+        description="how long entries and ended reservations are kept",
+        json_schema_extra=right('write from "1m" to "3660d"'),
+    )
+    sync_interval: DurationMs = Field(
+        default=10,
+        ge=1,
+        le=60_000,
+        description="how often the log is synced in the background",
+        json_schema_extra=right('write from "1ms" to "60s"'),
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class LimitsSection(Section):
+    """`[limits]`: how many things the daemon keeps; at a limit it refuses, it never evicts."""
+
+    max_accounts: int = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="how many accounts exist at once",
+        json_schema_extra=right("write an integer from 1 to 10_000_000"),
+    )
+    max_reservations: int = Field(
+        default=2_000_000,
+        ge=1,
+        le=100_000_000,
+        description="how many reservations are pending or remembered for their keys",
+        json_schema_extra=right("write an integer from 1 to 100_000_000"),
+    )
+    max_children: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="how many accounts one account has directly below it",
+        json_schema_extra=right("write an integer from 1 to 10_000_000"),
+    )
+    account_idle: DurationMs = Field(
+        default=3_600_000,
+        ge=1_000,
+        le=366 * _DAY_MS,
+        description="after how long without a call an account without budgets retires",
+        json_schema_extra=right('write from "1s" to "366d"'),
+    )
+
+
+class ReservationsSection(Section):
+    """`[reservations]`: how long holds and their keys live."""
+
+    default_ttl: DurationMs = Field(
+        default=60_000,
+        ge=100,
+        description="the time to live of a reservation that asks for none",
+        json_schema_extra=right('write from "100ms" to max_ttl, such as "60s"'),
+    )
+    max_ttl: DurationMs = Field(
+        default=24 * 3_600_000,
+        ge=100,
+        le=366 * _DAY_MS,
+        description="the longest time to live that may be asked for",
+        json_schema_extra=right('write from "100ms" to "366d"'),
+    )
+    key_retention: DurationMs = Field(
+        default=300_000,
+        ge=0,
+        le=30 * _DAY_MS,
+        description="how long an idempotency key outlives its reservation",
+        json_schema_extra=right('write from "0s" to "30d"'),
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.default_ttl > self.max_ttl:
+            raise ValueError("default_ttl is longer than max_ttl")
+        return self
+
+
+class RatesSection(Section):
+    """`[rates]`: what models cost."""
+
+    file: str | None = Field(
+        default=None,
+        description="a TOML file of [[models]] tables",
+        json_schema_extra=right('write a path, such as "rates.toml"'),
+    )
+    allow_unpriced: bool = Field(
+        default=False,
+        description="whether a model without a price may be used, at no cost",
+        json_schema_extra=right("write true or false"),
+    )
+    models: RateModels = Field(
+        default=(),
+        description="prices that come before those of the file",
+        json_schema_extra=right("write [[rates.models]] tables"),
+    )
+
+
+class Config(Section):
+    """The whole configuration, valid."""
+
+    server: ServerSection = Field(default_factory=ServerSection, description="where to listen")
+    store: StoreSection = Field(
+        default_factory=StoreSection, description="where to keep the ledger"
+    )
+    limits: LimitsSection = Field(default_factory=LimitsSection, description="bounds")
+    reservations: ReservationsSection = Field(
+        default_factory=ReservationsSection, description="how long holds live"
+    )
+    rates: RatesSection = Field(default_factory=RatesSection, description="what models cost")
+    accounts: tuple[AccountPattern, ...] = Field(
+        default=(),
+        strict=False,
+        description="which accounts exist, and their budgets",
+        json_schema_extra=right("write [[accounts]] tables"),
+    )
+
+    @field_validator("accounts")
+    @classmethod
+    def _distinct(cls, value: tuple[AccountPattern, ...]) -> tuple[AccountPattern, ...]:
+        for path, count in Counter(account.path for account in value).items():
+            if count > 1:
+                raise ValueError(f"{path} is there more than once; put its budgets in one table")
+        return value
+
+    @classmethod
+    def embedded(cls) -> Self:
+        """The configuration of a ledger without a file: in memory, any account, no budgets."""
+        return cls(store=StoreSection(path=None), accounts=(AccountPattern(path="**"),))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], *, folder: Path | None = None) -> Self:
+        """Validates what a TOML file would hold.
+
+        Args:
+            data: The tables.
+            folder: What relative paths are relative to; None: the working directory.
+
+        Raises:
+            ConfigError: With one `Problem` for everything that is wrong.
+        """
+        try:
+            config = cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(explain(cls, error)) from None
+        return config.resolved(folder or Path())
+
+    def resolved(self, folder: Path) -> Self:
+        """The same configuration with absolute paths and the rates file read in."""
+        rates = self.rates
+        if rates.file is not None:
+            merged = merge_rates(read_rates(folder / rates.file), rates.models)
+            rates = rates.model_copy(update={"models": merged, "file": None})
+        server = self.server
+        if server.socket is not None:
+            server = server.model_copy(update={"socket": str((folder / server.socket).absolute())})
+        store = self.store
+        if store.path is not None:
+            store = store.model_copy(update={"path": str((folder / store.path).absolute())})
+        return self.model_copy(update={"rates": rates, "server": server, "store": store})
+
+    def with_overrides(
+        self, *, socket: str | Path | None = None, store: str | Path | None = None
+    ) -> Self:
+        """The same configuration with another socket or another store; None: as it is."""
+        config = self
+        if socket is not None:
+            try:
+                ServerSection.model_validate({"socket": str(socket)})
+            except ValidationError as error:
+                raise ConfigError(explain(ServerSection, error)) from None
+            server = self.server.model_copy(update={"socket": str(socket)})
+            config = config.model_copy(update={"server": server})
+        if store is not None:
+            kept = self.store.model_copy(update={"path": str(store)})
+            config = config.model_copy(update={"store": kept})
+        return config
+
+    def to_core_json(self, *, listen: bool = True) -> str:
+        """Writes what the Rust core reads: integers in base units, no defaults left out.
+
+        Args:
+            listen: False for the embedded engine, which has no listeners.
+        """
+        core: dict[str, Any] = {
+            "store": {
+                "path": self.store.path,
+                "durability": self.store.durability if self.store.path else "memory",
+                "entry_retention_s": self.store.entry_retention // 1000,
+                "sync_interval_ms": self.store.sync_interval,
+            },
+            "limits": self.limits.model_dump(exclude={"account_idle"}),
+            "reservations": {
+                "default_ttl_ms": self.reservations.default_ttl,
+                "max_ttl_ms": self.reservations.max_ttl,
+                "key_retention_ms": self.reservations.key_retention,
+            },
+            "account_idle_ms": self.limits.account_idle,
+            "allow_unpriced": self.rates.allow_unpriced,
+            "rates": [model.to_core() for model in self.rates.models],
+            "accounts": [account.to_core() for account in self.accounts],
+        }
+        if listen:
+            core["listen"] = self._listen_to_core()
+        return json.dumps(core)
+
+    def _listen_to_core(self) -> dict[str, Any]:
+        server = self.server
+        return {
+            "unix": server.socket,
+            "unix_mode": int(server.socket_mode, 8),
+            "tcp": server.tcp,
+            "max_message_bytes": server.max_message_bytes,
+            "max_connections": server.max_connections,
+            "max_concurrent_calls_per_connection": server.max_concurrent_calls_per_connection,
+            "runtime_threads": server.runtime_threads,
+            "drain_timeout_ms": server.drain_timeout,
+        }
+
+
+def load_config(path: str | Path) -> Config:
+    """Reads and validates a configuration file.
+
+    Raises:
+        ConfigError: It cannot be read, is not TOML, or something in it is wrong.
+    """
+    file = Path(path)
+    return Config.from_dict(read_toml(file), folder=file.parent)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Reads a TOML file; raises ConfigError where it cannot."""
+    try:
+        if file.stat().st_size > _CONFIG_BYTES_MAX:
+            raise ConfigError([Problem("", f"{file} is larger than {_CONFIG_BYTES_MAX} bytes")])
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([Problem("", f"{file} cannot be read: {error.strerror}")]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("", f"{file} is not TOML: {error}")]) from None

@@ -1,0 +1,229 @@
+"""The handle of one pending reservation, for the synchronous client."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from bursar._calls import Admission
+from bursar._convert import invalid
+from bursar.exceptions import BursarError
+from bursar.models import (
+    Advice,
+    Amounts,
+    Balance,
+    CommitResult,
+    DebitResult,
+    ExtendResult,
+    ReleaseResult,
+    ReservationInfo,
+    Usage,
+    UsageEstimate,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from bursar.client import Client
+
+__all__ = ["Reservation"]
+
+
+class Handle:
+    """What the sync and the async handle have in common: all that needs no call."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._info = admission.info
+        self._verdict = admission.verdict
+        self._advice = admission.advice
+        self._balances = admission.balances
+        self._estimate = admission.estimate
+        self._ended = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "pending"
+        granted = dict(self.granted)
+        return f"<{type(self).__name__} {self.id} on {self.account}, {state}, {granted}>"
+
+    @property
+    def id(self) -> str:
+        """The reservation's opaque id."""
+        return self._info.id
+
+    @property
+    def account(self) -> str:
+        """The account it holds on."""
+        return self._info.account
+
+    @property
+    def granted(self) -> Mapping[str, int]:
+        """What it holds in all, by unit, the spent part included."""
+        return self._info.granted
+
+    @property
+    def max_output_tokens(self) -> int:
+        """For one made from a usage: the output tokens that were granted."""
+        return self._info.max_output_tokens
+
+    @property
+    def expire_time(self) -> datetime | None:
+        """When it expires unless extended."""
+        return self._info.expire_time
+
+    @property
+    def verdict(self) -> Verdict:
+        """The latest verdict on it."""
+        return self._verdict
+
+    @property
+    def advice(self) -> Advice | None:
+        """The latest advice; None when there is none."""
+        return self._advice
+
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """For each unit, the window with the least left, as Reserve saw it."""
+        return self._balances
+
+    @property
+    def info(self) -> ReservationInfo:
+        """The reservation as the latest Reserve or Extend answered it."""
+        return self._info
+
+    @property
+    def ended(self) -> bool:
+        """Whether this handle committed or released it."""
+        return self._ended
+
+    def _usage(self, usage: Usage | None, output_tokens: int | None) -> Usage | None:
+        """Completes `output_tokens` with the prompt that the reservation was made for."""
+        if output_tokens is None:
+            return usage
+        if usage is not None:
+            raise invalid("give usage or output_tokens, not both", field="output_tokens")
+        if self._estimate is None:
+            raise invalid(
+                "output_tokens needs a reservation made from usage=UsageEstimate(...); "
+                "debit or commit amounts, or pass a whole Usage",
+                field="output_tokens",
+            )
+        return usage_of(self._estimate, output_tokens)
+
+    def _saw_debit(self, result: DebitResult) -> DebitResult:
+        self._verdict, self._advice = result.verdict, result.advice
+        return result
+
+    def _saw_extend(self, result: ExtendResult) -> ExtendResult:
+        self._verdict, self._advice = result.verdict, result.advice
+        self._info = result.reservation
+        return result
+
+    def _saw_commit(self, result: CommitResult) -> CommitResult:
+        self._ended = True
+        self._verdict, self._advice = result.verdict, result.advice
+        return result
+
+    def _saw_release(self, result: ReleaseResult) -> ReleaseResult:
+        self._ended = True
+        self._info = replace(self._info, state=result.state, spent=result.spent)
+        return result
+
+
+def usage_of(estimate: UsageEstimate, output_tokens: int) -> Usage:
+    """The usage of a call that read the whole estimated prompt and wrote `output_tokens`."""
+    return Usage(
+        model="",  # the model that the reservation was made for
+        input_tokens=estimate.input_tokens,
+        cached_input_tokens=estimate.cached_input_tokens,
+        cache_write_tokens=estimate.cache_write_tokens,
+        output_tokens=output_tokens,
+        gpu_ms=estimate.gpu_ms,
+    )
+
+
+def note_unreleased(error: BaseException, failure: BursarError) -> None:
+    """Says on the error that is under way that the hold could not be given back."""
+    error.add_note(f"the reservation was not released ({failure}); it ends by its time to live")
+
+
+class Reservation(Handle):
+    """A hold; as a context manager it releases what was not committed.
+
+    ```python
+    with client.reserve("acme/research", tokens=500) as reservation:
+        ...
+        reservation.commit(tokens=321)
+    ```
+    """
+
+    def __init__(self, client: "Client", admission: Admission) -> None:
+        super().__init__(admission)
+        self._client = client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._ended:
+            return
+        try:
+            self.release()
+        except BursarError as failure:
+            if error is None:
+                raise
+            note_unreleased(error, failure)
+
+    def debit(
+        self,
+        *,
+        tokens: int | None = None,
+        used: Amounts | None = None,
+        usage: Usage | None = None,
+        output_tokens: int | None = None,
+    ) -> DebitResult:
+        """Tells how much is spent so far (cumulative); see `Client.debit`.
+
+        Args:
+            tokens: Short for ``used={"tokens": tokens}``.
+            used: What was used so far, in the base of each unit.
+            usage: What was used so far, to be priced at the rates fixed by Reserve.
+            output_tokens: Short for a usage with the estimated prompt and so much output.
+        """
+        usage = self._usage(usage, output_tokens)
+        return self._saw_debit(self._client.debit(self.id, tokens=tokens, used=used, usage=usage))
+
+    def extend(
+        self,
+        *,
+        tokens: int | None = None,
+        granted: Amounts | None = None,
+        min_acceptable: Amounts | None = None,
+        ttl_s: float | None = None,
+    ) -> ExtendResult:
+        """Renews the time to live and raises the hold to the totals given; see `Client.extend`."""
+        result = self._client.extend(
+            self.id, tokens=tokens, granted=granted, min_acceptable=min_acceptable, ttl_s=ttl_s
+        )
+        return self._saw_extend(result)
+
+    def commit(
+        self,
+        *,
+        tokens: int | None = None,
+        actual: Amounts | None = None,
+        usage: Usage | None = None,
+        output_tokens: int | None = None,
+    ) -> CommitResult:
+        """Ends it with its true amounts; with none given, with what was debited."""
+        usage = self._usage(usage, output_tokens)
+        result = self._client.commit(self.id, tokens=tokens, actual=actual, usage=usage)
+        return self._saw_commit(result)
+
+    def release(self) -> ReleaseResult:
+        """Ends it at what was debited and returns the rest."""
+        return self._saw_release(self._client.release(self.id))

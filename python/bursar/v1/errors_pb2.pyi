@@ -1,0 +1,46 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_ACCOUNT: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_AMOUNT: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_UNIT: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_KEY: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_FIELD: _ClassVar[ErrorReason]
+    ERROR_REASON_ACCOUNT_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_RESERVATION_ENDED: _ClassVar[ErrorReason]
+    ERROR_REASON_RESERVATION_EXPIRED: _ClassVar[ErrorReason]
+    ERROR_REASON_IDEMPOTENCY_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_UNPRICED_MODEL: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_TOKENIZER: _ClassVar[ErrorReason]
+    ERROR_REASON_AMOUNT_OVERFLOW: _ClassVar[ErrorReason]
+    ERROR_REASON_ACCOUNT_LIMIT_REACHED: _ClassVar[ErrorReason]
+    ERROR_REASON_RESERVATION_LIMIT_REACHED: _ClassVar[ErrorReason]
+    ERROR_REASON_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_SLICE_LIMIT_REACHED: _ClassVar[ErrorReason]
+    ERROR_REASON_SHUTTING_DOWN: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_INVALID_ACCOUNT: ErrorReason
+ERROR_REASON_INVALID_AMOUNT: ErrorReason
+ERROR_REASON_UNKNOWN_UNIT: ErrorReason
+ERROR_REASON_INVALID_KEY: ErrorReason
+ERROR_REASON_INVALID_FIELD: ErrorReason
+ERROR_REASON_ACCOUNT_NOT_FOUND: ErrorReason
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason
+ERROR_REASON_RESERVATION_ENDED: ErrorReason
+ERROR_REASON_RESERVATION_EXPIRED: ErrorReason
+ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason
+ERROR_REASON_UNPRICED_MODEL: ErrorReason
+ERROR_REASON_UNKNOWN_TOKENIZER: ErrorReason
+ERROR_REASON_AMOUNT_OVERFLOW: ErrorReason
+ERROR_REASON_ACCOUNT_LIMIT_REACHED: ErrorReason
+ERROR_REASON_RESERVATION_LIMIT_REACHED: ErrorReason
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason
+ERROR_REASON_SLICE_LIMIT_REACHED: ErrorReason
+ERROR_REASON_SHUTTING_DOWN: ErrorReason

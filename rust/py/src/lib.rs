@@ -1,0 +1,155 @@
+//! `bursar._core`: thin wrappers. A body converts, calls without the GIL, converts.
+#![deny(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bursar_server::config::Config;
+use bursar_server::{ApiError, Engine, Running, tokens};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+mod error;
+
+use error::{core_error, open_error};
+
+/// The ledger in this process, without a daemon.
+#[pyclass(name = "Engine", frozen, module = "bursar._core")]
+struct PyEngine(Arc<Engine>);
+
+#[pymethods]
+impl PyEngine {
+    #[new]
+    fn new(py: Python<'_>, config_json: &str) -> PyResult<PyEngine> {
+        let config = Config::parse(config_json).map_err(|error| open_error(py, error.into()))?;
+        let opened = py.detach(|| Engine::open(config));
+        opened.map(PyEngine).map_err(|error| open_error(py, error))
+    }
+
+    /// Answers one call; serialized messages in and out.
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        method: &str,
+        request: &[u8],
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let answer = py.detach(|| self.0.call(method, request));
+        answer.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| core_error(py, &error))
+    }
+
+    #[getter]
+    fn recovery(&self) -> String {
+        self.0.recovery().to_owned()
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.0.close()).map_err(|error| core_error(py, &error))
+    }
+}
+
+/// The daemon in this process; its threads never take the GIL.
+#[pyclass(name = "Server", frozen, module = "bursar._core")]
+struct PyServer {
+    running: Running,
+    stopped: std::sync::Mutex<bool>,
+    stop: std::sync::Condvar,
+}
+
+#[pymethods]
+impl PyServer {
+    #[new]
+    fn new(py: Python<'_>, config_json: &str) -> PyResult<PyServer> {
+        let config = Config::parse(config_json).map_err(|error| open_error(py, error.into()))?;
+        let running = py.detach(|| bursar_server::serve(config));
+        let running = running.map_err(|error| open_error(py, error))?;
+        Ok(PyServer { running, stopped: std::sync::Mutex::new(false), stop: Default::default() })
+    }
+
+    #[getter]
+    fn addresses(&self) -> Vec<String> {
+        self.running.addresses().to_vec()
+    }
+
+    #[getter]
+    fn recovery(&self) -> String {
+        self.running.engine().recovery().to_owned()
+    }
+
+    /// Waits for the shutdown, at most so long; true once it has stopped.
+    #[pyo3(signature = (timeout_s=None))]
+    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {
+        let longest = timeout_s.unwrap_or(f64::from(u32::MAX)).clamp(0.0, f64::from(u32::MAX));
+        py.detach(|| {
+            let stopped = self.stopped.lock().map_err(poisoned)?;
+            let longest = Duration::from_secs_f64(longest);
+            let waited = self.stop.wait_timeout_while(stopped, longest, |stopped| !*stopped);
+            waited.map(|(stopped, _)| *stopped).map_err(poisoned)
+        })
+    }
+
+    /// Drains: takes no new calls, finishes those under way, closes the store. Holds are kept.
+    fn shutdown(&self, py: Python<'_>) -> PyResult<()> {
+        let ended = py.detach(|| self.running.shutdown());
+        *self.stopped.lock().map_err(poisoned)? = true;
+        self.stop.notify_all();
+        ended.map_err(|error| core_error(py, &error))
+    }
+}
+
+fn poisoned<T>(_error: T) -> PyErr {
+    PyRuntimeError::new_err("a thread died while it held the server's lock")
+}
+
+/// Exact tokens of a text by an encoding (`o200k_base`, `cl100k_base`).
+#[pyfunction]
+fn count_tokens(py: Python<'_>, encoding: &str, text: &str) -> PyResult<i64> {
+    let counted = py.detach(|| {
+        let (_, tokenizer) =
+            tokens::encoding(encoding).ok_or_else(|| tokens::unknown(encoding))?;
+        tokens::count(tokenizer, text)
+    });
+    counted.map_err(|error: ApiError| core_error(py, &error))
+}
+
+/// The bytes of each token of a text by an encoding.
+#[pyfunction]
+fn split_tokens<'py>(
+    py: Python<'py>,
+    encoding: &str,
+    text: &str,
+) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    let split = py.detach(|| {
+        let (_, tokenizer) =
+            tokens::encoding(encoding).ok_or_else(|| tokens::unknown(encoding))?;
+        tokens::split(tokenizer, text)
+    });
+    let split = split.map_err(|error: ApiError| core_error(py, &error))?;
+    Ok(split.iter().map(|token| PyBytes::new(py, token)).collect())
+}
+
+/// Whether the ledger knows a time zone.
+#[pyfunction]
+fn check_time_zone(name: &str) -> bool {
+    let day = bursar_ledger::Period::calendar(bursar_ledger::PeriodKind::Day, name);
+    bursar_ledger::Calendar::new(&day).is_ok()
+}
+
+/// What recovery would find at a store path, as JSON; changes nothing.
+#[pyfunction]
+fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
+    let diagnosis = py.detach(|| bursar_store::diagnose(std::path::Path::new(path)));
+    serde_json::to_string(&diagnosis).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyEngine>()?;
+    module.add_class::<PyServer>()?;
+    module.add_function(wrap_pyfunction!(count_tokens, module)?)?;
+    module.add_function(wrap_pyfunction!(split_tokens, module)?)?;
+    module.add_function(wrap_pyfunction!(check_time_zone, module)?)?;
+    module.add_function(wrap_pyfunction!(check_store, module)?)?;
+    module.add("CoreError", module.py().get_type::<error::CoreError>())?;
+    module.add("version", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,21 @@
+//! Compiles the proto files with a compiler in Rust, so that no `protoc` has to be installed.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
+    println!("cargo::rerun-if-changed={}", root.display());
+    let files = ["ledger", "account", "errors"].map(|name| format!("bursar/v1/{name}.proto"));
+    let descriptors = protox::compile(files, [&root])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), prost_bytes(&descriptors))?;
+    tonic_prost_build::configure()
+        .build_client(false)
+        .btree_map(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn prost_bytes(message: &impl protox::prost_reflect::prost::Message) -> Vec<u8> {
+    message.encode_to_vec()
+}

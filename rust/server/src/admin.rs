@@ -1,0 +1,97 @@
+//! The calls of `AccountService`.
+
+use std::sync::atomic::Ordering;
+
+use crate::convert;
+use crate::engine::{Answer, Engine};
+use crate::error::ApiError;
+use crate::v1;
+
+type Reply<T> = Result<Answer<T>, ApiError>;
+
+/// The page that a caller gets who names none, and the largest.
+const PAGE: (usize, usize) = (100, 1000);
+
+impl Engine {
+    pub(crate) fn set_budget(
+        &self,
+        request: &v1::SetBudgetRequest,
+    ) -> Reply<v1::SetBudgetResponse> {
+        self.check_open()?;
+        let budget = request.budget.as_ref();
+        let budget = budget.ok_or_else(|| ApiError::field("budget", "is missing"))?;
+        let spec = convert::budget_spec(budget)?;
+        if spec.unit.is_capacity() {
+            self.capacity_is_budgeted.store(true, Ordering::Relaxed);
+        }
+        let (balance, ticket) = self.ledger.set_budget(&budget.account, spec, self.now())?;
+        let balance = Some(convert::balance(&balance));
+        Ok(Answer::new(v1::SetBudgetResponse { balance }, ticket))
+    }
+
+    pub(crate) fn get_account(
+        &self,
+        request: &v1::GetAccountRequest,
+    ) -> Reply<v1::GetAccountResponse> {
+        let view = self.ledger.account(&request.account, self.now())?;
+        let budget = |spec| convert::budget(&view.path, spec);
+        let body = v1::GetAccountResponse {
+            budgets: view.budgets.iter().map(budget).collect(),
+            account: Some(convert::account(&view)),
+        };
+        Ok(Answer::new(body, 0))
+    }
+
+    pub(crate) fn list_accounts(
+        &self,
+        request: &v1::ListAccountsRequest,
+    ) -> Reply<v1::ListAccountsResponse> {
+        let size = page_size(request.page_size, PAGE)?;
+        let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
+        // One more than the page tells whether there is another.
+        let mut views = self.ledger.accounts(&request.account, after, size + 1, self.now());
+        let more = views.len() > size;
+        views.truncate(size);
+        let last = views.last().filter(|_| more);
+        let body = v1::ListAccountsResponse {
+            next_page_token: last.map(|view| view.path.to_string()).unwrap_or_default(),
+            accounts: views.iter().map(convert::account).collect(),
+        };
+        Ok(Answer::new(body, 0))
+    }
+
+    pub(crate) fn freeze(&self, request: &v1::FreezeRequest) -> Reply<v1::FreezeResponse> {
+        if request.reason.len() > convert::MAX_TEXT {
+            let message = format!("longer than {} bytes", convert::MAX_TEXT);
+            return Err(ApiError::field("reason", message));
+        }
+        let (account, ticket) = self.set_frozen(&request.account, true, &request.reason)?;
+        Ok(Answer::new(v1::FreezeResponse { account: Some(account) }, ticket))
+    }
+
+    pub(crate) fn unfreeze(&self, request: &v1::UnfreezeRequest) -> Reply<v1::UnfreezeResponse> {
+        let (account, ticket) = self.set_frozen(&request.account, false, "")?;
+        Ok(Answer::new(v1::UnfreezeResponse { account: Some(account) }, ticket))
+    }
+
+    fn set_frozen(
+        &self,
+        path: &str,
+        frozen: bool,
+        reason: &str,
+    ) -> Result<(v1::Account, u64), ApiError> {
+        self.check_open()?;
+        let now = self.now();
+        let ticket = self.ledger.set_frozen(path, frozen, reason, now)?;
+        Ok((convert::account(&self.ledger.account(path, now)?), ticket))
+    }
+}
+
+/// The page size asked for, within its bounds.
+pub(crate) fn page_size(asked: i32, (default, max): (usize, usize)) -> Result<usize, ApiError> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(default),
+        Ok(size) if size <= max => Ok(size),
+        _ => Err(ApiError::field("page_size", format!("has to be from 0 to {max}"))),
+    }
+}

@@ -1,0 +1,48 @@
+//! The services without a socket: a method's name and bytes in, bytes out.
+
+use prost::Message;
+
+use crate::engine::{Answer, Engine};
+use crate::error::ApiError;
+use crate::v1;
+
+impl Engine {
+    /// Answers `Service/Method` once the answer is durable. Streams are not offered here.
+    pub fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, ApiError> {
+        match method {
+            "LedgerService/Reserve" => {
+                self.answer(request, |r: &v1::ReserveRequest| self.reserve(r, None))
+            }
+            "LedgerService/Debit" => self.answer(request, |r| self.debit(r)),
+            "LedgerService/Extend" => self.answer(request, |r| self.extend(r)),
+            "LedgerService/Commit" => self.answer(request, |r| self.commit(r)),
+            "LedgerService/Release" => self.answer(request, |r| self.release(r)),
+            "LedgerService/Record" => self.answer(request, |r| self.record(r)),
+            "LedgerService/Check" => self.answer(request, |r| self.check(r)),
+            "LedgerService/GetReservation" => self.answer(request, |r| self.get_reservation(r)),
+            "LedgerService/CountTokens" => self.answer(request, |r| self.count_tokens(r)),
+            "AccountService/SetBudget" => self.answer(request, |r| self.set_budget(r)),
+            "AccountService/GetAccount" => self.answer(request, |r| self.get_account(r)),
+            "AccountService/ListAccounts" => self.answer(request, |r| self.list_accounts(r)),
+            "AccountService/Freeze" => self.answer(request, |r| self.freeze(r)),
+            "AccountService/Unfreeze" => self.answer(request, |r| self.unfreeze(r)),
+            "AccountService/ListEntries" => self.answer(request, |r| self.list_entries(r)),
+            _ => Err(ApiError::field("method", format!("there is no {method:?} here"))),
+        }
+    }
+
+    fn answer<Q: Message + Default, A: Message>(
+        &self,
+        request: &[u8],
+        call: impl FnOnce(&Q) -> Result<Answer<A>, ApiError>,
+    ) -> Result<Vec<u8>, ApiError> {
+        let request = Q::decode(request)
+            .map_err(|error| ApiError::field("request", format!("not a message: {error}")))?;
+        let answer = call(&request)?;
+        if let Err(error) = self.durable.wait_blocking(answer.ticket) {
+            self.undo(answer.hold);
+            return Err(error);
+        }
+        Ok(answer.body.encode_to_vec())
+    }
+}

@@ -1,0 +1,259 @@
+//! The ledger, its rate card and its store as one thing that answers protobuf messages.
+//!
+//! An answer comes with a ticket: what has to be durable before it may leave. The callers are `grpc`
+//! (which awaits the ticket) and the embedded mode (which blocks on it).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bursar_ledger::rates::RateCard;
+use bursar_ledger::{HighIds, Ledger, Now, Replay, ReservationId};
+use bursar_store::{Store, StoreConfig};
+use parking_lot::{Condvar, Mutex};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError, Durability, Reservations, StoreSection};
+use crate::durable::{Durable, StoreJournal};
+use crate::error::ApiError;
+use crate::owner;
+
+/// How often time's own work is done: expiry, and the floor of what was used.
+const TICK: Duration = Duration::from_millis(50);
+/// How many ticks pass between looks at idle accounts and dead owners.
+const SLOW_TICKS: u32 = 20;
+/// The most un-imported log before writers are slowed down.
+const MAX_BACKLOG_BYTES: u64 = 1 << 30;
+/// When a log segment is full.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Why an engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] bursar_store::StoreError),
+    /// The accounts that the configuration names.
+    #[error("the configured accounts cannot be opened: {0}")]
+    Accounts(#[from] bursar_ledger::LedgerError),
+    /// A thread or socket.
+    #[error("{0}: {1}")]
+    Io(String, std::io::Error),
+}
+
+/// An answer, and what has to be durable before it may leave.
+#[derive(Debug)]
+pub(crate) struct Answer<T> {
+    pub(crate) body: T,
+    pub(crate) ticket: u64,
+    /// A hold to undo when it cannot be made durable.
+    pub(crate) hold: Option<ReservationId>,
+}
+
+impl<T> Answer<T> {
+    pub(crate) fn new(body: T, ticket: u64) -> Answer<T> {
+        Answer { body, ticket, hold: None }
+    }
+}
+
+/// The ledger, its rate card and its store.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) ledger: Ledger<StoreJournal>,
+    pub(crate) rates: RateCard,
+    pub(crate) allow_unpriced: bool,
+    pub(crate) times: Reservations,
+    pub(crate) store: Option<Arc<Store>>,
+    pub(crate) store_id: u32,
+    pub(crate) durable: Durable,
+    /// Ended reservations that were fetched back from the store, by sequence.
+    pub(crate) recalled: Mutex<HashMap<u64, ReservationId>>,
+    /// Whether any budget counts a capacity, so that it matters who holds one.
+    pub(crate) capacity_is_budgeted: AtomicBool,
+    clock: Clock,
+    recovery: String,
+    closing: AtomicBool,
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    ticker: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Opens the store, recovers, and starts the ticker.
+    pub fn open(config: Config) -> Result<Arc<Engine>, OpenError> {
+        let clock = Clock::new();
+        let now = clock.now();
+        let settings = config.settings()?;
+        let patterns = settings.patterns.clone();
+        let rates = config.rate_card()?;
+        let durability = config.store.durability;
+        let (ledger, store, recovery) =
+            match store_config(&config.store, config.reservations.key_retention_ms) {
+                Some(store_config) => recover(settings, store_config, now)?,
+                None => {
+                    let ledger = Ledger::new(settings, StoreJournal(None));
+                    (ledger, None, "no store: everything is forgotten at the end".to_owned())
+                }
+            };
+        ledger.configure(now)?;
+        let mut accounts = ledger.accounts("", None, usize::MAX, now).into_iter();
+        let configured = patterns.iter().flat_map(|p| &p.budgets).any(|b| b.unit.is_capacity());
+        let capacity_is_budgeted =
+            configured || accounts.any(|a| a.budgets.iter().any(|b| b.unit.is_capacity()));
+        let store_id = store.as_ref().map_or(0, |store| store.store_id());
+        let engine = Arc::new(Engine {
+            ledger,
+            rates,
+            allow_unpriced: config.allow_unpriced,
+            times: config.reservations,
+            durable: Durable::new(store.clone(), durability),
+            store,
+            store_id,
+            recalled: Mutex::default(),
+            capacity_is_budgeted: AtomicBool::new(capacity_is_budgeted),
+            clock,
+            recovery,
+            closing: AtomicBool::new(false),
+            stop: Arc::default(),
+            ticker: Mutex::new(None),
+        });
+        engine.start_ticker()?;
+        Ok(engine)
+    }
+
+    /// What recovery found, in a line.
+    pub fn recovery(&self) -> &str {
+        &self.recovery
+    }
+
+    /// Stops the ticker and leaves a clean store. Holds are kept: they are in the store.
+    pub fn close(&self) -> Result<(), ApiError> {
+        if self.closing.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        *self.stop.0.lock() = true;
+        self.stop.1.notify_all();
+        if let Some(ticker) = self.ticker.lock().take() {
+            let _ended = ticker.join();
+        }
+        self.ledger.log_used(self.now());
+        match &self.store {
+            Some(store) => store.close().map_err(ApiError::from),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// Refuses work that could not be kept.
+    pub(crate) fn check_open(&self) -> Result<(), ApiError> {
+        if self.closing.load(Ordering::Acquire) {
+            let message = "the daemon is shutting down: connect again";
+            return Err(ApiError::new(crate::v1::ErrorReason::ShuttingDown, message));
+        }
+        self.durable.check()
+    }
+
+    /// A hash that tells payloads apart; never 0.
+    pub(crate) fn hash(&self, bytes: &[u8]) -> u128 {
+        xxh3_128_with_seed(bytes, u64::from(self.store_id)).max(1)
+    }
+
+    /// Undoes a hold that could not be made durable.
+    pub(crate) fn undo(&self, hold: Option<ReservationId>) {
+        if let Some(id) = hold {
+            let _released = self.ledger.end(id, bursar_ledger::Ending::Release, self.now());
+        }
+    }
+
+    fn start_ticker(self: &Arc<Engine>) -> Result<(), OpenError> {
+        let engine = Arc::downgrade(self);
+        let stop = Arc::clone(&self.stop);
+        let run = move || {
+            let mut count: u32 = 0;
+            loop {
+                let mut stopped = stop.0.lock();
+                if !*stopped {
+                    stop.1.wait_for(&mut stopped, TICK);
+                }
+                let Some(engine) = engine.upgrade().filter(|_| !*stopped) else { return };
+                drop(stopped);
+                count = count.wrapping_add(1);
+                engine.tick(count);
+            }
+        };
+        let thread = std::thread::Builder::new().name("bursar-ticker".into()).spawn(run);
+        let thread = thread.map_err(|error| OpenError::Io("the ticker thread".into(), error))?;
+        *self.ticker.lock() = Some(thread);
+        Ok(())
+    }
+
+    fn tick(&self, count: u32) {
+        if self.durable.check().is_err() {
+            return;
+        }
+        let now = self.now();
+        self.ledger.tick(now);
+        if count % 2 == 0 {
+            self.ledger.log_used(now);
+        }
+        if count % SLOW_TICKS == 0 {
+            self.ledger.retire_idle(now);
+            for (id, labels) in self.ledger.kept() {
+                let owner = labels.iter().find(|(name, _)| name == owner::LABEL);
+                if !owner.is_some_and(|(_, owner)| owner::is_alive(owner)) {
+                    let _gone = self.ledger.owner_gone(id, now);
+                }
+            }
+        }
+        // A failure is kept by the store, and every call asks for it.
+        let _written = self.store.as_ref().map(|store| store.write());
+    }
+}
+
+fn store_config(section: &StoreSection, key_retention_ms: i64) -> Option<StoreConfig> {
+    Some(StoreConfig {
+        path: section.path.clone()?,
+        durability: match section.durability {
+            Durability::Process => bursar_store::Durability::Process,
+            Durability::Power => bursar_store::Durability::Power,
+            Durability::Memory => bursar_store::Durability::Memory,
+        },
+        entry_retention_ms: section.entry_retention_s.saturating_mul(1000),
+        key_retention_ms,
+        sync_interval_ms: section.sync_interval_ms,
+        segment_bytes: SEGMENT_BYTES,
+        max_backlog_bytes: MAX_BACKLOG_BYTES,
+    })
+}
+
+type Recovered = (Ledger<StoreJournal>, Option<Arc<Store>>, String);
+
+fn recover(
+    settings: bursar_ledger::Settings,
+    config: StoreConfig,
+    now: Now,
+) -> Result<Recovered, OpenError> {
+    let mut replay = Replay::new(settings, StoreJournal(None), now);
+    let (store, recovery) = Store::open(config, now.wall_ms, &mut |record| {
+        replay.apply(record).map_err(|error| error.to_string())
+    })?;
+    let store = Arc::new(store);
+    let high = HighIds {
+        sequence: recovery.max_sequence,
+        window: recovery.max_window,
+        chain: recovery.max_chain,
+        budget: recovery.max_budget,
+        account: recovery.max_account,
+    };
+    let line = recovery.to_string();
+    let mut ledger = replay.finish(high);
+    ledger.set_journal(StoreJournal(Some(Arc::clone(&store))));
+    Ok((ledger, Some(store), line))
+}

@@ -1,0 +1,139 @@
+//! The one table of errors: from the ledger's and the store's to gRPC code and `ErrorInfo`.
+
+use std::collections::HashMap;
+
+use bursar_ledger::{LedgerError, State};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::v1::ErrorReason;
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "bursar";
+
+/// Why a call failed, as the caller hears it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The machine-readable reason.
+    pub reason: ErrorReason,
+    /// For a person to read.
+    pub message: String,
+    /// What varies in the message.
+    pub metadata: Vec<(&'static str, String)>,
+}
+
+impl ApiError {
+    pub(crate) fn new(reason: ErrorReason, message: impl Into<String>) -> ApiError {
+        ApiError { reason, message: message.into(), metadata: Vec::new() }
+    }
+
+    /// A field out of its bounds.
+    pub(crate) fn field(name: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError::new(ErrorReason::InvalidField, format!("{name}: {}", message.into()))
+            .with("field", name)
+    }
+
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> ApiError {
+        self.metadata.push((name, value.into()));
+        self
+    }
+
+    /// The reason as it travels: without the enum's prefix.
+    pub fn reason_name(&self) -> &'static str {
+        let name = self.reason.as_str_name();
+        name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+    }
+
+    /// The gRPC code.
+    pub fn code(&self) -> Code {
+        match self.reason {
+            ErrorReason::Unspecified => Code::Unknown,
+            ErrorReason::InvalidAccount
+            | ErrorReason::InvalidAmount
+            | ErrorReason::UnknownUnit
+            | ErrorReason::InvalidKey
+            | ErrorReason::InvalidField => Code::InvalidArgument,
+            ErrorReason::AccountNotFound | ErrorReason::ReservationNotFound => Code::NotFound,
+            ErrorReason::ReservationEnded
+            | ErrorReason::ReservationExpired
+            | ErrorReason::UnpricedModel
+            | ErrorReason::UnknownTokenizer => Code::FailedPrecondition,
+            ErrorReason::IdempotencyMismatch => Code::AlreadyExists,
+            ErrorReason::AmountOverflow => Code::OutOfRange,
+            ErrorReason::AccountLimitReached
+            | ErrorReason::ReservationLimitReached
+            | ErrorReason::SliceLimitReached => Code::ResourceExhausted,
+            ErrorReason::StoreUnavailable | ErrorReason::ShuttingDown => Code::Unavailable,
+        }
+    }
+
+    /// The code's name as gRPC writes it.
+    pub fn code_name(&self) -> &'static str {
+        match self.code() {
+            Code::InvalidArgument => "INVALID_ARGUMENT",
+            Code::NotFound => "NOT_FOUND",
+            Code::FailedPrecondition => "FAILED_PRECONDITION",
+            Code::AlreadyExists => "ALREADY_EXISTS",
+            Code::OutOfRange => "OUT_OF_RANGE",
+            Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Code::Unavailable => "UNAVAILABLE",
+            _ => "UNKNOWN",
+        }
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> ApiError {
+        let message = error.to_string();
+        let new = |reason| ApiError::new(reason, message.clone());
+        match error {
+            LedgerError::InvalidAccount { path } => {
+                new(ErrorReason::InvalidAccount).with("account", path)
+            }
+            LedgerError::AccountNotFound { path } => {
+                new(ErrorReason::AccountNotFound).with("account", path)
+            }
+            LedgerError::ReservationNotFound => new(ErrorReason::ReservationNotFound),
+            LedgerError::ReservationEnded(State::Expired) => new(ErrorReason::ReservationExpired),
+            LedgerError::ReservationEnded(_) => new(ErrorReason::ReservationEnded),
+            LedgerError::IdempotencyMismatch(_) => new(ErrorReason::IdempotencyMismatch),
+            LedgerError::Overflow => new(ErrorReason::AmountOverflow),
+            LedgerError::InvalidAmount { unit, .. } => {
+                new(ErrorReason::InvalidAmount).with("unit", unit.name())
+            }
+            LedgerError::AccountLimit { max, .. } => {
+                new(ErrorReason::AccountLimitReached).with("max", max.to_string())
+            }
+            LedgerError::ReservationLimit { max } => {
+                new(ErrorReason::ReservationLimitReached).with("max", max.to_string())
+            }
+            LedgerError::SliceLimit { max } => {
+                new(ErrorReason::SliceLimitReached).with("max", max.to_string())
+            }
+            LedgerError::ParentElsewhere { .. } => {
+                new(ErrorReason::InvalidField).with("field", "parent_reservation")
+            }
+            LedgerError::Period(_) => new(ErrorReason::InvalidField).with("field", "period"),
+            LedgerError::Rate(error) => match error {
+                bursar_ledger::rates::RateError::Overflow => new(ErrorReason::AmountOverflow),
+                _ => new(ErrorReason::InvalidField).with("field", "usage"),
+            },
+        }
+    }
+}
+
+impl From<bursar_store::StoreError> for ApiError {
+    fn from(error: bursar_store::StoreError) -> ApiError {
+        ApiError::new(ErrorReason::StoreUnavailable, format!("the store failed: {error}"))
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Status {
+        let metadata: HashMap<String, String> =
+            error.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let details = ErrorDetails::with_error_info(error.reason_name(), DOMAIN, metadata);
+        Status::with_error_details(error.code(), error.message, details)
+    }
+}

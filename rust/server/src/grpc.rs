@@ -1,0 +1,194 @@
+//! The services on the wire: each call is one on the engine, then its durability, then the answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::engine::{Answer, Engine};
+use crate::error::ApiError;
+use crate::serve::Peer;
+use crate::v1::account_service_server::AccountService;
+use crate::v1::ledger_service_server::LedgerService;
+use crate::{convert, v1};
+
+/// Both services.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    pub(crate) engine: Arc<Engine>,
+    /// Ends the streams when the daemon drains.
+    pub(crate) draining: tokio::sync::watch::Receiver<bool>,
+}
+
+type Reply<T> = Result<Answer<T>, ApiError>;
+type Answered<T> = Result<Response<T>, Status>;
+
+impl Api {
+    /// Runs a call on the ledger and lets its answer leave once it is durable.
+    async fn answer<T>(&self, call: impl FnOnce(&Engine) -> Reply<T>) -> Answered<T> {
+        let _in_flight = self.engine.durable.enter();
+        let answer = call(&self.engine)?;
+        if let Err(error) = self.engine.durable.wait(answer.ticket).await {
+            self.engine.undo(answer.hold);
+            return Err(error.into());
+        }
+        Ok(Response::new(answer.body))
+    }
+
+    /// Runs a call that may read the disk or take long, away from the data plane.
+    async fn aside<T, F>(&self, call: F) -> Answered<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let engine = Arc::clone(&self.engine);
+        let run = move || {
+            let answer = call(&engine)?;
+            engine.durable.wait_blocking(answer.ticket)?;
+            Ok::<_, ApiError>(answer.body)
+        };
+        let ran = tokio::task::spawn_blocking(run).await;
+        let ran = ran.map_err(|_| Status::internal("the call was cut off by the shutdown"))?;
+        Ok(Response::new(ran?))
+    }
+}
+
+#[tonic::async_trait]
+impl LedgerService for Api {
+    async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Answered<v1::ReserveResponse> {
+        let owner = request.extensions().get::<Peer>().and_then(|peer| peer.owner.clone());
+        let request = request.get_ref();
+        self.answer(|engine| engine.reserve(request, owner.as_deref())).await
+    }
+
+    async fn debit(&self, request: Request<v1::DebitRequest>) -> Answered<v1::DebitResponse> {
+        self.answer(|engine| engine.debit(request.get_ref())).await
+    }
+
+    async fn extend(&self, request: Request<v1::ExtendRequest>) -> Answered<v1::ExtendResponse> {
+        self.answer(|engine| engine.extend(request.get_ref())).await
+    }
+
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Answered<v1::CommitResponse> {
+        if self.engine.remembers(&request.get_ref().reservation) {
+            return self.answer(|engine| engine.commit(request.get_ref())).await;
+        }
+        self.aside(move |engine| engine.commit(request.get_ref())).await
+    }
+
+    async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
+        if self.engine.remembers(&request.get_ref().reservation) {
+            return self.answer(|engine| engine.release(request.get_ref())).await;
+        }
+        self.aside(move |engine| engine.release(request.get_ref())).await
+    }
+
+    async fn record(&self, request: Request<v1::RecordRequest>) -> Answered<v1::RecordResponse> {
+        self.answer(|engine| engine.record(request.get_ref())).await
+    }
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Answered<v1::CheckResponse> {
+        self.answer(|engine| engine.check(request.get_ref())).await
+    }
+
+    async fn get_reservation(
+        &self,
+        request: Request<v1::GetReservationRequest>,
+    ) -> Answered<v1::GetReservationResponse> {
+        if self.engine.remembers(&request.get_ref().reservation) {
+            return self.answer(|engine| engine.get_reservation(request.get_ref())).await;
+        }
+        self.aside(move |engine| engine.get_reservation(request.get_ref())).await
+    }
+
+    async fn count_tokens(
+        &self,
+        request: Request<v1::CountTokensRequest>,
+    ) -> Answered<v1::CountTokensResponse> {
+        self.aside(move |engine| engine.count_tokens(request.get_ref())).await
+    }
+}
+
+#[tonic::async_trait]
+impl AccountService for Api {
+    async fn set_budget(
+        &self,
+        request: Request<v1::SetBudgetRequest>,
+    ) -> Answered<v1::SetBudgetResponse> {
+        self.answer(|engine| engine.set_budget(request.get_ref())).await
+    }
+
+    async fn get_account(
+        &self,
+        request: Request<v1::GetAccountRequest>,
+    ) -> Answered<v1::GetAccountResponse> {
+        self.aside(move |engine| engine.get_account(request.get_ref())).await
+    }
+
+    async fn list_accounts(
+        &self,
+        request: Request<v1::ListAccountsRequest>,
+    ) -> Answered<v1::ListAccountsResponse> {
+        self.aside(move |engine| engine.list_accounts(request.get_ref())).await
+    }
+
+    async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
+        self.answer(|engine| engine.freeze(request.get_ref())).await
+    }
+
+    async fn unfreeze(
+        &self,
+        request: Request<v1::UnfreezeRequest>,
+    ) -> Answered<v1::UnfreezeResponse> {
+        self.answer(|engine| engine.unfreeze(request.get_ref())).await
+    }
+
+    async fn list_entries(
+        &self,
+        request: Request<v1::ListEntriesRequest>,
+    ) -> Answered<v1::ListEntriesResponse> {
+        self.aside(move |engine| engine.list_entries(request.get_ref())).await
+    }
+
+    type WatchAccountsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::WatchAccountsResponse, Status>> + Send>>;
+
+    async fn watch_accounts(
+        &self,
+        request: Request<v1::WatchAccountsRequest>,
+    ) -> Answered<Self::WatchAccountsStream> {
+        const LONGEST_MS: i64 = 60_000;
+        let request = request.into_inner();
+        let interval_ms = match &request.min_interval {
+            Some(interval) => convert::duration_ms("min_interval", interval, LONGEST_MS)?.max(50),
+            None => 250,
+        };
+        let interval = Duration::from_millis(interval_ms.unsigned_abs());
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let engine = Arc::clone(&self.engine);
+        let mut draining = self.draining.clone();
+        tokio::spawn(async move {
+            let mut watch = crate::history::Watch::new(request.account);
+            loop {
+                let look = Arc::clone(&engine);
+                let looked = tokio::task::spawn_blocking(move || (watch.look(&look), watch)).await;
+                let Ok((changes, same)) = looked else { return };
+                watch = same;
+                if let Some(changes) = changes
+                    && sender.send(Ok(changes)).await.is_err()
+                {
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    _ = draining.wait_for(|draining| *draining) => return,
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        Ok(Response::new(Box::pin(stream)))
+    }
+}

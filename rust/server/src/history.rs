@@ -1,0 +1,208 @@
+//! What the store remembers beyond memory: entries, ended reservations; and what watchers see.
+
+use std::collections::HashMap;
+
+use bursar_ledger::{ReservationId, Unit};
+use bursar_store::{Cursor, EntryFilter, EntryRow, Reader};
+
+use crate::admin::page_size;
+use crate::convert;
+use crate::engine::{Answer, Engine};
+use crate::error::ApiError;
+use crate::v1::{self, ErrorReason};
+
+/// The page that a caller gets who names none, and the largest.
+const PAGE: (usize, usize) = (100, 10_000);
+
+impl Engine {
+    /// Whether a call about this reservation can be answered from memory.
+    pub(crate) fn remembers(&self, name: &str) -> bool {
+        match convert::parse_reservation_id(self.store_id, name) {
+            Ok(id) => self.ledger.reservation(id, self.now()).is_ok(),
+            // A malformed name is answered at once as well.
+            Err(_) => true,
+        }
+    }
+
+    /// The reservation of that name in memory; one that has ended long ago is fetched back from the
+    /// store, so that a late Commit finds it (R7, R15).
+    pub(crate) fn recall(&self, name: &str) -> Result<ReservationId, ApiError> {
+        let id = convert::parse_reservation_id(self.store_id, name)?;
+        let now = self.now();
+        let in_memory = |id| self.ledger.reservation(id, now).is_ok();
+        if in_memory(id) {
+            return Ok(id);
+        }
+        let mut recalled = self.recalled.lock();
+        recalled.retain(|_, id| in_memory(*id));
+        if let Some(id) = recalled.get(&id.sequence) {
+            return Ok(*id);
+        }
+        let missing = || {
+            let message = format!("no reservation {name:?}: it is older than the retention");
+            ApiError::new(ErrorReason::ReservationNotFound, message).with("reservation", name)
+        };
+        let stored = match self.reader()? {
+            Some(reader) => reader.reservation(id.sequence)?,
+            None => None,
+        };
+        let stored = stored.ok_or_else(missing)?;
+        let found = self.ledger.recall(&stored.account, &stored.reserved, &stored.settled, now)?;
+        recalled.insert(id.sequence, found);
+        Ok(found)
+    }
+
+    /// An ended reservation that is no longer in memory.
+    pub(crate) fn stored_reservation(
+        &self,
+        id: ReservationId,
+    ) -> Result<Option<v1::Reservation>, ApiError> {
+        let Some(reader) = self.reader()? else { return Ok(None) };
+        let stored = reader.reservation(id.sequence)?;
+        Ok(stored.map(|stored| v1::Reservation {
+            id: convert::reservation_id(self.store_id, id),
+            state: convert::state(stored.settled.state),
+            account: stored.account,
+            spent: convert::list(&stored.settled.spent),
+            used: convert::list(&stored.settled.spent),
+            max_output_tokens: stored.reserved.max_output_tokens,
+            model: stored.settled.model.unwrap_or_default(),
+            ..v1::Reservation::default()
+        }))
+    }
+
+    /// A reader that sees everything that was answered before.
+    fn reader(&self) -> Result<Option<Reader>, ApiError> {
+        let Some(store) = &self.store else { return Ok(None) };
+        store.write()?;
+        store.import_through(store.written())?;
+        Ok(Some(store.reader()?))
+    }
+
+    pub(crate) fn list_entries(
+        &self,
+        request: &v1::ListEntriesRequest,
+    ) -> Result<Answer<v1::ListEntriesResponse>, ApiError> {
+        let size = page_size(request.page_size, PAGE)?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(parse_cursor(token)?),
+        };
+        let filter = self.filter(request)?;
+        let Some(reader) = self.reader()? else {
+            return Ok(Answer::new(v1::ListEntriesResponse::default(), 0));
+        };
+        // One more than the page tells whether there is another.
+        let mut rows = reader.entries(&filter, after, size + 1)?;
+        let more = rows.len() > size;
+        rows.truncate(size);
+        let last = rows.last().filter(|_| more);
+        let body = v1::ListEntriesResponse {
+            next_page_token: last
+                .map(|row| format!("{:x}-{:x}", row.cursor.sequence, row.cursor.row))
+                .unwrap_or_default(),
+            entries: rows.iter().map(|row| self.entry(row)).collect(),
+        };
+        Ok(Answer::new(body, 0))
+    }
+
+    fn filter(&self, request: &v1::ListEntriesRequest) -> Result<EntryFilter, ApiError> {
+        let ms = |time: &prost_types::Timestamp| {
+            time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos) / 1_000_000)
+        };
+        let unit = match request.unit.as_str() {
+            "" => None,
+            name => Some(convert::unit(name)?),
+        };
+        let reservation = match request.reservation.as_str() {
+            "" => None,
+            name => Some(convert::parse_reservation_id(self.store_id, name)?.sequence),
+        };
+        let kind = |kind: v1::entry::Kind| kind_name(kind).map(str::to_owned);
+        Ok(EntryFilter {
+            account: Some(request.account.clone()).filter(|account| !account.is_empty()),
+            reservation,
+            unit: unit.map(|unit: Unit| unit.name().to_owned()),
+            kinds: request.kinds().filter_map(kind).collect(),
+            start_ms: request.start_time.as_ref().map(ms),
+            end_ms: request.end_time.as_ref().map(ms),
+        })
+    }
+
+    fn entry(&self, row: &EntryRow) -> v1::Entry {
+        let kinds = KINDS.iter().find(|(_, name)| *name == row.kind);
+        v1::Entry {
+            sequence: i64::try_from(row.cursor.sequence).unwrap_or(i64::MAX),
+            time: Some(convert::timestamp(row.time_ms)),
+            account: row.account.clone(),
+            reservation: row
+                .reservation
+                .map(|id| convert::reservation_id(self.store_id, id))
+                .unwrap_or_default(),
+            unit: row.unit.clone().unwrap_or_default(),
+            kind: kinds.map_or(0, |(kind, _)| (*kind).into()),
+            amount: row.amount,
+            admit_time: row.admit_ms.map(convert::timestamp),
+            model: row.model.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// The kinds of entries and their names in the store.
+const KINDS: [(v1::entry::Kind, &str); 9] = [
+    (v1::entry::Kind::Hold, "hold"),
+    (v1::entry::Kind::Return, "return"),
+    (v1::entry::Kind::Spend, "spend"),
+    (v1::entry::Kind::Overdraft, "overdraft"),
+    (v1::entry::Kind::Limit, "limit"),
+    (v1::entry::Kind::Freeze, "freeze"),
+    (v1::entry::Kind::Unfreeze, "unfreeze"),
+    (v1::entry::Kind::Crossing, "crossing"),
+    (v1::entry::Kind::Carve, "carve"),
+];
+
+fn kind_name(kind: v1::entry::Kind) -> Option<&'static str> {
+    KINDS.iter().find(|(known, _)| *known == kind).map(|(_, name)| *name)
+}
+
+fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
+    let parse = || {
+        let (sequence, row) = token.split_once('-')?;
+        let sequence = u64::from_str_radix(sequence, 16).ok()?;
+        Some(Cursor { sequence, row: u32::from_str_radix(row, 16).ok()? })
+    };
+    parse().ok_or_else(|| ApiError::field("page_token", "is not one out of an answer"))
+}
+
+/// What one watcher has seen.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    account: String,
+    seen: Option<HashMap<String, v1::Account>>,
+}
+
+impl Watch {
+    pub(crate) fn new(account: String) -> Watch {
+        Watch { account, seen: None }
+    }
+
+    /// The accounts that changed since the last look; everything at the first.
+    pub(crate) fn look(&mut self, engine: &Engine) -> Option<v1::WatchAccountsResponse> {
+        let views = engine.ledger.accounts(&self.account, None, usize::MAX, engine.now());
+        let first = self.seen.is_none();
+        let mut before = self.seen.take().unwrap_or_default();
+        let mut seen = HashMap::with_capacity(views.len());
+        let mut accounts = Vec::new();
+        for view in &views {
+            let account = convert::account(view);
+            if before.remove(&account.path).as_ref() != Some(&account) {
+                accounts.push(account.clone());
+            }
+            seen.insert(account.path.clone(), account);
+        }
+        self.seen = Some(seen);
+        let retired: Vec<String> = before.into_keys().collect();
+        let changed = first || !accounts.is_empty() || !retired.is_empty();
+        changed.then_some(v1::WatchAccountsResponse { accounts, retired })
+    }
+}

@@ -1,0 +1,37 @@
+//! The daemon's inside: the ledger with its store behind gRPC.
+//!
+//! `engine` joins ledger, rates and store and speaks protobuf messages; `grpc` puts it on the wire;
+//! `serve` owns sockets, threads and the drain. Nothing here knows Python.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod calls;
+mod clock;
+pub mod config;
+mod convert;
+mod durable;
+mod embedded;
+mod engine;
+pub mod error;
+mod grpc;
+mod history;
+mod owner;
+mod serve;
+pub mod tokens;
+
+pub use engine::{Engine, OpenError};
+pub use error::ApiError;
+pub use serve::{Running, serve};
+
+/// The wire types, generated from `proto/bursar/v1`.
+#[allow(
+    clippy::pedantic,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated code; the proto files are its documentation"
+)]
+pub mod v1 {
+    tonic::include_proto!("bursar.v1");
+    /// The compiled proto files, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,358 @@
+//! Sockets, threads and the drain.
+//!
+//! The data plane is thread-per-core: each runtime thread accepts connections from the shared
+//! listeners and keeps them; the threads share nothing but the engine.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use crate::config::{Config, ConfigError, Listen};
+use crate::engine::{Engine, OpenError};
+use crate::grpc::Api;
+use crate::owner;
+use crate::v1::account_service_server::AccountServiceServer;
+use crate::v1::ledger_service_server::LedgerServiceServer;
+
+/// A silent connection is asked for a sign of life this often, and closed without one.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// Threads for calls that read the disk or count tokens.
+const ASIDE_THREADS: usize = 4;
+
+/// A daemon that runs.
+#[derive(Debug)]
+pub struct Running {
+    engine: Arc<Engine>,
+    addresses: Vec<String>,
+    unix: Option<PathBuf>,
+    drain: watch::Sender<bool>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    drain_timeout: Duration,
+}
+
+/// What a connection tells of its other end.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// The process, where the socket tells it (see `owner`).
+    pub(crate) owner: Option<Arc<str>>,
+}
+
+/// Opens the engine and serves it until [`Running::shutdown`].
+pub fn serve(config: Config) -> Result<Running, OpenError> {
+    let listen = config.listen.clone();
+    let listen = listen.ok_or_else(|| ConfigError::new("listen: is missing"))?;
+    let listeners = Listeners::bind(&listen)?;
+    let engine = Engine::open(config)?;
+    let (drain, draining) = watch::channel(false);
+    let connections = Arc::new(Semaphore::new(listen.max_connections));
+    let mut threads = Vec::new();
+    for number in 0..listen.runtime_threads.max(1) {
+        let own = listeners.share().map_err(|error| OpenError::Io("a listener".into(), error))?;
+        let api = Api { engine: Arc::clone(&engine), draining: draining.clone() };
+        let (listen, connections) = (listen.clone(), Arc::clone(&connections));
+        let name = format!("bursar-{number}");
+        let run = move || run_thread(own, api, &listen, &connections);
+        let thread = std::thread::Builder::new().name(name).spawn(run);
+        threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
+    }
+    Ok(Running {
+        engine,
+        addresses: listeners.addresses(),
+        unix: listen.unix.clone(),
+        drain,
+        threads: Mutex::new(threads),
+        drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
+    })
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// What it serves.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Takes no new calls, finishes those under way (within the configured time), writes everything
+    /// and closes the store. Holds are kept.
+    pub fn shutdown(&self) -> Result<(), crate::ApiError> {
+        self.drain.send_replace(true);
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let ended = Arc::new((Mutex::new(false), parking_lot::Condvar::new()));
+        let signal = Arc::clone(&ended);
+        let wait = move || {
+            for thread in threads {
+                let _ended = thread.join();
+            }
+            *signal.0.lock() = true;
+            signal.1.notify_all();
+        };
+        if std::thread::Builder::new().name("bursar-drain".into()).spawn(wait).is_ok() {
+            let mut done = ended.0.lock();
+            if !*done {
+                ended.1.wait_for(&mut done, self.drain_timeout);
+            }
+        }
+        if let Some(path) = &self.unix {
+            let _removed = std::fs::remove_file(path);
+        }
+        self.engine.close()
+    }
+}
+
+/// The listeners before they belong to a runtime.
+struct Listeners {
+    unix: Option<(std::os::unix::net::UnixListener, PathBuf)>,
+    tcp: Option<std::net::TcpListener>,
+}
+
+impl Listeners {
+    fn bind(listen: &Listen) -> Result<Listeners, OpenError> {
+        if listen.unix.is_none() && listen.tcp.is_none() {
+            return Err(ConfigError::new("listen: neither a Unix socket nor TCP").into());
+        }
+        if let Some(address) = listen.tcp.filter(|address| !address.ip().is_loopback()) {
+            let message = format!("listen.tcp: {address} is not a loopback address");
+            return Err(ConfigError::new(message).into());
+        }
+        let unix = match &listen.unix {
+            Some(path) => {
+                let bound = bind_unix(path, listen.unix_mode);
+                let what = || format!("cannot listen on {}", path.display());
+                Some((bound.map_err(|error| OpenError::Io(what(), error))?, path.clone()))
+            }
+            None => None,
+        };
+        let tcp = match listen.tcp {
+            Some(address) => {
+                let bound = std::net::TcpListener::bind(address);
+                let what = || format!("cannot listen on {address}");
+                let bound = bound.map_err(|error| OpenError::Io(what(), error))?;
+                bound.set_nonblocking(true).map_err(|error| OpenError::Io(what(), error))?;
+                Some(bound)
+            }
+            None => None,
+        };
+        Ok(Listeners { unix, tcp })
+    }
+
+    fn share(&self) -> io::Result<Listeners> {
+        let unix = match &self.unix {
+            Some((listener, path)) => Some((listener.try_clone()?, path.clone())),
+            None => None,
+        };
+        let tcp = self.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
+        Ok(Listeners { unix, tcp })
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let unix = self.unix.iter().map(|(_, path)| format!("unix:{}", path.display()));
+        let tcp = self.tcp.iter().filter_map(|listener| listener.local_addr().ok());
+        unix.chain(tcp.map(|address| address.to_string())).collect()
+    }
+}
+
+/// Binds under another name, sets the mode, and only then takes the name: nobody ever connects with
+/// the wrong mode. A socket that nobody listens on any more is replaced.
+fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let message = "another daemon listens on it";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            use std::os::unix::fs::FileTypeExt;
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                let message = "a file is in the way that is not a socket";
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(name);
+    let _stale = std::fs::remove_file(&temporary);
+    let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
+    listener.set_nonblocking(true)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
+    std::fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+/// One data-plane thread, from its start to the end of the drain.
+fn run_thread(own: Listeners, api: Api, listen: &Listen, connections: &Arc<Semaphore>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(ASIDE_THREADS)
+        .build()
+        .expect("a runtime needs an epoll descriptor, which the listeners had as well");
+    runtime.block_on(async {
+        let (sender, incoming) = mpsc::channel(16);
+        let draining = api.draining.clone();
+        if let Some(listener) = own.unix.and_then(|(unix, _)| UnixListener::from_std(unix).ok()) {
+            let accept = accept_unix(listener, sender.clone(), Arc::clone(connections));
+            tokio::spawn(until(draining.clone(), accept));
+        }
+        if let Some(listener) = own.tcp.and_then(|tcp| TcpListener::from_std(tcp).ok()) {
+            let accept = accept_tcp(listener, sender.clone(), Arc::clone(connections));
+            tokio::spawn(until(draining.clone(), accept));
+        }
+        drop(sender);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<LedgerServiceServer<Api>>().await;
+        reporter.set_serving::<AccountServiceServer<Api>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
+            .build_v1()
+            .expect("the descriptors are compiled in");
+        let limit = listen.max_message_bytes;
+        let mut stop = draining.clone();
+        let served = tonic::transport::Server::builder()
+            .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
+            .http2_keepalive_interval(Some(KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
+            .add_service(AccountServiceServer::new(api).max_decoding_message_size(limit))
+            .add_service(health)
+            .add_service(reflection)
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+                let _drain = stop.wait_for(|draining| *draining).await;
+            });
+        let _ended = served.await;
+    });
+}
+
+/// Runs until the drain begins.
+async fn until(mut draining: watch::Receiver<bool>, accept: impl Future<Output = ()>) {
+    tokio::select! {
+        () = accept => {}
+        _ = draining.wait_for(|draining| *draining) => {}
+    }
+}
+
+type Accepted = mpsc::Sender<io::Result<Connection>>;
+
+async fn accept_unix(listener: UnixListener, accepted: Accepted, connections: Arc<Semaphore>) {
+    while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            pause().await;
+            continue;
+        };
+        let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
+        let owner = pid.and_then(owner::identify).map(Arc::from);
+        let socket = Socket::Unix(stream);
+        if accepted.send(Ok(Connection { socket, owner, _permit: permit })).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept_tcp(listener: TcpListener, accepted: Accepted, connections: Arc<Semaphore>) {
+    while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            pause().await;
+            continue;
+        };
+        let _slower_without = stream.set_nodelay(true);
+        let socket = Socket::Tcp(stream);
+        if accepted.send(Ok(Connection { socket, owner: None, _permit: permit })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Out of descriptors, most likely: the next try has to wait until some are closed.
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+enum Socket {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+/// A connection that counts against the maximum while it lives.
+struct Connection {
+    socket: Socket,
+    owner: Option<Arc<str>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer { owner: self.owner.clone() }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Socket::Unix(stream) => Pin::new(stream).poll_write(context, buffer),
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, buffer),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+"""What all Python tests share: the project's folders, and clients of real ledgers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bursar
+
+CONFIG = """
+[[accounts]]
+path = "**"
+
+[rates]
+models = [
+    { name = "tiny", input_nanos_per_million = 1_000_000, output_nanos_per_million = 2_000_000 },
+]
+"""
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the source tree."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def core() -> None:
+    """Skips where the Rust extension is not built; `maturin develop` builds it."""
+    pytest.importorskip("bursar._core", reason="the Rust extension is not built")
+
+
+@pytest.fixture(params=["embedded", "sidecar"])
+def client(request: pytest.FixtureRequest, tmp_path: Path, core: None) -> Iterator[bursar.Client]:
+    """A client of an empty ledger that accepts any account: the same tests for both transports."""
+    if request.param == "embedded":
+        config = tmp_path / "bursar.toml"
+        config.write_text(CONFIG, encoding="utf-8")
+        with bursar.open(tmp_path / "ledger", config=config) as embedded:
+            yield embedded
+        return
+    from bursar.testing import Sidecar
+
+    with Sidecar(CONFIG) as sidecar, sidecar.client() as remote:
+        yield remote

@@ -1,0 +1,95 @@
+"""The process around the server: it waits for a signal, drains, and says what happened."""
+
+import os
+import signal
+import sys
+import threading
+import types
+
+import pytest
+
+import bursar
+from bursar.daemon.config import Config
+from bursar.daemon.serve import run
+
+
+class FakeServer:
+    """Does as the extension's server does, without serving."""
+
+    addresses = ("unix:/run/x", "127.0.0.1:1")
+    recovery = "recovered 3 reservations"
+    stopped = False
+    shut_down = 0
+
+    def __init__(self, config_json: str) -> None:
+        if self.error is not None:
+            raise self.error
+
+    error: Exception | None = None
+
+    def wait(self, timeout_s: float | None) -> bool:
+        return self.stopped
+
+    def shutdown(self) -> None:
+        type(self).shut_down += 1
+
+
+class FakeCoreError(Exception):
+    code, reason, message, metadata = "UNAVAILABLE", "STORE_UNAVAILABLE", "damaged", {"a": "b"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
+    fresh = type("Fresh", (FakeServer,), {})
+    core = types.ModuleType("bursar._core")
+    vars(core).update(Server=fresh, CoreError=FakeCoreError)
+    monkeypatch.setitem(sys.modules, "bursar._core", core)
+    monkeypatch.setattr(bursar, "_core", core, raising=False)
+    return fresh
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_everything_is_told(
+    server: type[FakeServer], number: signal.Signals
+) -> None:
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("listening"):
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+    before = signal.getsignal(number)
+    run(Config(), say=say)
+    assert lines[:3] == [
+        "recovered 3 reservations",
+        "listening on unix:/run/x, 127.0.0.1:1",
+        f"{number.name}: draining for at most 10 s",
+    ]
+    assert lines[3].startswith("drained after 0.")
+    assert server.shut_down == 1
+    assert signal.getsignal(number) is before
+
+
+def test_a_server_that_stops_by_itself_is_an_error(
+    server: type[FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bursar.daemon.serve._CHECK_S", 0.01)
+    server.stopped = True
+    with pytest.raises(bursar.BursarError, match="stopped by itself"):
+        run(Config(), say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (FakeCoreError(), bursar.StoreUnavailable, "damaged"),
+        (OSError(98, "Address already in use"), bursar.BursarError, "cannot listen: .* in use"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    server: type[FakeServer], error: Exception, expected: type[Exception], message: str
+) -> None:
+    server.error = error
+    with pytest.raises(expected, match=message):
+        run(Config(), say=lambda _: None)
