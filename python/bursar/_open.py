@@ -50,8 +50,8 @@ def open(  # noqa: A001 -- always called as bursar.open
     Without a configuration every account is accepted, and budgets are those that `set_budget` made.
 
     Args:
-        path: The store's folder, made where it is missing. None: what the configuration says, or
-            memory only where there is none.
+        path: The store's SQLite file; its log lies beside it. Made where it is missing. None: what
+            the configuration says, or memory only where there is none.
         config: A configuration, or the path of its TOML file. Its listeners are ignored.
 
     Raises:

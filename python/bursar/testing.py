@@ -50,7 +50,7 @@ class Sidecar:
         self.folder = Path(tempfile.mkdtemp(prefix="bursar-")) if folder is None else folder
         self.config_path = self.folder / "bursar.toml"
         self.socket_path = self.folder / "bursar.sock"
-        self.store_path = self.folder / "ledger"
+        self.store_path = self.folder / "ledger.db"
         self._log_path = self.folder / "sidecar.log"
         self._process: subprocess.Popen[bytes] | None = None
         chosen = {"accounts": [{"path": "**"}]} if config is None else config
@@ -74,16 +74,19 @@ class Sidecar:
             raise SidecarUnavailable("the sidecar is not running")
         return self._process.pid
 
+    def command(self) -> list[str]:
+        """What it is started with."""
+        command = [sys.executable, "-m", "bursar", "serve", "--config", str(self.config_path)]
+        return [*command, "--socket", str(self.socket_path), "--store", str(self.store_path)]
+
     def start(self) -> None:
         """Starts it and waits until it listens.
 
         Raises:
             SidecarUnavailable: It ended, or did not listen in time; the message holds its log.
         """
-        command = [sys.executable, "-m", "bursar", "serve", "--config", str(self.config_path)]
-        command += ["--socket", str(self.socket_path), "--store", str(self.store_path)]
         with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 -- ourselves
+            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log)  # noqa: S603 -- ourselves
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:

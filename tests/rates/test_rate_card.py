@@ -61,7 +61,7 @@ def cost_nanos(model: dict[str, Any], usage: tuple[int, int, int, int]) -> int:
         + output * output_price
         + model.get("call_nanos", 0) * 1_000_000
     )
-    return -(-millionths // 1_000_000)
+    return int(-(-millionths // 1_000_000))
 
 
 def their_nanos(name: str, usage: tuple[int, int, int, int], at: datetime) -> int:

@@ -130,9 +130,9 @@ class StoreSection(Section):
     """`[store]`: where the ledger is kept and what a power cut may take."""
 
     path: str | None = Field(
-        default="/var/lib/bursar/ledger",
-        description="the folder of the log and of SQLite; empty for memory only",
-        json_schema_extra=right('write a path, such as "/var/lib/bursar/ledger"'),
+        default="/var/lib/bursar/ledger.db",
+        description="the SQLite file, its log beside it; empty for memory only",
+        json_schema_extra=right('write a path, such as "/var/lib/bursar/ledger.db"'),
     )
     durability: Literal["process", "power", "memory"] = Field(
         default="process",

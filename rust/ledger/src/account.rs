@@ -76,7 +76,8 @@ impl Account {
 
     /// The nearest frozen account on the way up.
     pub(crate) fn frozen_by(self: &Arc<Account>) -> Option<&Arc<Account>> {
-        self.lineage().find(|account| account.frozen.load(Ordering::Acquire))
+        self.lineage()
+            .find(|account| account.frozen.load(Ordering::Acquire))
     }
 }
 
@@ -100,33 +101,47 @@ pub(crate) fn covers(units: u8, unit: Unit) -> bool {
     units & (1 << unit.index()) != 0
 }
 
+/// The windows with the amount that each has to take; windows of units that are not asked for are
+/// left out.
+pub(crate) fn takings<'a>(
+    windows: &'a [Arc<Window>],
+    amounts: &'a Amounts,
+) -> impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone {
+    let taking = |window: &'a Arc<Window>| (window, amounts.get(window.budget.unit));
+    windows
+        .iter()
+        .map(taking)
+        .filter(|(_, amount)| *amount != 0)
+}
+
+/// What is left at most, per unit; `i64::MAX` where nothing limits.
+pub(crate) fn available(windows: &[Arc<Window>]) -> Amounts {
+    let mut left: Amounts = Unit::ALL.into_iter().map(|unit| (unit, i64::MAX)).collect();
+    for window in windows {
+        let unit = window.budget.unit;
+        left.set(unit, left.get(unit).min(window.remaining()));
+    }
+    left
+}
+
 impl Chain {
-    /// Its own windows with the amount that each has to take; windows of units that are not asked for
-    /// are left out.
+    /// Its own windows with the amount that each has to take.
     pub(crate) fn takings<'a>(
         &'a self,
         amounts: &'a Amounts,
     ) -> impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone {
-        let amount = |window: &Window| amounts.get(window.budget.unit);
-        self.windows.iter().map(move |w| (w, amount(w))).filter(|(_, amount)| *amount != 0)
+        takings(&self.windows, amounts)
     }
 
     /// Every window that a spending of `unit` counts in, those of the base included.
     pub(crate) fn each(&self, unit: Unit, f: &mut dyn FnMut(&Arc<Window>)) {
-        self.windows.iter().filter(|w| w.budget.unit == unit).for_each(&mut *f);
+        self.windows
+            .iter()
+            .filter(|w| w.budget.unit == unit)
+            .for_each(&mut *f);
         if let Some((base, _)) = self.base.as_ref().filter(|(_, units)| covers(*units, unit)) {
             base.each(unit, f);
         }
-    }
-
-    /// What is left at most, per unit; `i64::MAX` where nothing limits.
-    pub(crate) fn available(&self) -> Amounts {
-        let mut left: Amounts = Unit::ALL.into_iter().map(|unit| (unit, i64::MAX)).collect();
-        for window in &self.windows {
-            let unit = window.budget.unit;
-            left.set(unit, left.get(unit).min(window.remaining()));
-        }
-        left
     }
 
     /// Whether a window counts the unit.

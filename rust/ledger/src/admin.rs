@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use crate::account::Account;
 use crate::budget::{Budget, BudgetTerms};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId};
 use crate::ledger::{Balance, BudgetSpec, Ledger, Now, View, body, view};
 use crate::path;
-use crate::period::{Period, PeriodKind};
+use crate::period::Period;
 use crate::rates::Rate;
-use crate::tree::budget_fact;
+use crate::tree::{NextIds, Opening, budget_fact, check_budget};
 use crate::unit::Unit;
 use crate::verdict::Verdict;
 
@@ -51,34 +53,44 @@ impl<J: Journal> Ledger<J> {
         spec: BudgetSpec,
         now: Now,
     ) -> Result<(Balance, u64), LedgerError> {
-        let BudgetSpec { unit, period, terms } = spec;
-        if unit.is_capacity() && period.kind != PeriodKind::Total {
-            let why = "a capacity has no period: write \"total\"";
-            return Err(LedgerError::InvalidAmount { unit, why });
-        }
-        crate::period::Calendar::new(&period)?;
+        let BudgetSpec {
+            unit,
+            period,
+            terms,
+        } = spec;
+        check_budget(unit, &period, terms.limit)?;
         let now_ms = self.time(now.wall_ms);
-        let account = match self.tree.find(path) {
-            Some(account) => account,
-            None => self.open_account(path, now_ms, true)?,
-        };
-        let mut next = self.tree.building.lock();
-        let budget = find_budget(&account, unit, &period);
-        let (budget, ticket) = match budget {
-            Some(budget) => {
-                let ticket = self.change_terms(&budget, terms, now_ms)?;
-                (budget, ticket)
-            }
-            None => {
-                let budget =
-                    self.add_budget(&mut next, &account, unit, period, terms, now_ms)?;
-                self.tree.version.fetch_add(1, Ordering::AcqRel);
-                (budget, u64::MAX)
-            }
+        let (account, mut next) = self.account_to_change(path, Opening::ByOperator, now_ms)?;
+        let (budget, ticket) = if let Some(budget) = find_budget(&account, unit, &period) {
+            let ticket = self.change_terms(&budget, terms, now_ms)?;
+            (budget, ticket)
+        } else {
+            let budget = self.add_budget(&mut next, &account, unit, period, terms, now_ms)?;
+            self.tree.version.fetch_add(1, Ordering::AcqRel);
+            (budget, u64::MAX)
         };
         let window = self.window(&budget, now_ms);
         let standing = window.standing();
         Ok((Balance { window, standing }, ticket))
+    }
+
+    /// The account, created if need be, and the lock under which it does not retire.
+    fn account_to_change(
+        &self,
+        path: &str,
+        opening: Opening,
+        now_ms: i64,
+    ) -> Result<(Arc<Account>, MutexGuard<'_, NextIds>), LedgerError> {
+        loop {
+            let account = match self.tree.find(path) {
+                Some(account) => account,
+                None => self.open_account(path, now_ms, opening)?,
+            };
+            let next = self.tree.building.lock();
+            if !account.retired.load(Ordering::SeqCst) {
+                return Ok((account, next));
+            }
+        }
     }
 
     fn change_terms(
@@ -87,6 +99,10 @@ impl<J: Journal> Ledger<J> {
         terms: BudgetTerms,
         now_ms: i64,
     ) -> Result<u64, LedgerError> {
+        // The limit of a window that has ended no longer matters to anybody.
+        if budget.current().is_some() {
+            self.window(budget, now_ms);
+        }
         let mut ticket = 0;
         let changed = budget.set_terms(terms, |info, terms| {
             ticket = self.log(now_ms, || vec![budget_fact(info, terms)]);
@@ -107,13 +123,17 @@ impl<J: Journal> Ledger<J> {
         now: Now,
     ) -> Result<u64, LedgerError> {
         let now_ms = self.time(now.wall_ms);
-        let account = self.existing(path, now_ms)?;
+        let (account, _next) = self.account_to_change(path, Opening::ByUse, now_ms)?;
         let mut kept_reason = account.freeze_reason.lock();
         if account.frozen.load(Ordering::Acquire) == frozen {
             return Ok(u64::MAX);
         }
         let ticket = self.log(now_ms, || {
-            vec![Fact::Frozen { account: account.id, frozen, reason: reason.to_owned() }]
+            vec![Fact::Frozen {
+                account: account.id,
+                frozen,
+                reason: reason.to_owned(),
+            }]
         });
         reason.clone_into(&mut kept_reason);
         account.frozen.store(frozen, Ordering::Release);
@@ -125,7 +145,7 @@ impl<J: Journal> Ledger<J> {
     fn existing(&self, path: &str, now_ms: i64) -> Result<Arc<Account>, LedgerError> {
         match self.tree.find(path) {
             Some(account) => Ok(account),
-            None => self.open_account(path, now_ms, false),
+            None => self.open_account(path, now_ms, Opening::ByUse),
         }
     }
 
@@ -152,17 +172,22 @@ impl<J: Journal> Ledger<J> {
         let open = self.open_counts();
         let count = |account: &Account| open.get(&account.path).copied().unwrap_or(0);
         let page = found[start..].iter().take(limit);
-        page.map(|account| self.account_view(account, count(account), now_ms)).collect()
+        page.map(|account| self.account_view(account, count(account), now_ms))
+            .collect()
     }
 
     fn below(&self, path: &str) -> Vec<Arc<Account>> {
         let pinned = self.tree.accounts.pin();
-        let within = |account: &&Arc<Account>| path.is_empty() || path::is_within(&account.path, path);
+        let within =
+            |account: &&Arc<Account>| path.is_empty() || path::is_within(&account.path, path);
         pinned.values().filter(within).cloned().collect()
     }
 
     fn open_below(&self, path: &str) -> i64 {
-        self.below(path).iter().map(|account| account.open.load(Ordering::Relaxed)).sum()
+        self.below(path)
+            .iter()
+            .map(|account| account.open.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// Pending reservations on or below every account.
@@ -182,7 +207,10 @@ impl<J: Journal> Ledger<J> {
         let balance = |budget: &Arc<Budget>| {
             let window = self.window(budget, now_ms);
             window.roll(now_ms);
-            Balance { standing: window.standing(), window }
+            Balance {
+                standing: window.standing(),
+                window,
+            }
         };
         let spec = |budget: &Arc<Budget>| BudgetSpec {
             unit: budget.info.unit,
@@ -228,7 +256,7 @@ impl<J: Journal> Ledger<J> {
             .map(|p| p.pattern.as_str().to_owned())
             .collect();
         for path in literal.iter().filter(|path| self.tree.find(path).is_none()) {
-            self.open_account(path, now_ms, false)?;
+            self.open_account(path, now_ms, Opening::ByUse)?;
         }
         for account in self.below("") {
             for (unit, period, terms) in self.pattern_budgets(&account.path) {
@@ -253,5 +281,8 @@ impl<J: Journal> Ledger<J> {
 
 fn find_budget(account: &Account, unit: Unit, period: &Period) -> Option<Arc<Budget>> {
     let budgets = account.budgets.lock();
-    budgets.iter().find(|b| b.info.unit == unit && b.info.period == *period).cloned()
+    budgets
+        .iter()
+        .find(|b| b.info.unit == unit && b.info.period == *period)
+        .cloned()
 }

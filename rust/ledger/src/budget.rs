@@ -54,8 +54,15 @@ struct State {
 
 impl Budget {
     pub(crate) fn new(info: BudgetInfo, calendar: Calendar, terms: BudgetTerms) -> Budget {
-        let state = Mutex::new(State { terms, current: None });
-        Budget { info: Arc::new(info), calendar, state }
+        let state = Mutex::new(State {
+            terms,
+            current: None,
+        });
+        Budget {
+            info: Arc::new(info),
+            calendar,
+            state,
+        }
     }
 
     pub(crate) fn terms(&self) -> BudgetTerms {
@@ -75,19 +82,36 @@ impl Budget {
         }
         let (start, end) = self.calendar.bounds(now_ms);
         // Windows never overlap, even where a time zone changes its offset within one.
-        let start = state.current.as_ref().map_or(start, |ended| start.max(ended.end_ms));
+        let start = state
+            .current
+            .as_ref()
+            .map_or(start, |ended| start.max(ended.end_ms));
         let id = open(&self.info, (start, end));
         self.install(&mut state, id, (start, end))
     }
 
     /// Puts a window back as it was (recovery).
     pub(crate) fn restore_window(&self, id: WindowId, bounds: (i64, i64)) -> Arc<Window> {
-        self.install(&mut self.state.lock(), id, bounds)
+        let mut state = self.state.lock();
+        let newer = state.current.take().filter(|newest| newest.id > id);
+        let window = self.install(&mut state, id, bounds);
+        if newer.is_some() {
+            state.current = newer;
+        }
+        window
     }
 
     fn install(&self, state: &mut State, id: WindowId, bounds: (i64, i64)) -> Arc<Window> {
-        let BudgetTerms { limit, thresholds, .. } = state.terms.clone();
-        let window = Arc::new(Window::new(id, Arc::clone(&self.info), bounds, limit, thresholds));
+        let BudgetTerms {
+            limit, thresholds, ..
+        } = state.terms.clone();
+        let window = Arc::new(Window::new(
+            id,
+            Arc::clone(&self.info),
+            bounds,
+            limit,
+            thresholds,
+        ));
         state.current = Some(Arc::clone(&window));
         window
     }
@@ -105,12 +129,23 @@ impl Budget {
         log: impl FnOnce(&BudgetInfo, &BudgetTerms),
     ) -> Result<(Option<Arc<Window>>, Vec<u16>), Overflow> {
         let mut state = self.state.lock();
-        let crossed = match &state.current {
-            Some(window) => window.set_limit(terms.limit, Arc::clone(&terms.thresholds))?,
-            None => Vec::new(),
+        let log = || log(&self.info, &terms);
+        let crossed = if let Some(window) = &state.current {
+            window.set_limit(terms.limit, Arc::clone(&terms.thresholds), log)?
+        } else {
+            log();
+            Vec::new()
         };
-        log(&self.info, &terms);
         state.terms = terms;
         Ok((state.current.clone(), crossed))
+    }
+
+    /// Changes limit and thresholds as the store's facts say (recovery).
+    pub(crate) fn replay_terms(&self, terms: BudgetTerms) {
+        let mut state = self.state.lock();
+        if let Some(window) = &state.current {
+            window.replay_limit(terms.limit, Arc::clone(&terms.thresholds));
+        }
+        state.terms = terms;
     }
 }

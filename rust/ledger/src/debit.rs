@@ -5,12 +5,13 @@ use std::sync::Arc;
 use crate::account::Chain;
 use crate::error::LedgerError;
 use crate::fact::{Journal, ReservationId, State};
-use crate::ledger::{Ledger, Now, Scope, View, body, frozen, view};
-use crate::reserve::{Wish, check_slices};
+use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
 use crate::reservation::Reservation;
+use crate::nested::check_slices;
 use crate::unit::Amounts;
 use crate::verdict::{Refusal, RefusalReason, Verdict};
-use crate::window::Window;
+use crate::window::{Shortage, Window};
+use crate::wish::Wish;
 
 /// The answer to a debit.
 #[derive(Debug, Clone)]
@@ -53,8 +54,12 @@ impl<J: Journal> Ledger<J> {
         used: &Amounts,
         now: Now,
     ) -> Result<Debited, LedgerError> {
+        used.check_not_negative()?;
         if let Some((unit, _)) = used.iter().find(|(unit, _)| unit.is_capacity()) {
-            return Err(LedgerError::InvalidAmount { unit, why: "a capacity is held, not spent" });
+            return Err(LedgerError::InvalidAmount {
+                unit,
+                why: "a capacity is held, not spent",
+            });
         }
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
@@ -82,7 +87,11 @@ impl<J: Journal> Ledger<J> {
             (None, None) => overspent(chain),
         };
         Ok(Debited {
-            verdict: if refusal.is_some() { Verdict::Stop } else { chain.verdict() },
+            verdict: if refusal.is_some() {
+                Verdict::Stop
+            } else {
+                chain.verdict()
+            },
             remaining: reservation.unused(),
             held: reservation.held(),
             refusal,
@@ -100,6 +109,8 @@ impl<J: Journal> Ledger<J> {
         ttl_ms: Option<i64>,
         now: Now,
     ) -> Result<Extended, LedgerError> {
+        most.check_not_negative()?;
+        least.check_not_negative()?;
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = pending(body(&mut locked, id)?)?;
@@ -110,7 +121,11 @@ impl<J: Journal> Ledger<J> {
         let mut refusal = None;
         let mut added = Amounts::ZERO;
         if !most.is_zero() {
-            if !reservation.slices.iter().any(|slice| slice.chain.id == chain.id) {
+            if !reservation
+                .slices
+                .iter()
+                .any(|slice| slice.chain.id == chain.id)
+            {
                 check_slices(reservation.slices.len())?;
             }
             match self.top_up(&chain, most, least, now_ms)? {
@@ -119,7 +134,8 @@ impl<J: Journal> Ledger<J> {
             }
         }
         // After this point the extension must succeed.
-        reservation.add_slice(&chain, added);
+        let fits = reservation.add_slice(&chain, added);
+        debug_assert!(fits, "a total that was asked for is an amount");
         reservation.granted = reservation.held();
         if let Some(ttl_ms) = ttl_ms {
             reservation.ttl_ms = ttl_ms;
@@ -128,7 +144,11 @@ impl<J: Journal> Ledger<J> {
         self.slots.set_deadline(id.slot, reservation.deadline_ms);
         let ticket = self.log_resliced(reservation, now_ms, added);
         Ok(Extended {
-            verdict: if refusal.is_some() { Verdict::Stop } else { chain.verdict() },
+            verdict: if refusal.is_some() {
+                Verdict::Stop
+            } else {
+                chain.verdict()
+            },
             view: view(reservation, now.mono_ms),
             refusal,
             scope: Scope(chain),
@@ -147,7 +167,9 @@ impl<J: Journal> Ledger<J> {
             return Ok(Err(frozen(by)));
         }
         let wish = Wish::Amounts { most, least };
-        Ok(self.hold(chain, &wish, false, now_ms)?.map(|(amounts, _)| amounts))
+        Ok(self
+            .hold(chain, &wish, false, now_ms)?
+            .map(|(amounts, _)| amounts))
     }
 }
 
@@ -161,7 +183,11 @@ pub(crate) fn pending(reservation: &mut Reservation) -> Result<&mut Reservation,
 
 /// The chain of the newest slice.
 pub(crate) fn newest(reservation: &Reservation) -> &Arc<Chain> {
-    &reservation.slices.last().expect("a pending reservation has a slice").chain
+    &reservation
+        .slices
+        .last()
+        .expect("a pending reservation has a slice")
+        .chain
 }
 
 /// Why to stop when a window has spent more than its limit allows (R10).
@@ -180,6 +206,6 @@ fn overspent(chain: &Chain) -> Option<Refusal> {
     found.map(|window| {
         let standing = window.standing();
         let shortfall = standing.spent.saturating_sub(standing.limit);
-        crate::ledger::exhausted(&crate::window::Shortage { window, shortfall })
+        exhausted(&Shortage { window, shortfall })
     })
 }

@@ -120,7 +120,7 @@ pub struct View {
     pub created_ms: i64,
     /// Time to live.
     pub ttl_ms: i64,
-    /// How long until it expires.
+    /// How long until it expires; 0 once it has ended.
     pub expires_in_ms: i64,
     /// The reservation it was carved from.
     pub parent: Option<ReservationId>,
@@ -161,11 +161,16 @@ impl<J: Journal> Ledger<J> {
         if wall_ms <= seen {
             return seen;
         }
-        self.time_ms.fetch_max(wall_ms, Ordering::AcqRel).max(wall_ms)
+        self.time_ms
+            .fetch_max(wall_ms, Ordering::AcqRel)
+            .max(wall_ms)
     }
 
     pub(crate) fn log(&self, time_ms: i64, facts: impl FnOnce() -> Vec<Fact>) -> u64 {
-        self.journal.append(|| Record { time_ms, facts: facts() })
+        self.journal.append(|| Record {
+            time_ms,
+            facts: facts(),
+        })
     }
 
     /// Tells the journal, once, of every threshold that is newly crossed in the windows (R17).
@@ -181,13 +186,18 @@ impl<J: Journal> Ledger<J> {
     }
 
     pub(crate) fn log_crossed(&self, time_ms: i64, window: &Window, crossed: &[u16]) -> u64 {
-        let fact = |permille: &u16| Fact::Crossed { window: window.id, permille: *permille };
+        let fact = |permille: &u16| Fact::Crossed {
+            window: window.id,
+            permille: *permille,
+        };
         self.log(time_ms, || crossed.iter().map(fact).collect())
     }
 
     /// The slot's lock, if it still holds this reservation.
     pub(crate) fn slot(&self, id: ReservationId) -> Result<&Slot, LedgerError> {
-        self.slots.get(id.slot).ok_or(LedgerError::ReservationNotFound)
+        self.slots
+            .get(id.slot)
+            .ok_or(LedgerError::ReservationNotFound)
     }
 }
 
@@ -214,7 +224,10 @@ pub(crate) fn view(reservation: &Reservation, mono_ms: i64) -> View {
         max_output_tokens: reservation.max_output_tokens,
         created_ms: reservation.created_ms,
         ttl_ms: reservation.ttl_ms,
-        expires_in_ms: (reservation.deadline_ms - mono_ms).max(0),
+        expires_in_ms: match reservation.state {
+            State::Pending => reservation.deadline_ms.saturating_sub(mono_ms).max(0),
+            _ => 0,
+        },
         parent: reservation.parent,
         model: reservation.model().map(str::to_owned),
     }
@@ -230,7 +243,10 @@ impl Scope {
                     best = Some(window);
                 }
             }
-            best.map(|window| Balance { window: Arc::clone(window), standing: window.standing() })
+            best.map(|window| Balance {
+                window: Arc::clone(window),
+                standing: window.standing(),
+            })
         };
         amounts.iter().filter_map(tightest).collect()
     }
@@ -242,7 +258,11 @@ impl Scope {
 
     /// The most severe verdict of the windows; STOP when the account or an ancestor is frozen.
     pub fn verdict(&self) -> Verdict {
-        if self.0.account.frozen_by().is_some() { Verdict::Stop } else { self.0.verdict() }
+        if self.0.account.frozen_by().is_some() {
+            Verdict::Stop
+        } else {
+            self.0.verdict()
+        }
     }
 }
 
@@ -268,7 +288,6 @@ pub(crate) fn frozen(by: &Account) -> Refusal {
         reset_ms: None,
     }
 }
-
 
 /// The largest ids in use, so that none is given out twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

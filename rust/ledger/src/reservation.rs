@@ -10,9 +10,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, covers};
-use crate::fact::{Reserved, ReservationId, Settled, SliceFact, State};
+use crate::fact::{ReservationId, Reserved, Settled, SliceFact, State};
 use crate::rates::Rate;
-use crate::settle::Spending;
+use crate::record::Spending;
 use crate::unit::{Amounts, Unit};
 use crate::window::Window;
 
@@ -28,6 +28,14 @@ pub(crate) struct Slice {
     pub(crate) held: Amounts,
     /// What is spent of it.
     pub(crate) used: Amounts,
+}
+
+impl Slice {
+    /// One of which nothing is spent yet.
+    pub(crate) fn new(chain: Arc<Chain>, held: Amounts) -> Slice {
+        let used = Amounts::ZERO;
+        Slice { chain, held, used }
+    }
 }
 
 /// One reservation.
@@ -72,7 +80,7 @@ impl Reservation {
     pub(crate) fn recorded(
         id: ReservationId,
         chain: &Chain,
-        spending: &Spending<'_>,
+        spending: Spending<'_>,
         created_ms: i64,
     ) -> Reservation {
         Reservation {
@@ -91,8 +99,12 @@ impl Reservation {
             payload: spending.payload,
             parent: None,
             rate: None,
-            labels: spending.labels.clone(),
-            end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
+            labels: spending.labels,
+            end: End {
+                payload: spending.payload,
+                spent: spending.amounts,
+                ..End::default()
+            },
         }
     }
 
@@ -105,7 +117,10 @@ impl Reservation {
         settled: &Settled,
         created_ms: i64,
     ) -> Reservation {
-        let granted = settled.spent.checked_add(&settled.returned).unwrap_or(settled.spent);
+        let granted = settled
+            .spent
+            .checked_add(&settled.returned)
+            .unwrap_or(settled.spent);
         let mut reservation = Reservation {
             id,
             state: settled.state,
@@ -131,22 +146,30 @@ impl Reservation {
 
     /// What is left of the hold.
     pub(crate) fn unused(&self) -> Amounts {
-        self.slices.iter().fold(Amounts::ZERO, |sum, slice| {
-            let left = slice.held.checked_sub(&slice.used).expect("used never passes held");
-            sum.checked_add(&left).expect("a hold is within i64")
+        self.sum(|slice| {
+            let left = slice.held.checked_sub(&slice.used);
+            left.expect("used never passes held")
         })
     }
 
     /// What is held in all, the spent part included.
     pub(crate) fn held(&self) -> Amounts {
+        self.sum(|slice| slice.held)
+    }
+
+    /// The sum over the slices.
+    pub(crate) fn sum(&self, of: impl Fn(&Slice) -> Amounts) -> Amounts {
         self.slices.iter().fold(Amounts::ZERO, |sum, slice| {
-            sum.checked_add(&slice.held).expect("a hold is within i64")
+            sum.checked_add(&of(slice)).expect("a hold is within i64")
         })
     }
 
     /// The model it was made for.
     pub(crate) fn model(&self) -> Option<&str> {
-        self.labels.iter().find(|(name, _)| name == "model").map(|(_, model)| model.as_str())
+        self.labels
+            .iter()
+            .find(|(name, _)| name == "model")
+            .map(|(_, model)| model.as_str())
     }
 
     /// Raises what is debited of `unit` to `to`, or to what is held; spends oldest first. Calls
@@ -179,7 +202,11 @@ impl Reservation {
 
     /// The slices as facts.
     pub(crate) fn slice_facts(&self) -> Vec<SliceFact> {
-        let fact = |s: &Slice| SliceFact { chain: s.chain.id, held: s.held, spent: Amounts::ZERO };
+        let fact = |s: &Slice| SliceFact {
+            chain: s.chain.id,
+            held: s.held,
+            spent: Amounts::ZERO,
+        };
         self.slices.iter().map(fact).collect()
     }
 
@@ -199,16 +226,19 @@ impl Reservation {
         }
     }
 
-    /// Adds to the hold: to a slice of the same chain if there is one.
-    pub(crate) fn add_slice(&mut self, chain: &Arc<Chain>, held: Amounts) {
-        if held.is_zero() {
-            return;
+    /// Adds to the hold: to a slice of the same chain if there is one. Returns whether the sum is an
+    /// `i64`; nothing is added otherwise.
+    pub(crate) fn add_slice(&mut self, chain: &Arc<Chain>, held: Amounts) -> bool {
+        if self.held().checked_add(&held).is_none() {
+            return false;
         }
-        if let Some(slice) = self.slices.iter_mut().find(|s| s.chain.id == chain.id) {
-            slice.held = slice.held.checked_add(&held).expect("a hold is within i64");
-        } else {
-            self.slices.push(Slice { chain: Arc::clone(chain), held, used: Amounts::ZERO });
+        let mut slices = self.slices.iter_mut();
+        if let Some(slice) = slices.find(|slice| slice.chain.id == chain.id) {
+            slice.held = slice.held.checked_add(&held).expect("part of the sum");
+        } else if !held.is_zero() {
+            self.slices.push(Slice::new(Arc::clone(chain), held));
         }
+        true
     }
 
     /// Takes `wanted` out of the unused hold, newest first, as pieces with their chains (R16).
@@ -216,10 +246,16 @@ impl Reservation {
         let mut pieces = Vec::new();
         let mut wanted = *wanted;
         for slice in self.slices.iter_mut().rev() {
-            let left = slice.held.checked_sub(&slice.used).expect("used never passes held");
+            let left = slice
+                .held
+                .checked_sub(&slice.used)
+                .expect("used never passes held");
             let piece = wanted.min(&left);
             if !piece.is_zero() {
-                slice.held = slice.held.checked_sub(&piece).expect("a piece is part of it");
+                slice.held = slice
+                    .held
+                    .checked_sub(&piece)
+                    .expect("a piece is part of it");
                 wanted = wanted.checked_sub(&piece).expect("a piece is part of it");
                 pieces.push((Arc::clone(&slice.chain), piece));
             }
@@ -228,7 +264,8 @@ impl Reservation {
     }
 }
 
-/// Turns held into spent in every window that the unit counts in.
+/// Turns held into spent in every window that the unit counts in (negative: back into held). Calls
+/// `crossed` with each window whose thresholds have to be looked at.
 pub(crate) fn spend(
     chain: &Chain,
     unit: Unit,

@@ -45,13 +45,34 @@ impl Rolling {
 
     /// Counts a spending. `roll` must have been called with the same time.
     pub(crate) fn add(&self, now_ms: i64, amount: i64) {
-        self.bucket(now_ms.div_euclid(self.bucket_ms)).fetch_add(amount, Ordering::AcqRel);
+        self.bucket(now_ms.div_euclid(self.bucket_ms))
+            .fetch_add(amount, Ordering::AcqRel);
+    }
+
+    /// Takes a spending back, as much of it as has not left yet, and returns how much that is. Which
+    /// bucket it was spent in is not known: the oldest ones lose it, so the rest leaves no earlier than
+    /// it should.
+    pub(crate) fn take_back(&self, amount: i64) -> i64 {
+        let left = self.left.load(Ordering::Acquire);
+        let mut rest = amount;
+        for index in left + 1..=left + BUCKETS + 1 {
+            let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
+            let taken = self
+                .bucket(index)
+                .fetch_update(ok, fail, |spent| Some(spent - rest.min(spent)));
+            let before = taken.expect("never declined");
+            rest -= rest.min(before);
+        }
+        amount - rest
     }
 
     /// Puts buckets back as they stood: (start in ms, spent). Before any `roll`.
     pub(crate) fn restore(&self, buckets: &[(i64, i64)]) {
-        let Some(oldest) = buckets.iter().map(|(start_ms, _)| *start_ms).min() else { return };
-        self.left.store(oldest.div_euclid(self.bucket_ms) - 1, Ordering::Release);
+        let Some(oldest) = buckets.iter().map(|(start_ms, _)| *start_ms).min() else {
+            return;
+        };
+        self.left
+            .store(oldest.div_euclid(self.bucket_ms) - 1, Ordering::Release);
         for (start_ms, amount) in buckets {
             self.add(*start_ms, *amount);
         }
@@ -67,7 +88,9 @@ impl Rolling {
         let left = self.left.load(Ordering::Acquire);
         // After a long pause every bucket has left; each slot needs emptying only once.
         let first = (left + 1).max(last - 65);
-        let sum = (first..=last).map(|i| self.bucket(i).swap(0, Ordering::AcqRel)).sum();
+        let sum = (first..=last)
+            .map(|i| self.bucket(i).swap(0, Ordering::AcqRel))
+            .sum();
         self.left.store(last.max(left), Ordering::Release);
         sum
     }

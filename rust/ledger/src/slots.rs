@@ -46,6 +46,8 @@ pub(crate) struct Slots {
     chunks: boxcar::Vec<Chunk>,
     free: SegQueue<u32>,
     taken: AtomicUsize,
+    /// Held while slots and chunks are added.
+    growing: Mutex<()>,
     max: usize,
 }
 
@@ -56,6 +58,7 @@ impl Slots {
             chunks: boxcar::Vec::new(),
             free: SegQueue::new(),
             taken: AtomicUsize::new(0),
+            growing: Mutex::new(()),
             max,
         }
     }
@@ -71,19 +74,26 @@ impl Slots {
 
     /// A free slot, or `None` at the maximum. It is the caller's until it is freed.
     pub(crate) fn take(&self) -> Option<u32> {
-        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.max {
-            self.taken.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
+        let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
+        let room = |taken| (taken < self.max).then_some(taken + 1);
+        self.taken.fetch_update(ok, fail, room).ok()?;
         Some(self.free.pop().unwrap_or_else(|| self.grow()))
     }
 
     fn grow(&self) -> u32 {
-        let slot = Slot { body: Mutex::new(None), deadline_ms: AtomicI64::new(NEVER) };
+        // A push that is under way elsewhere is counted before it can be read: one at a time.
+        let _growing = self.growing.lock();
+        let slot = Slot {
+            body: Mutex::new(None),
+            deadline_ms: AtomicI64::new(NEVER),
+        };
         let index = self.slots.push(slot);
         while self.chunks.count() <= index / CHUNK {
             let (earliest_ms, debited) = (AtomicI64::new(NEVER), AtomicBool::new(false));
-            self.chunks.push(Chunk { earliest_ms, debited });
+            self.chunks.push(Chunk {
+                earliest_ms,
+                debited,
+            });
         }
         u32::try_from(index).expect("the maximum of reservations fits u32")
     }
@@ -108,10 +118,16 @@ impl Slots {
             if slot.body.lock().is_some() {
                 taken += 1;
             } else {
-                self.free.push(u32::try_from(index).expect("the maximum fits u32"));
+                self.free
+                    .push(u32::try_from(index).expect("the maximum fits u32"));
             }
         }
         self.taken.store(taken, Ordering::Release);
+    }
+
+    /// A slot that was taken.
+    pub(crate) fn at(&self, index: u32) -> &Slot {
+        self.get(index).expect("a slot that was taken exists")
     }
 
     pub(crate) fn get(&self, index: u32) -> Option<&Slot> {
@@ -163,7 +179,8 @@ impl Slots {
     pub(crate) fn each_debited(&self, mut f: impl FnMut(u32, &Slot)) {
         for (number, chunk) in self.chunks.iter() {
             if chunk.debited.swap(false, Ordering::AcqRel) {
-                self.in_chunk(number).for_each(|(index, slot)| f(index, slot));
+                self.in_chunk(number)
+                    .for_each(|(index, slot)| f(index, slot));
             }
         }
     }
@@ -175,8 +192,7 @@ impl Slots {
 
     fn in_chunk(&self, number: usize) -> impl Iterator<Item = (u32, &Slot)> {
         let first = number * CHUNK;
-        (first..first + CHUNK).map_while(|index| {
-            Some((u32::try_from(index).ok()?, self.slots.get(index)?))
-        })
+        (first..first + CHUNK)
+            .map_while(|index| Some((u32::try_from(index).ok()?, self.slots.get(index)?)))
     }
 }

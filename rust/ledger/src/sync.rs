@@ -1,27 +1,27 @@
-//! The primitives that loom replaces when the crate is built with `--cfg loom`.
+//! The primitives that loom replaces when the crate is built with `--cfg bursar_loom`.
 
-#[cfg(loom)]
+#[cfg(bursar_loom)]
 pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
-#[cfg(not(loom))]
+#[cfg(not(bursar_loom))]
 pub(crate) use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 /// Lets the thread that we wait for run on.
 pub(crate) fn yield_now() {
-    #[cfg(loom)]
+    #[cfg(bursar_loom)]
     loom::thread::yield_now();
-    #[cfg(not(loom))]
+    #[cfg(not(bursar_loom))]
     std::thread::yield_now();
 }
 
 /// A mutex without poisoning: nothing that runs under these locks can panic half-way.
-#[cfg(not(loom))]
+#[cfg(not(bursar_loom))]
 pub(crate) use parking_lot::Mutex;
 
-#[cfg(loom)]
+#[cfg(bursar_loom)]
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
-#[cfg(loom)]
+#[cfg(bursar_loom)]
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Mutex<T> {
         Mutex(loom::sync::Mutex::new(value))

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::account::Account;
 use crate::fact::{Fact, Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now};
+use crate::settle::Settlement;
 use crate::slots::Slot;
 
 /// What a tick did.
@@ -42,8 +43,8 @@ impl<J: Journal> Ledger<J> {
             return None;
         }
         if reservation.state == State::Pending {
-            let used = reservation.used;
-            let settled = self.settle(reservation, State::Expired, used, true, 0, now_ms);
+            let settlement = Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
+            let settled = self.settle(reservation, &settlement, now_ms);
             let (_, to_parent) = settled.expect("what was used is within the hold");
             self.forget_later(reservation, now.mono_ms);
             let parent = reservation.parent;
@@ -80,7 +81,11 @@ impl<J: Journal> Ledger<J> {
                 used.push((reservation.id, reservation.used));
             }
         });
-        if used.is_empty() { 0 } else { self.log(self.time(now.wall_ms), || vec![Fact::Used(used)]) }
+        if used.is_empty() {
+            0
+        } else {
+            self.log(self.time(now.wall_ms), || vec![Fact::Used(used)])
+        }
     }
 
     /// Reservations that have expired and still hold capacity, until [`Ledger::owner_gone`] (R9), with
@@ -112,7 +117,11 @@ impl<J: Journal> Ledger<J> {
         };
         let accounts: Vec<Arc<Account>> = {
             let pinned = self.tree.accounts.pin();
-            pinned.values().filter(|account| idle(account)).cloned().collect()
+            pinned
+                .values()
+                .filter(|account| idle(account))
+                .cloned()
+                .collect()
         };
         accounts
             .into_iter()
@@ -133,7 +142,11 @@ impl<J: Journal> Ledger<J> {
             account.retired.store(false, Ordering::SeqCst);
             return false;
         }
-        self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
+        self.log(now_ms, || {
+            vec![Fact::AccountRetired {
+                account: account.id,
+            }]
+        });
         self.tree.accounts.pin().remove(&account.path);
         if let Some(parent) = &account.parent {
             parent.children.fetch_sub(1, Ordering::Relaxed);

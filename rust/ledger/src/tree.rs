@@ -8,17 +8,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::account::{Account, Chain, MAX_BUDGETS, covers};
+use crate::account::{Account, Chain, MAX_BUDGETS};
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::error::LedgerError;
 use crate::fact::{AccountId, BudgetId, Fact, Journal};
 use crate::ledger::Ledger;
 use crate::path;
-use crate::period::{Calendar, Period};
+use crate::period::{Calendar, Period, PeriodKind};
 use crate::unit::Unit;
 use crate::window::Window;
 
 type Accounts = papaya::HashMap<Arc<str>, Arc<Account>, foldhash::fast::RandomState>;
+
+/// Why an account comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// It is used for the first time: a pattern must allow it, and it may retire.
+    ByUse,
+    /// An operator names it: it stays.
+    ByOperator,
+    /// It has retired, and somebody still has to do with it: it may retire again.
+    Again,
+}
 
 /// All accounts by path.
 #[derive(Debug)]
@@ -40,7 +51,10 @@ impl Tree {
     pub(crate) fn new() -> Tree {
         Tree {
             accounts: Accounts::with_hasher(foldhash::fast::RandomState::default()),
-            building: Mutex::new(NextIds { account: 1, budget: 1 }),
+            building: Mutex::new(NextIds {
+                account: 1,
+                budget: 1,
+            }),
             version: AtomicU64::new(0),
         }
     }
@@ -65,7 +79,7 @@ impl<J: Journal> Ledger<J> {
         };
         let account = match found {
             Some(account) => account,
-            None => self.open_account(path, now_ms, false)?,
+            None => self.open_account(path, now_ms, Opening::ByUse)?,
         };
         Ok(self.rebuild_chain(&account, now_ms))
     }
@@ -73,7 +87,7 @@ impl<J: Journal> Ledger<J> {
     /// The current chain of an account that is at hand; of its successor when it has retired.
     pub(crate) fn chain_of(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
         if account.retired.load(Ordering::SeqCst)
-            && let Ok(successor) = self.open_account(&account.path, now_ms, true)
+            && let Ok(successor) = self.open_account(&account.path, now_ms, Opening::Again)
             && !Arc::ptr_eq(account, &successor)
         {
             return self.chain_of(&successor, now_ms);
@@ -91,7 +105,11 @@ impl<J: Journal> Ledger<J> {
 
     fn rebuild_chain(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
         let _building = self.tree.building.lock();
-        if let Some(chain) = account.chain.load_full().filter(|c| self.is_current(c, now_ms)) {
+        if let Some(chain) = account
+            .chain
+            .load_full()
+            .filter(|c| self.is_current(c, now_ms))
+        {
             return chain;
         }
         let tree_version = self.tree.version.load(Ordering::Acquire);
@@ -101,7 +119,24 @@ impl<J: Journal> Ledger<J> {
             windows.extend(budgets.iter().map(|budget| self.window(budget, now_ms)));
         }
         windows.sort_by_key(|window| window.budget.id);
-        let chain = self.new_chain(account, windows.into(), None, tree_version, now_ms);
+        // The same windows again (a budget was added elsewhere) are the same chain by name: top-ups go
+        // on in the slice that there is.
+        let present = account.chain.load_full();
+        let same = |chain: &&Arc<Chain>| {
+            let names = chain.windows.iter().map(|window| window.id);
+            names.eq(windows.iter().map(|window| window.id))
+        };
+        let chain = match present.as_ref().filter(same) {
+            Some(present) => Arc::new(Chain {
+                id: present.id,
+                account: Arc::clone(account),
+                windows: windows.into(),
+                base: None,
+                valid_until_ms: present.valid_until_ms,
+                tree_version,
+            }),
+            None => self.new_chain(account, windows.into(), None, tree_version, now_ms),
+        };
         account.chain.store(Some(Arc::clone(&chain)));
         chain
     }
@@ -111,13 +146,18 @@ impl<J: Journal> Ledger<J> {
         budget.window(now_ms, |info, (start_ms, end_ms)| {
             let window = self.next_window.fetch_add(1, Ordering::Relaxed);
             self.log(now_ms, || {
-                vec![Fact::WindowOpened { window, budget: info.id, start_ms, end_ms }]
+                vec![Fact::WindowOpened {
+                    window,
+                    budget: info.id,
+                    start_ms,
+                    end_ms,
+                }]
             });
             window
         })
     }
 
-    fn new_chain(
+    pub(crate) fn new_chain(
         &self,
         account: &Arc<Account>,
         windows: Box<[Arc<Window>]>,
@@ -136,43 +176,36 @@ impl<J: Journal> Ledger<J> {
         });
         let valid_until_ms = windows.iter().map(|w| w.end_ms).min().unwrap_or(i64::MAX);
         let account = Arc::clone(account);
-        Arc::new(Chain { id, account, windows, base, valid_until_ms, tree_version })
-    }
-
-    /// The chain of a nested reservation: on top of a piece of the parent's hold, the windows that the
-    /// parent does not cover (R16). The parent covers, for `units`, what lies at or above its account.
-    pub(crate) fn nested_chain(
-        &self,
-        own: &Arc<Chain>,
-        base: &Arc<Chain>,
-        units: u8,
-        parent: &Account,
-        now_ms: i64,
-    ) -> Arc<Chain> {
-        let uncovered = |window: &&Arc<Window>| {
-            let budget = &window.budget;
-            !(covers(units, budget.unit) && path::is_within(&parent.path, &budget.path))
-        };
-        let windows = own.windows.iter().filter(uncovered).cloned().collect();
-        let base = Some((Arc::clone(base), units));
-        self.new_chain(&own.account, windows, base, own.tree_version, now_ms)
+        Arc::new(Chain {
+            id,
+            account,
+            windows,
+            base,
+            valid_until_ms,
+            tree_version,
+        })
     }
 
     /// Creates an account and its missing ancestors, with the budgets that the patterns give them.
-    /// `by_operator`: even where no pattern matches.
     pub(crate) fn open_account(
         &self,
         path: &str,
         now_ms: i64,
-        by_operator: bool,
+        opening: Opening,
     ) -> Result<Arc<Account>, LedgerError> {
         if !path::is_valid(path) {
             let path = path.chars().take(80).collect();
             return Err(LedgerError::InvalidAccount { path });
         }
-        let allowed = self.settings.patterns.iter().any(|p| p.pattern.matches(path));
-        if !(allowed || by_operator) {
-            return Err(LedgerError::AccountNotFound { path: path.to_owned() });
+        let allowed = self
+            .settings
+            .patterns
+            .iter()
+            .any(|p| p.pattern.matches(path));
+        if opening == Opening::ByUse && !allowed {
+            return Err(LedgerError::AccountNotFound {
+                path: path.to_owned(),
+            });
         }
         let mut next = self.tree.building.lock();
         let missing: Vec<&str> = std::iter::successors(Some(path), |path| path::parent(path))
@@ -180,21 +213,36 @@ impl<J: Journal> Ledger<J> {
             .collect();
         self.check_bounds(&missing)?;
         for path in missing.iter().rev() {
-            self.create(&mut next, path, !by_operator, now_ms)?;
+            self.create(&mut next, path, opening, now_ms)?;
         }
-        Ok(self.tree.find(path).expect("created above, and only retired under this lock"))
+        Ok(self
+            .tree
+            .find(path)
+            .expect("created above, and only retired under this lock"))
     }
 
     fn check_bounds(&self, missing: &[&str]) -> Result<(), LedgerError> {
         let max = self.settings.max_accounts;
         if self.tree.accounts.len() + missing.len() > max {
-            return Err(LedgerError::AccountLimit { what: "the number of accounts", max });
+            let what = "the number of accounts";
+            return Err(LedgerError::AccountLimit { what, max });
         }
         let max = self.settings.max_children;
         let parent = missing.last().and_then(|path| path::parent(path));
         let parent = parent.and_then(|path| self.tree.find(path));
-        if parent.is_some_and(|p| p.children.load(Ordering::Relaxed) >= max as i64) {
-            return Err(LedgerError::AccountLimit { what: "the accounts below one parent", max });
+        let children = parent.map_or(0, |parent| parent.children.load(Ordering::Relaxed));
+        if usize::try_from(children).is_ok_and(|children| children >= max) && !missing.is_empty() {
+            let what = "the accounts below one parent";
+            return Err(LedgerError::AccountLimit { what, max });
+        }
+        for path in missing {
+            let budgets = self.pattern_budgets(path);
+            if budgets.len() > MAX_BUDGETS {
+                return Err(too_many_budgets());
+            }
+            for (unit, period, terms) in &budgets {
+                check_budget(*unit, period, terms.limit)?;
+            }
         }
         Ok(())
     }
@@ -203,15 +251,20 @@ impl<J: Journal> Ledger<J> {
         &self,
         next: &mut NextIds,
         path: &str,
-        automatic: bool,
+        opening: Opening,
         now_ms: i64,
     ) -> Result<(), LedgerError> {
+        let automatic = opening != Opening::ByOperator;
         let parent = path::parent(path).and_then(|path| self.tree.find(path));
         let id = next.account;
         next.account += 1;
         let account = Arc::new(Account::new(id, path, parent, automatic, now_ms));
         self.log(now_ms, || {
-            vec![Fact::AccountOpened { account: id, path: path.to_owned(), automatic }]
+            vec![Fact::AccountOpened {
+                account: id,
+                path: path.to_owned(),
+                automatic,
+            }]
         });
         for spec in self.pattern_budgets(path) {
             self.add_budget(next, &account, spec.0, spec.1, spec.2, now_ms)?;
@@ -219,14 +272,22 @@ impl<J: Journal> Ledger<J> {
         if let Some(parent) = &account.parent {
             parent.children.fetch_add(1, Ordering::Relaxed);
         }
-        self.tree.accounts.pin().insert(Arc::clone(&account.path), account);
+        self.tree
+            .accounts
+            .pin()
+            .insert(Arc::clone(&account.path), account);
         Ok(())
     }
 
     /// The budgets that the patterns give to a path; the first pattern with a unit and period wins.
     pub(crate) fn pattern_budgets(&self, path: &str) -> Vec<(Unit, Period, BudgetTerms)> {
         let mut specs: Vec<(Unit, Period, BudgetTerms)> = Vec::new();
-        for pattern in self.settings.patterns.iter().filter(|p| p.pattern.matches(path)) {
+        for pattern in self
+            .settings
+            .patterns
+            .iter()
+            .filter(|p| p.pattern.matches(path))
+        {
             for spec in &pattern.budgets {
                 if !specs.iter().any(|s| s.0 == spec.unit && s.1 == spec.period) {
                     specs.push((spec.unit, spec.period.clone(), spec.terms.clone()));
@@ -247,21 +308,47 @@ impl<J: Journal> Ledger<J> {
         terms: BudgetTerms,
         now_ms: i64,
     ) -> Result<Arc<Budget>, LedgerError> {
-        let calendar = Calendar::new(&period)?;
+        let calendar = check_budget(unit, &period, terms.limit)?;
         let mut budgets = account.budgets.lock();
         if budgets.len() >= MAX_BUDGETS {
-            let (what, max) = ("the budgets of one account", MAX_BUDGETS);
-            return Err(LedgerError::AccountLimit { what, max });
+            return Err(too_many_budgets());
         }
         let id = next.budget;
         next.budget += 1;
         let path = Arc::clone(&account.path);
-        let info = BudgetInfo { id, account: account.id, path, unit, period };
+        let info = BudgetInfo {
+            id,
+            account: account.id,
+            path,
+            unit,
+            period,
+        };
         self.log(now_ms, || vec![budget_fact(&info, &terms)]);
         let budget = Arc::new(Budget::new(info, calendar, terms));
         budgets.push(Arc::clone(&budget));
         Ok(budget)
     }
+}
+
+fn too_many_budgets() -> LedgerError {
+    let (what, max) = ("the budgets of one account", MAX_BUDGETS);
+    LedgerError::AccountLimit { what, max }
+}
+
+/// Refuses a budget that cannot be.
+pub(crate) fn check_budget(
+    unit: Unit,
+    period: &Period,
+    limit: i64,
+) -> Result<Calendar, LedgerError> {
+    let invalid = |why| Err(LedgerError::InvalidAmount { unit, why });
+    if limit < 0 {
+        return invalid("a limit is negative");
+    }
+    if unit.is_capacity() && period.kind != PeriodKind::Total {
+        return invalid("a capacity has no period: write \"total\"");
+    }
+    Ok(Calendar::new(period)?)
 }
 
 /// A budget as a fact.

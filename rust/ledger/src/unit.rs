@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::LedgerError;
+
 /// How many units there are.
 pub const UNIT_COUNT: usize = 7;
 
@@ -98,12 +100,29 @@ impl Amounts {
 
     /// The units with an amount other than zero.
     pub fn iter(&self) -> impl Iterator<Item = (Unit, i64)> + '_ {
-        Unit::ALL.into_iter().zip(self.0).filter(|(_, amount)| *amount != 0)
+        Unit::ALL
+            .into_iter()
+            .zip(self.0)
+            .filter(|(_, amount)| *amount != 0)
     }
 
     /// Whether every amount is zero.
     pub fn is_zero(&self) -> bool {
         self.0 == [0; UNIT_COUNT]
+    }
+
+    /// An error when one of them is below zero.
+    #[inline]
+    pub(crate) fn check_not_negative(&self) -> Result<(), LedgerError> {
+        // One test for all of them: the sign bit of the union.
+        if self.0.iter().fold(0, |signs, amount| signs | amount) >= 0 {
+            return Ok(());
+        }
+        let negative = Unit::ALL.into_iter().find(|unit| self.get(*unit) < 0);
+        Err(LedgerError::InvalidAmount {
+            unit: negative.expect("a sign bit is set"),
+            why: "it is negative",
+        })
     }
 
     /// The sum, or `None` on overflow.

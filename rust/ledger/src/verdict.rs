@@ -43,10 +43,12 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// The spent amount from which it holds: the share of `limit`, rounded up.
+    /// The spent amount from which it holds: the share of `limit`, rounded up, and at least 1: where
+    /// nothing is spent, nothing is crossed.
     pub fn mark(&self, limit: i64) -> i64 {
         let share = i128::from(limit) * i128::from(self.permille);
-        i64::try_from((share + 999).div_euclid(1000)).expect("a share of an i64 is an i64")
+        let mark = i64::try_from((share + 999).div_euclid(1000));
+        mark.expect("a share of an i64 is an i64").max(1)
     }
 }
 

@@ -106,9 +106,20 @@ impl Window {
             next_mark: AtomicI64::new(i64::MAX),
             level: AtomicU8::new(0),
         };
-        let terms = Mutex::new(Terms { limit, thresholds, fired: Vec::new() });
-        let window =
-            Window { id, budget, start_ms, end_ms, hot: CachePadded::new(hot), terms, rolling };
+        let terms = Mutex::new(Terms {
+            limit,
+            thresholds,
+            fired: Vec::new(),
+        });
+        let window = Window {
+            id,
+            budget,
+            start_ms,
+            end_ms,
+            hot: CachePadded::new(hot),
+            terms,
+            rolling,
+        };
         window.refresh(&mut window.terms.lock());
         window
     }
@@ -134,8 +145,13 @@ impl Window {
     pub fn advice(&self) -> Option<Advice> {
         let terms = self.terms.lock();
         let spent = self.hot.spent.load(Ordering::Acquire);
-        let passed = terms.thresholds.iter().filter(|t| t.mark(terms.limit) <= spent);
-        passed.max_by_key(|t| (t.verdict, t.permille)).map(|t| t.advice.clone())
+        let passed = terms
+            .thresholds
+            .iter()
+            .filter(|t| t.mark(terms.limit) <= spent);
+        passed
+            .max_by_key(|t| (t.verdict, t.permille))
+            .map(|t| t.advice.clone())
     }
 
     /// The words now.
@@ -145,7 +161,12 @@ impl Window {
         let spent = self.hot.spent.load(Ordering::Acquire);
         // In flight, the three words are of three moments; a hold is never shown as negative.
         let held = limit.saturating_sub(spent).saturating_sub(remaining).max(0);
-        Standing { limit, held, spent, remaining: limit.saturating_sub(spent).saturating_sub(held) }
+        Standing {
+            limit,
+            held,
+            spent,
+            remaining: limit.saturating_sub(spent).saturating_sub(held),
+        }
     }
 
     /// Takes `amount`, unless it would not fit even if every charge under way were given back (R3).
@@ -198,12 +219,25 @@ impl Window {
     #[inline]
     #[must_use]
     pub(crate) fn spend_held(&self, amount: i64, now_ms: i64) -> bool {
-        if let Some(rolling) = &self.rolling {
+        let spent = match &self.rolling {
+            None => amount,
+            Some(rolling) => self.spend_rolling(rolling, amount, now_ms),
+        };
+        // AcqRel pairs with `refresh`: either it sees this spending or we see its mark.
+        let before = self.hot.spent.fetch_add(spent, Ordering::AcqRel);
+        amount < 0 || before.wrapping_add(spent) >= self.hot.next_mark.load(Ordering::Acquire)
+    }
+
+    fn spend_rolling(&self, rolling: &Rolling, amount: i64, now_ms: i64) -> i64 {
+        if amount >= 0 {
             rolling.add(now_ms, amount);
+            return amount;
         }
-        // SeqCst pairs with `refresh`: either it sees this spending or we see its mark.
-        let before = self.hot.spent.fetch_add(amount, Ordering::SeqCst);
-        before.wrapping_add(amount) >= self.hot.next_mark.load(Ordering::SeqCst)
+        // What has left the period by itself was given back then: it is held anew.
+        let taken = rolling.take_back(-amount);
+        let left = amount + taken;
+        self.hot.remaining.fetch_add(left, Ordering::AcqRel);
+        -taken
     }
 
     /// Gives so much of a hold back.
@@ -215,28 +249,34 @@ impl Window {
     /// Takes `amount` whether it fits or not: truth is recorded (R7). Returns what of it passes the
     /// limit.
     pub(crate) fn take_anyway(&self, amount: i64) -> Result<i64, Overflow> {
-        // spent + held = limit − remaining stays within i64 when remaining ≥ limit − i64::MAX.
-        let floor = self.terms.lock().limit - i64::MAX;
-        let taken = self.hot.remaining.fetch_update(Ordering::AcqRel, Ordering::Acquire, |r| {
+        // spent + held = limit − remaining stays within i64 when remaining ≥ limit − i64::MAX; the limit
+        // does not change while its lock is held.
+        let terms = self.terms.lock();
+        let floor = terms.limit - i64::MAX;
+        let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
+        let taken = self.hot.remaining.fetch_update(ok, fail, |r| {
             r.checked_sub(amount).filter(|after| *after >= floor)
         });
+        drop(terms);
         let before = taken.map_err(|_| Overflow)?;
         Ok((amount - before.max(0)).clamp(0, amount.max(0)))
     }
 
-    /// Changes the limit without touching what is spent or held (R10).
+    /// Changes the limit without touching what is spent or held (R10). `log` runs once nothing can fail
+    /// any more and before anybody can see the change. Returns the shares that it crosses by itself.
     pub(crate) fn set_limit(
         &self,
         limit: i64,
         thresholds: Arc<[Threshold]>,
+        log: impl FnOnce(),
     ) -> Result<Vec<u16>, Overflow> {
         let mut terms = self.terms.lock();
-        let change = limit - terms.limit;
-        let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
-        self.hot
-            .remaining
-            .fetch_update(ok, fail, |r| r.checked_add(change))
-            .map_err(|_| Overflow)?;
+        let change = limit.checked_sub(terms.limit).ok_or(Overflow)?;
+        // limit − i64::MAX ≤ remaining ≤ limit holds for any limit of 0 or more (see `take_anyway`), so
+        // what others take meanwhile cannot make the sum pass the range.
+        self.remaining().checked_add(change).ok_or(Overflow)?;
+        log();
+        self.hot.remaining.fetch_add(change, Ordering::AcqRel);
         terms.limit = limit;
         terms.thresholds = thresholds;
         Ok(self.refresh(&mut terms))
@@ -249,14 +289,22 @@ impl Window {
 
     fn refresh(&self, terms: &mut Terms) -> Vec<u16> {
         let marks = |terms: &Terms| -> Vec<i64> {
-            terms.thresholds.iter().map(|t| t.mark(terms.limit)).collect()
+            terms
+                .thresholds
+                .iter()
+                .map(|t| t.mark(terms.limit))
+                .collect()
         };
         let marks = marks(terms);
         let mut crossed = Vec::new();
         loop {
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let over = terms.limit.saturating_add(1);
-            let mut level = if spent >= over { Verdict::Stop } else { Verdict::Ok };
+            let mut level = if spent >= over {
+                Verdict::Stop
+            } else {
+                Verdict::Ok
+            };
             let mut next = if spent >= over { i64::MAX } else { over };
             for (threshold, mark) in terms.thresholds.iter().zip(&marks) {
                 if *mark > spent {
@@ -270,9 +318,10 @@ impl Window {
                 }
             }
             self.hot.level.store(level as u8, Ordering::Relaxed);
-            self.hot.next_mark.store(next, Ordering::SeqCst);
-            // A spending that read the old mark is seen here, one that comes later sees the new mark.
-            if self.hot.spent.load(Ordering::SeqCst) < next {
+            self.hot.next_mark.store(next, Ordering::Release);
+            // A read-modify-write, so that it has a place among the spendings: one before it is seen
+            // here, one after it sees the new mark.
+            if self.hot.spent.fetch_add(0, Ordering::AcqRel) < next {
                 return crossed;
             }
         }
@@ -291,7 +340,9 @@ impl Window {
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let (limit, thresholds) = (terms.limit, Arc::clone(&terms.thresholds));
             let below = |share| {
-                thresholds.iter().any(|t| t.permille == share && t.mark(limit) > spent)
+                thresholds
+                    .iter()
+                    .any(|t| t.permille == share && t.mark(limit) > spent)
             };
             terms.fired.retain(|share| !below(*share));
             self.refresh(&mut terms);
@@ -305,9 +356,7 @@ impl Window {
         if let Some(rolling) = &self.rolling {
             rolling.restore(buckets);
         }
-        let mut terms = self.terms.lock();
-        terms.fired.extend_from_slice(fired);
-        self.refresh(&mut terms);
+        fired.iter().for_each(|share| self.replay_crossed(*share));
     }
 
     /// Takes without a limit: replay states facts and does not admit again.
@@ -315,11 +364,32 @@ impl Window {
         self.hot.remaining.fetch_sub(amount, Ordering::AcqRel);
     }
 
+    /// Changes the limit; what it crosses is a fact of its own (recovery).
+    pub(crate) fn replay_limit(&self, limit: i64, thresholds: Arc<[Threshold]>) {
+        let mut terms = self.terms.lock();
+        let change = limit.wrapping_sub(terms.limit);
+        self.hot.remaining.fetch_add(change, Ordering::AcqRel);
+        terms.limit = limit;
+        terms.thresholds = thresholds;
+    }
+
     /// Marks a threshold as reported (recovery).
     pub(crate) fn replay_crossed(&self, permille: u16) {
         let mut terms = self.terms.lock();
         if !terms.fired.contains(&permille) {
             terms.fired.push(permille);
+        }
+    }
+
+    /// Finds verdict and mark anew, after recovery. A threshold that is passed and was never reported is
+    /// left to the next spending.
+    pub(crate) fn recovered(&self) {
+        let mut terms = self.terms.lock();
+        let fired = terms.fired.clone();
+        let unreported = !self.refresh(&mut terms).is_empty();
+        terms.fired = fired;
+        if unreported {
+            self.hot.next_mark.store(0, Ordering::SeqCst);
         }
     }
 }
@@ -338,7 +408,10 @@ pub(crate) fn charge<'a>(
             for (earlier, amount) in takings.take(taken) {
                 earlier.untake(amount);
             }
-            return Err(Shortage { window: Arc::clone(window), shortfall });
+            return Err(Shortage {
+                window: Arc::clone(window),
+                shortfall,
+            });
         }
         taken += 1;
     }

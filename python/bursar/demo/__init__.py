@@ -1,0 +1,1 @@
+"""The demonstration: `bursar demo`. Three agents, one sidecar, and a ledger that adds up."""

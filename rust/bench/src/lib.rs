@@ -1,0 +1,106 @@
+//! What the programs of the benchmark share: arguments, the raw wire, the connection, the clock.
+//!
+//! `echo` is the floor, `sidecar` is what is measured, `load` measures either with the same client
+//! code. `tests/benchmarks/run.py` starts them, pins them and compares.
+#![forbid(unsafe_code)]
+
+pub mod calls;
+pub mod driver;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// The echo's wire types.
+#[allow(
+    clippy::pedantic,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated code; the proto file is its documentation"
+)]
+pub mod echo {
+    tonic::include_proto!("bursar.bench");
+}
+
+/// What the programs fail with: they tell it and end.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// The calls at a time on one connection and the size of a message: the daemon's defaults, which the
+/// echo has to share.
+pub const MAX_CONCURRENT_CALLS_PER_CONNECTION: u32 = 1000;
+/// See [`MAX_CONCURRENT_CALLS_PER_CONNECTION`].
+pub const MAX_MESSAGE_BYTES: usize = (4 << 20) + (64 << 10);
+/// As in the server: how often a silent connection is asked for a sign of life, and how long for.
+pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+
+/// Arguments of the form `--name value`.
+#[derive(Debug)]
+pub struct Arguments(HashMap<String, String>);
+
+impl Arguments {
+    /// Those of this process, which may be `known` ones only.
+    pub fn of_process(known: &[&str]) -> Result<Arguments, Failure> {
+        let mut list = std::env::args().skip(1);
+        let mut named = HashMap::new();
+        while let Some(name) = list.next() {
+            let name = name.strip_prefix("--").filter(|name| known.contains(name));
+            let name = name.ok_or_else(|| format!("usage: {}", usage(known)))?;
+            let value = list.next().ok_or_else(|| format!("--{name}: a value is missing"))?;
+            named.insert(name.to_owned(), value);
+        }
+        Ok(Arguments(named))
+    }
+
+    /// One that has to be there.
+    pub fn required(&self, name: &str) -> Result<&str, Failure> {
+        let value = self.0.get(name).map(String::as_str);
+        value.ok_or_else(|| format!("--{name} is missing").into())
+    }
+
+    /// One that may be absent.
+    pub fn parsed<T>(&self, name: &str) -> Result<Option<T>, Failure>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        let parse = |text: &String| {
+            let parsed: Result<T, T::Err> = text.parse();
+            parsed.map_err(|error| format!("--{name} {text}: {error}").into())
+        };
+        self.0.get(name).map(parse).transpose()
+    }
+}
+
+fn usage(known: &[&str]) -> String {
+    let each: Vec<_> = known.iter().map(|name| format!("[--{name} VALUE]")).collect();
+    each.join(" ")
+}
+
+/// A runtime like the server's: one thread.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// One connection to a Unix socket.
+pub async fn connect(path: &Path) -> Result<Channel, Failure> {
+    let path = path.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address only names the authority; the connector decides where to.
+    let endpoint = Endpoint::from_static("http://localhost");
+    Ok(endpoint.connect_with_connector(connector).await?)
+}
+
+/// The clock that everything here is measured with.
+#[expect(clippy::disallowed_methods, reason = "to measure is what these programs are for")]
+pub fn now() -> Instant {
+    Instant::now()
+}

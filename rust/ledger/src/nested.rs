@@ -1,0 +1,187 @@
+//! Holds that are carved from another reservation (R16).
+//!
+//! A nested reservation takes what it can from its parent's unused hold, and charges only the windows
+//! that the parent does not cover: those below the parent's account, and those of units that the
+//! parent does not hold. Called from `reserve` with the parent's slot to be locked here.
+
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+use smallvec::{SmallVec, smallvec};
+
+use crate::account::{Account, Chain, available, covers};
+use crate::error::LedgerError;
+use crate::fact::{Fact, Journal, ReservationId, State};
+use crate::ledger::{Ledger, body, exhausted};
+use crate::path;
+use crate::reservation::{MAX_SLICES, Reservation, Slice};
+use crate::reserve::{charge_windows, with_concurrency};
+use crate::unit::{Amounts, Unit};
+use crate::verdict::{Refusal, RefusalReason};
+use crate::window::Window;
+use crate::wish::{Portion, Wish};
+
+/// A hold that is charged and not a reservation yet.
+pub(crate) struct Held<'a> {
+    pub(crate) slices: SmallVec<[Slice; 1]>,
+    pub(crate) portion: Portion,
+    /// The parent that it was carved from: locked until the journal has heard of both in one record.
+    pub(crate) parent: Option<MutexGuard<'a, Option<Reservation>>>,
+}
+
+impl<J: Journal> Ledger<J> {
+    /// Carves the wish from the parent's unused hold and charges what the parent does not cover.
+    pub(crate) fn hold_nested(
+        &self,
+        own: &Arc<Chain>,
+        parent: ReservationId,
+        wish: &Wish,
+        now_ms: i64,
+    ) -> Result<Result<Held<'_>, Refusal>, LedgerError> {
+        let (_, least) = wish.bounds()?;
+        let mut locked = self.slot(parent)?.body.lock();
+        let holder = body(&mut locked, parent)?;
+        if holder.state != State::Pending {
+            return Err(LedgerError::ReservationEnded(holder.state));
+        }
+        if !path::is_within(&own.account.path, &holder.account.path) {
+            let (parent, child) = (
+                holder.account.path.to_string(),
+                own.account.path.to_string(),
+            );
+            return Err(LedgerError::ParentElsewhere { parent, child });
+        }
+        let (units, unused) = coverage(holder);
+        if least.0.min(&unused) != least.0 {
+            let account = &holder.account.path;
+            return Ok(Err(parent_exhausted(account, &least.0, &unused)));
+        }
+        let windows = uncovered(own, units, &holder.account);
+        let part = wish.largest(&unused.min(&available(&windows)))?;
+        let mut charged = Ok(());
+        let part = part.into_iter().chain([least]).find_map(|part| {
+            let part = with_concurrency(own, part);
+            charged = charge_windows(&windows, &part.0, now_ms);
+            charged.is_ok().then_some(part)
+        });
+        let Some(part) = part else {
+            let shortage = charged.expect_err("no part was charged");
+            return Ok(Err(exhausted(&shortage)));
+        };
+        // After this point the reservation must succeed.
+        let slices = self.carved(own, holder, &windows, units, &part.0, now_ms);
+        Ok(Ok(Held {
+            slices,
+            portion: part,
+            parent: Some(locked),
+        }))
+    }
+
+    /// Takes the covered units of `part` out of the parent, as slices on top of the parent's chains;
+    /// what else there is goes to the first of them.
+    fn carved(
+        &self,
+        own: &Arc<Chain>,
+        holder: &mut Reservation,
+        windows: &[Arc<Window>],
+        units: u8,
+        part: &Amounts,
+        now_ms: i64,
+    ) -> SmallVec<[Slice; 1]> {
+        let on_top = |base: Arc<Chain>, held: Amounts| {
+            let (base, version) = (Some((base, units)), own.tree_version);
+            let chain = self.new_chain(&own.account, windows.into(), base, version, now_ms);
+            Slice::new(chain, held)
+        };
+        let mut rest = part.filter(|unit| !covers(units, unit));
+        let pieces = holder.carve(&part.filter(|unit| covers(units, unit)));
+        holder.granted = holder.held();
+        let mut slices: SmallVec<[Slice; 1]> = pieces
+            .into_iter()
+            .map(|(base, piece)| {
+                let rest = std::mem::take(&mut rest);
+                on_top(base, piece.checked_add(&rest).expect("disjoint units"))
+            })
+            .collect();
+        if slices.is_empty() {
+            let base = &holder.slices.first().expect("a hold has a slice").chain;
+            slices = smallvec![on_top(Arc::clone(base), rest)];
+        }
+        slices
+    }
+
+    /// Tells the journal the present slices of a pending reservation; called under its lock.
+    pub(crate) fn log_resliced(
+        &self,
+        reservation: &mut Reservation,
+        now_ms: i64,
+        added: Amounts,
+    ) -> u64 {
+        self.log(now_ms, || resliced_facts(reservation, added))
+    }
+}
+
+/// The present slices of a pending reservation, after what it has debited of those before: replay
+/// debits oldest first as well, so it finds the same spending in the same slices.
+pub(crate) fn resliced_facts(reservation: &mut Reservation, added: Amounts) -> Vec<Fact> {
+    let mut facts = Vec::with_capacity(2);
+    if std::mem::take(&mut reservation.debited) {
+        facts.push(Fact::Used(vec![(reservation.id, reservation.used)]));
+    }
+    facts.push(Fact::Resliced {
+        id: reservation.id,
+        account: reservation.account.id,
+        slices: reservation.slice_facts(),
+        ttl_ms: reservation.ttl_ms,
+        added,
+    });
+    facts
+}
+
+/// The units that a parent covers, one bit per unit index, and what is unused of them; `i64::MAX`
+/// of those that it does not cover.
+fn coverage(holder: &Reservation) -> (u8, Amounts) {
+    let held = holder.held().filter(|unit| !unit.is_capacity());
+    let units = held
+        .iter()
+        .fold(0, |units, (unit, _)| units | 1 << unit.index());
+    let mut unused = holder.unused();
+    for unit in Unit::ALL.into_iter().filter(|unit| !covers(units, *unit)) {
+        unused.set(unit, i64::MAX);
+    }
+    (units, unused)
+}
+
+/// The windows of a chain that a parent on `parent` does not cover: it covers, for `units`, what lies
+/// at or above its account.
+fn uncovered(own: &Chain, units: u8, parent: &Account) -> Box<[Arc<Window>]> {
+    let is_uncovered = |window: &&Arc<Window>| {
+        let budget = &window.budget;
+        !(covers(units, budget.unit) && path::is_within(&parent.path, &budget.path))
+    };
+    own.windows.iter().filter(is_uncovered).cloned().collect()
+}
+
+fn parent_exhausted(account: &str, wanted: &Amounts, unused: &Amounts) -> Refusal {
+    let short = wanted
+        .iter()
+        .map(|(unit, amount)| (unit, amount - unused.get(unit).min(amount)));
+    let short = short.max_by_key(|(_, short)| *short);
+    let (unit, shortfall) = short.expect("called when one of them is short");
+    Refusal {
+        reason: RefusalReason::ParentHoldExhausted,
+        account: account.to_owned(),
+        unit: Some(unit),
+        shortfall,
+        reset_ms: None,
+    }
+}
+
+/// The most slices that a reservation may have before it is refused a further one.
+pub(crate) fn check_slices(count: usize) -> Result<(), LedgerError> {
+    if count >= MAX_SLICES {
+        Err(LedgerError::SliceLimit { max: MAX_SLICES })
+    } else {
+        Ok(())
+    }
+}

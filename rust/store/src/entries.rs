@@ -1,0 +1,128 @@
+//! Entries: the rows that facts turn into.
+//!
+//! Owns the kinds of movements and the numbering of rows. A row's id is its record's sequence and its
+//! place in the record, so ids rise with time and rows of one record stay together.
+
+use bursar_ledger::Unit;
+use bursar_ledger::fact::{AccountId, ChainId};
+use rusqlite::Connection;
+
+use crate::error::{Doing, StoreError};
+
+/// The bits of an entry's id that number the rows of one record.
+pub(crate) const ROW_BITS: u32 = 16;
+const MAX_ROWS: u64 = 1 << ROW_BITS;
+
+/// What moved. The discriminant is stored: append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[repr(u8)]
+pub enum EntryKind {
+    /// Held.
+    Hold = 1,
+    /// Given back from a hold.
+    Return = 2,
+    /// Spent for good; negative where a correction takes it back.
+    Spend = 3,
+    /// The part of a spend that passed the limit; counted in the spend as well.
+    Overdraft = 4,
+    /// A limit was set to the amount.
+    Limit = 5,
+    /// An account was frozen.
+    Freeze = 6,
+    /// A freeze was ended.
+    Unfreeze = 7,
+    /// A threshold was crossed; the amount is its share in thousandths.
+    Crossing = 8,
+    /// Moved from a parent reservation's hold to a nested one's.
+    Carve = 9,
+}
+
+impl EntryKind {
+    /// Every kind.
+    pub const ALL: [EntryKind; 9] = [
+        EntryKind::Hold,
+        EntryKind::Return,
+        EntryKind::Spend,
+        EntryKind::Overdraft,
+        EntryKind::Limit,
+        EntryKind::Freeze,
+        EntryKind::Unfreeze,
+        EntryKind::Crossing,
+        EntryKind::Carve,
+    ];
+
+    /// The name in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            EntryKind::Hold => "hold",
+            EntryKind::Return => "return",
+            EntryKind::Spend => "spend",
+            EntryKind::Overdraft => "overdraft",
+            EntryKind::Limit => "limit",
+            EntryKind::Freeze => "freeze",
+            EntryKind::Unfreeze => "unfreeze",
+            EntryKind::Crossing => "crossing",
+            EntryKind::Carve => "carve",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn parse(name: &str) -> Option<EntryKind> {
+        EntryKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    pub(crate) fn of(stored: u8) -> Option<EntryKind> {
+        EntryKind::ALL.into_iter().find(|kind| *kind as u8 == stored)
+    }
+}
+
+/// What a row is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About {
+    pub(crate) account: AccountId,
+    pub(crate) reservation: Option<u64>,
+    pub(crate) chain: Option<ChainId>,
+}
+
+/// Writes the rows of one record.
+pub(crate) struct Rows<'a> {
+    insert: rusqlite::CachedStatement<'a>,
+    seq: u64,
+    time_ms: i64,
+    next: u64,
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn new(conn: &'a Connection) -> Result<Rows<'a>, StoreError> {
+        let insert = "INSERT INTO entry VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let insert = conn.prepare_cached(insert).doing("prepare entries")?;
+        Ok(Rows { insert, seq: 0, time_ms: 0, next: 0 })
+    }
+
+    /// Goes on to the next record.
+    pub(crate) fn begin(&mut self, seq: u64, time_ms: i64) {
+        (self.seq, self.time_ms, self.next) = (seq, time_ms, 0);
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        kind: EntryKind,
+        about: About,
+        unit: Option<Unit>,
+        amount: i64,
+    ) -> Result<(), StoreError> {
+        if self.next == MAX_ROWS {
+            let what = format!("log record {}", self.seq);
+            return Err(StoreError::malformed(what, "it has more movements than a record can"));
+        }
+        let id = self.seq << ROW_BITS | self.next;
+        self.next += 1;
+        let About { account, reservation, chain } = about;
+        let unit = unit.map(Unit::index);
+        let kind = kind as u8;
+        self.insert
+            .execute((id, self.time_ms, account, reservation, chain, unit, kind, amount))
+            .doing("add an entry")
+            .map(|_| ())
+    }
+}

@@ -1,0 +1,155 @@
+//! The log's folder and the few file operations that it needs.
+//!
+//! `ledger.db` has its log in `ledger.db-log/`: segments named by their first sequence, and `lock`.
+//! Files are 0600, folders 0700. What appends to a segment goes through [`LogFile`], so that tests can
+//! make it fail.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{At, StoreError};
+
+/// A segment as the appender and the syncer see it.
+pub(crate) trait LogFile: Send + Sync {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+impl LogFile for File {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        File::set_len(self, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+}
+
+/// Opens (and creates) the segment to append to.
+pub(crate) type OpenLogFile = fn(&Path) -> io::Result<Box<dyn LogFile>>;
+
+/// The real files.
+pub(crate) fn open_log_file(path: &Path) -> io::Result<Box<dyn LogFile>> {
+    Ok(Box::new(private().create(true).truncate(true).open(path)?))
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// Writes all of `bytes`, however short the single writes are.
+pub(crate) fn write_all_at(file: &dyn LogFile, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.write_at(&bytes[done..], offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => done += written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The folder of a store's log.
+pub(crate) fn log_folder(store: &Path) -> PathBuf {
+    let mut name = store.as_os_str().to_owned();
+    name.push("-log");
+    PathBuf::from(name)
+}
+
+/// The file of the segment that begins with a sequence.
+pub(crate) fn segment_path(folder: &Path, first: u64) -> PathBuf {
+    folder.join(format!("{first:020}.log"))
+}
+
+/// The segments of a folder, ascending; none when there is no folder.
+pub(crate) fn segments(folder: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+    let entries = match folder.read_dir() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(StoreError::io("read the folder", folder, &error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.at("read the folder", folder)?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let first = name.and_then(|name| name.strip_suffix(".log")).filter(|n| n.len() == 20);
+        if let Some(first) = first.and_then(|first| first.parse().ok()) {
+            found.push((first, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Creates the folders that are missing and the database file, before SQLite would with wider rights.
+pub(crate) fn create_private(store: &Path, folder: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).at("create the folder", folder)?;
+    private().create(true).truncate(false).open(store).at("create", store).map(|_| ())
+}
+
+/// Makes creations and deletions in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).at("sync the folder", folder)
+}
+
+/// Deletes a file that may be gone already.
+pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("delete", path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Held while the store is open; the system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock or says who has it.
+    pub(crate) fn take(store: &Path, folder: &Path) -> Result<Lock, StoreError> {
+        let path = folder.join("lock");
+        let mut file =
+            private().create(true).truncate(false).open(&path).at("open the lock", &path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let pid = holder(&mut file).unwrap_or_else(|| "?".into());
+                return Err(StoreError::InUse { store: store.to_owned(), pid });
+            }
+            Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &path, &error)),
+        }
+        let named = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        named.at("write the lock", &path)?;
+        Ok(Lock { _file: file })
+    }
+
+    /// Who has the store open, if anybody has.
+    pub(crate) fn held_by(folder: &Path) -> Option<String> {
+        let mut file = File::open(folder.join("lock")).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Some(holder(&mut file).unwrap_or_else(|| "?".into())),
+            _ => None,
+        }
+    }
+}
+
+fn holder(file: &mut File) -> Option<String> {
+    let mut text = String::new();
+    file.take(20).read_to_string(&mut text).ok()?;
+    text.parse::<u32>().ok().map(|pid| pid.to_string())
+}

@@ -1,0 +1,129 @@
+"""The programs of rust/bench: building, starting, stopping, and one run of the load."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _machine
+
+PROJECT = Path(__file__).resolve().parents[2]
+LIMIT = 1 << 60  # nothing is ever refused
+KEY_RETENTION_MS = 200  # a run leaves nothing behind for the next one to wade through
+START_WAIT_S = 30.0
+
+
+def build() -> dict[str, Path]:
+    """Builds the programs and returns where they are, by name."""
+    command = ["cargo", "build", "--release", "-p", "bursar-bench", "--message-format=json"]
+    built = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, check=True, text=True)
+    messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]
+    return {
+        message["target"]["name"]: Path(message["executable"])
+        for message in messages
+        if message.get("executable")
+    }
+
+
+def config(socket: Path, store: Path | None, durability: str, **changes: int) -> dict[str, Any]:
+    """A configuration with one daily budget of tokens on each of four levels, and huge limits."""
+    advice = dict.fromkeys(
+        ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model")
+    )
+    budget = {
+        "unit": "tokens",
+        "period": {"kind": "day", "time_zone": "UTC", "length_ms": 0},
+        "limit": LIMIT,
+        "thresholds": [{"permille": 900, "verdict": "warn", "advice": advice}],
+    }
+    return {
+        "store": {
+            "path": str(store) if store else None,
+            "durability": durability,
+            "entry_retention_s": 30 * 86_400,
+            "sync_interval_ms": 10,
+        },
+        "listen": {
+            "unix": str(socket),
+            "unix_mode": 0o600,
+            "tcp": None,
+            "max_message_bytes": 4 * 2**20 + 64 * 2**10,
+            "max_connections": 1000,
+            "max_concurrent_calls_per_connection": 1000,
+            "runtime_threads": 1,
+            "drain_timeout_ms": 10_000,
+        },
+        "limits": {
+            "max_accounts": 100_000,
+            "max_reservations": 20_000_000,
+            "max_children": 10_000,
+        },
+        "reservations": {
+            "default_ttl_ms": 3_600_000,
+            "max_ttl_ms": 86_400_000,
+            "key_retention_ms": changes.get("key_retention_ms", KEY_RETENTION_MS),
+        },
+        "account_idle_ms": 3_600_000,
+        "allow_unpriced": False,
+        "rates": [],
+        "accounts": [
+            {"path": "/".join(["*"] * depth), "budgets": [budget]} for depth in (1, 2, 3, 4)
+        ],
+    }
+
+
+@dataclass
+class Server:
+    """A server under load."""
+
+    name: str
+    socket: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+
+@contextmanager
+def serving(name: str, socket: Path, command: list[str | Path]) -> Iterator[Server]:
+    """Starts a server that ends when its standard input does; waits for its socket."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_WAIT_S
+        while not socket.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                message = f"{name} did not start"
+                raise RuntimeError(message)
+            time.sleep(0.02)
+        yield Server(name, socket, process)
+    finally:
+        process.communicate()
+        socket.unlink(missing_ok=True)
+        if process.returncode != 0:
+            sys.stderr.write(f"{name} ended with {process.returncode}\n")
+
+
+def load(
+    program: Path, server: Server, mode: str, *, on: list[int] | None = None, **arguments: object
+) -> dict[str, Any]:
+    """One run of the client; raises where an answer was not what it has to be."""
+    command = [str(program), "--socket", str(server.socket), "--mode", mode]
+    for name, value in arguments.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    own = _machine.cpus()
+    if on:
+        os.sched_setaffinity(0, on)  # a child starts where its parent is
+    try:
+        ran = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    finally:
+        os.sched_setaffinity(0, own)
+    answer: dict[str, Any] = json.loads(ran.stdout)
+    return answer

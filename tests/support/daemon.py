@@ -1,0 +1,77 @@
+"""Real daemons with what the tests ask of them, and pictures of their ledgers."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import bursar
+from bursar.testing import Sidecar
+
+LONG: Final = os.environ.get("BURSAR_LONG") == "1"
+"""Whether the full versions run: `make test-long`."""
+
+
+class Daemon(Sidecar):
+    """A sidecar that accepts any account; `store=False`: in memory only.
+
+    Args:
+        sections: What goes into the configuration, by section: `limits={"max_accounts": 5}`.
+    """
+
+    def __init__(self, *, store: bool = True, **sections: Mapping[str, Any]) -> None:
+        config: dict[str, Any] = {**sections}
+        if not store or os.environ.get("DEVMEM"):  # DEVHACK
+            config["store"] = {**config.get("store", {}), "path": ""}
+        config.setdefault("accounts", [{"path": "**"}])
+        super().__init__(config)
+        self._stored = store and not os.environ.get("DEVMEM")  # DEVHACK
+
+    def command(self) -> list[str]:
+        """As the sidecar's, without the store where there is none."""
+        command = super().command()
+        if not self._stored:
+            at = command.index("--store")
+            del command[at : at + 2]
+        return command
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stops the process for a while: what is sent meanwhile, it meets all at once."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def rss_bytes(self) -> int:
+        """The memory that is resident."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_s(self) -> float:
+        """The processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def picture(client: bursar.Client, account: str = "") -> dict[str, Any]:
+    """Every account with its balances, budgets and freezes: two ledgers alike have one picture."""
+    seen: dict[str, Any] = {}
+    for one in client.list_accounts(account):
+        balances = {
+            (two.unit, str(two.period)): (two.limit, two.held, two.spent, two.remaining)
+            for two in one.balances
+        }
+        seen[one.path] = (one.frozen, one.freeze_reason, one.open_reservation_count, balances)
+    return seen
+
+
+def balance(client: bursar.Client, account: str) -> tuple[int, int, int]:
+    """Held, spent and remaining of an account's only budget; checks that they add up."""
+    [one] = client.get_account(account).balances
+    assert one.remaining == one.limit - one.spent - one.held
+    assert one.held >= 0
+    return one.held, one.spent, one.remaining
