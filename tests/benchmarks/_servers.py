@@ -31,6 +31,11 @@ def build() -> dict[str, Path]:
     }
 
 
+def built(folder: Path) -> dict[str, Path]:
+    """The programs in a folder, by name."""
+    return {name: folder / name for name in ("echo", "load", "sidecar")}
+
+
 def config(socket: Path, store: Path | None, durability: str, **changes: int) -> dict[str, Any]:
     """A configuration with one daily budget of tokens on each of four levels, and huge limits."""
     advice = dict.fromkeys(

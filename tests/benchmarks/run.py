@@ -138,15 +138,19 @@ class Bench:
 
 
 def over_the_wire(
-    programs: dict[str, Path], folder: Path, sockets: Path, rounds: int, seconds: float
+    programs: dict[str, Path],
+    folder: Path,
+    sockets: Path,
+    rounds: int,
+    seconds: float,
+    wanted: list[Metric],
 ) -> dict[str, Any]:
     """Starts the servers and measures everything once a round."""
-    wanted = metrics()
     series = list(dict.fromkeys(each for metric in wanted for each in (metric.floor, metric.ours)))
     series.sort(key=lambda each: each.concurrency)
     with contextlib.ExitStack() as stack:
         servers = {}
-        for durability in ("process", "power", "memory"):
+        for durability in dict.fromkeys(["process", *(metric.ours.server for metric in wanted)]):
             socket = sockets / f"{durability}.sock"
             store = folder / durability / "ledger.db"
             store.parent.mkdir()
@@ -239,28 +243,36 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each measurement is")
     parser.add_argument("--quick", action="store_true", help="only show that it works")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the results go")
+    parser.add_argument("--only", default="", help="figures with this in their name; none written")
+    parser.add_argument("--programs", type=Path, help="where they are, instead of building them")
     options = parser.parse_args()
     rounds, seconds = (1, 0.1) if options.quick else (options.rounds, options.seconds)
     say(f"{_machine.describe()}, {dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC")
-    programs = _servers.build()
+    programs = _servers.built(options.programs) if options.programs else _servers.build()
     target = _servers.PROJECT / "target"
     target.mkdir(exist_ok=True)
+    wanted = [metric for metric in metrics() if options.only in metric.name]
+    results: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=target) as disk,
-        tempfile.TemporaryDirectory(prefix="bench-") as sockets,  # a socket's path has to be short
+        tempfile.TemporaryDirectory(prefix="bench-") as short,  # a socket's path has to be
     ):
-        folder = Path(disk)
-        results = over_the_wire(programs, folder, Path(sockets), rounds, seconds)
-        say("start-up")
-        scale = 100 if options.quick else 1
-        opened = _startup.measure(programs, folder, Path(sockets), rounds, scale)
-        results[_startup.NAME] = result(opened, "s", "<= 1")
-    say("in process")
-    for name, pairs in _inproc.measure(quick=options.quick).items():
-        results[name] = result(pairs, "ns", _inproc.GOALS.get(name))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        folder, sockets = Path(disk), Path(short)
+        if wanted:
+            results |= over_the_wire(programs, folder, sockets, rounds, seconds, wanted)
+        if options.only in _startup.NAME:
+            say("start-up")
+            scale = 100 if options.quick else 1
+            opened = _startup.measure(programs, folder, sockets, rounds, scale)
+            results[_startup.NAME] = result(opened, "s", "<= 1")
+    if options.only in "in_process":
+        say("in process")
+        for name, pairs in _inproc.measure(quick=options.quick).items():
+            results[name] = result(pairs, "ns", _inproc.GOALS.get(name))
     say(table(results))
+    if not options.only:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

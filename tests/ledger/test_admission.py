@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from support.bare import amounts, budget
+from support.bare import amounts
 from support.daemon import LONG, Daemon, balance
 from support.wire import Call, Wire, call
 
 import bursar
 from bursar.v1 import ledger_pb2 as lg
 
-RUNS = 50 if LONG else 8
+RUNS = 500 if LONG else 50
 CONNECTIONS = 64
 THREADS = 4  # data-plane threads: with one, nothing would interleave
 
@@ -47,26 +47,9 @@ def reserve(account: str, tokens: int, **more: int) -> Call:
 
 def answers(daemon: Daemon, wire: Wire, calls: list[Call]) -> list[lg.ReserveResponse]:
     """Sends the calls while the daemon stands still, and reads their answers in order."""
-    for connection in wire.connections:
-        connection.receive()
-        connection.flush()
-    for index, one in enumerate(calls):
-        wire.connections[index % CONNECTIONS].send(one)
-    with daemon.stopped():
-        for connection in wire.connections:
-            connection.flush()
-    done: dict[tuple[int, int], bytes | None] = {}
-    while len(done) < len(calls):
-        for number, stream, message in wire._events():
-            done[number, stream] = message
-    # Within a connection, streams ascend in the order of sending.
-    streams = [iter(sorted(s for n, s in done if n == number)) for number in range(CONNECTIONS)]
-    parsed = []
-    for index in range(len(calls)):
-        message = done[index % CONNECTIONS, next(streams[index % CONNECTIONS])]
-        assert message is not None, "the call failed"
-        parsed.append(lg.ReserveResponse.FromString(message))
-    return parsed
+    answered = wire.all_at_once(calls, held=daemon.stopped())
+    assert None not in answered, "a call failed"
+    return [lg.ReserveResponse.FromString(message or b"") for message in answered]
 
 
 @pytest.mark.timeout(300)

@@ -31,7 +31,7 @@ def budget(body: str) -> str:
 def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
     assert core_of("") == {
         "store": {
-            "path": "/var/lib/bursar/ledger",
+            "path": "/var/lib/bursar/ledger.db",
             "durability": "process",
             "entry_retention_s": 30 * 86_400,
             "sync_interval_ms": 10,

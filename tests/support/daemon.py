@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +25,11 @@ class Daemon(Sidecar):
 
     def __init__(self, *, store: bool = True, **sections: Mapping[str, Any]) -> None:
         config: dict[str, Any] = {**sections}
-        if not store or os.environ.get("DEVMEM"):  # DEVHACK
+        if not store:
             config["store"] = {**config.get("store", {}), "path": ""}
         config.setdefault("accounts", [{"path": "**"}])
         super().__init__(config)
-        self._stored = store and not os.environ.get("DEVMEM")  # DEVHACK
+        self._stored = store
 
     def command(self) -> list[str]:
         """As the sidecar's, without the store where there is none."""
@@ -45,6 +47,26 @@ class Daemon(Sidecar):
             yield
         finally:
             os.kill(self.pid, signal.SIGCONT)
+
+    def start_and_crash(self, after_s: float) -> bool:
+        """Starts it, and kills it so long after it has opened its store; whether it had."""
+        log = (self.folder / "sidecar.log").open("ab")
+        with log, subprocess.Popen(self.command(), stdout=log, stderr=log) as process:
+            opened = self._wait_for_the_store(process)
+            if opened:
+                time.sleep(after_s)
+            process.kill()
+        return opened
+
+    def _wait_for_the_store(self, process: "subprocess.Popen[bytes]") -> bool:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and process.poll() is None:
+            for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                with suppress(OSError):
+                    if descriptor.readlink().name.startswith(self.store_path.name):
+                        return True
+            time.sleep(0.001)
+        return False
 
     def rss_bytes(self) -> int:
         """The memory that is resident."""

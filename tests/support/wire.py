@@ -9,6 +9,7 @@ import selectors
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -78,7 +79,7 @@ class Connection:
         self.open_calls = 0
         self._out = bytearray(start())
         self._window = _DEFAULT_WINDOW
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[int, bytes]] = []
         self._in = bytearray()
         self._next = 1
         self._messages: dict[int, bytes] = {}
@@ -94,20 +95,18 @@ class Connection:
         stream, self._next = self._next, self._next + 2
         body = b"\x00" + struct.pack(">I", len(message)) + message
         self.open_calls += 1
-        self._waiting.append(
-            frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, body)
-        )
+        frames = frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, body)
+        self._waiting.append((len(body), frames))
         return stream
 
     def flush(self) -> None:
         """Sends what the peer and the kernel take."""
         sent = 0
-        for bytes_ in self._waiting:
-            # More than the window counts: headers do not, which only leaves some of it unused.
-            if len(bytes_) > self._window:
+        for length, frames in self._waiting:
+            if length > self._window:
                 break
-            self._window -= len(bytes_)
-            self._out += bytes_
+            self._window -= length
+            self._out += frames
             sent += 1
         del self._waiting[:sent]
         if self._out:
@@ -185,18 +184,25 @@ class Wire:
         for connection in self.connections:
             connection.close()
 
-    def all_at_once(self, calls: Sequence[Call]) -> list[bytes | None]:
+    def all_at_once(
+        self, calls: Sequence[Call], *, held: AbstractContextManager[object] | None = None
+    ) -> list[bytes | None]:
         """Sends the calls, spread over the connections, and waits for all answers, in order.
 
-        None of them waits for another one's answer.
+        None of them waits for another one's answer. `held`: what surrounds the sending, to keep the
+        daemon from answering before it has everything.
         """
+        for connection in self.connections:
+            connection.receive()  # the daemon's settings, if it has come to send them
+            connection.flush()
         places: dict[tuple[int, int], int] = {}
         for index, one in enumerate(calls):
             number = index % len(self.connections)
             places[number, self.connections[number].send(one)] = index
+        with held or nullcontext():
+            for connection in self.connections:
+                connection.flush()
         answers: list[bytes | None] = [None] * len(calls)
-        for connection in self.connections:
-            connection.flush()
         while places:
             for number, stream, message in self._events():
                 answers[places.pop((number, stream))] = message

@@ -62,7 +62,7 @@ impl Reserves {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> Bytes {
+    pub fn fresh(&mut self) -> Bytes {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let (message, at) = &self.templates[self.turn % ACCOUNTS];
         let mut message = message.clone();
@@ -139,7 +139,7 @@ mod tests {
         let mut reserves = [Reserves::new(0, HOLD), Reserves::new(1, HOLD)];
         let mut keys = HashSet::new();
         for turn in 0..1000 {
-            let message = reserves[turn % 2].next();
+            let message = reserves[turn % 2].fresh();
             assert_eq!(message.len(), reserves[0].length());
             let request = v1::ReserveRequest::decode(message).expect("a Reserve");
             assert_eq!(request.account.split('/').count(), 4);

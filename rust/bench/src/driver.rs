@@ -236,7 +236,7 @@ impl Worker {
             Mode::Reserve => {
                 let path = path("Reserve");
                 while self.has_time() {
-                    let message = self.reserves.next();
+                    let message = self.reserves.fresh();
                     let answer = self.timed(&path, message, &mut report).await?;
                     keep(answer.as_deref().and_then(calls::reservation), &mut report);
                 }
@@ -269,7 +269,7 @@ impl Worker {
 
     /// A Reserve that is not timed; its id.
     async fn reserve(&mut self) -> Result<String, WorkerFailure> {
-        let message = self.reserves.next();
+        let message = self.reserves.fresh();
         let answer = call(&mut self.client, &path("Reserve"), message).await?;
         let id = calls::reservation(&answer).filter(|_| calls::is_ok(&answer));
         Ok(id.ok_or("a Reserve was refused")?.to_owned())

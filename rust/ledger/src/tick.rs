@@ -115,7 +115,7 @@ impl<J: Journal> Ledger<J> {
                 && now_ms - account.last_used_ms.load(Ordering::Relaxed)
                     >= self.settings.account_idle_ms
         };
-        let accounts: Vec<Arc<Account>> = {
+        let mut accounts: Vec<Arc<Account>> = {
             let pinned = self.tree.accounts.pin();
             pinned
                 .values()
@@ -123,6 +123,8 @@ impl<J: Journal> Ledger<J> {
                 .cloned()
                 .collect()
         };
+        // Children first: a branch that is idle as a whole retires at once.
+        accounts.sort_by(|a, b| b.path.cmp(&a.path));
         accounts
             .into_iter()
             .filter(|account| self.retire(account, now_ms))

@@ -299,13 +299,13 @@ impl Window {
         let mut crossed = Vec::new();
         loop {
             let spent = self.hot.spent.load(Ordering::SeqCst);
-            let over = terms.limit.saturating_add(1);
-            let mut level = if spent >= over {
-                Verdict::Stop
+            let over = spent > terms.limit;
+            let mut level = if over { Verdict::Stop } else { Verdict::Ok };
+            let mut next = if over {
+                i64::MAX
             } else {
-                Verdict::Ok
+                terms.limit.saturating_add(1)
             };
-            let mut next = if spent >= over { i64::MAX } else { over };
             for (threshold, mark) in terms.thresholds.iter().zip(&marks) {
                 if *mark > spent {
                     next = next.min(*mark);
@@ -320,8 +320,8 @@ impl Window {
             self.hot.level.store(level as u8, Ordering::Relaxed);
             self.hot.next_mark.store(next, Ordering::Release);
             // A read-modify-write, so that it has a place among the spendings: one before it is seen
-            // here, one after it sees the new mark.
-            if self.hot.spent.fetch_add(0, Ordering::AcqRel) < next {
+            // here, one after it sees the new mark. Behind the last mark nothing is left to be missed.
+            if self.hot.spent.fetch_add(0, Ordering::AcqRel) < next || next == i64::MAX {
                 return crossed;
             }
         }

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bursar_ledger::rates::RateCard;
-use bursar_ledger::{HighIds, Ledger, Now, Replay, ReservationId};
-use bursar_store::{Store, StoreConfig};
+use bursar_ledger::{Ledger, Now, Replay, ReservationId};
+use bursar_store::{Case, Store, StoreConfig};
 use parking_lot::{Condvar, Mutex};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -245,15 +245,19 @@ fn recover(
         replay.apply(record).map_err(|error| error.to_string())
     })?;
     let store = Arc::new(store);
-    let high = HighIds {
-        sequence: recovery.max_sequence,
-        window: recovery.max_window,
-        chain: recovery.max_chain,
-        budget: recovery.max_budget,
-        account: recovery.max_account,
-    };
-    let line = recovery.to_string();
-    let mut ledger = replay.finish(high);
+    let mut ledger = replay.finish(recovery.high_ids());
     ledger.set_journal(StoreJournal(Some(Arc::clone(&store))));
-    Ok((ledger, Some(store), line))
+    Ok((ledger, Some(store), describe(&recovery)))
+}
+
+/// What recovery found, for the log of the daemon.
+fn describe(recovery: &bursar_store::Recovery) -> String {
+    let found = match recovery.case {
+        Case::Fresh => return "a new store was made".to_owned(),
+        Case::CleanStart => "the store was closed cleanly",
+        Case::TornTail => "the log ended in a record that was never finished, which was dropped",
+        Case::LogBehindInMemory => "the log was lost, as memory durability allows",
+        _ => "the store was not closed, and is whole",
+    };
+    format!("{found}; {} records were taken over from the log", recovery.imported)
 }

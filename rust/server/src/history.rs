@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use bursar_ledger::{ReservationId, Unit};
-use bursar_store::{Cursor, EntryFilter, EntryRow, Reader};
+use bursar_ledger::ReservationId;
+use bursar_store::{Cursor, EntryFilter, EntryKind, EntryRow, Reader};
 
 use crate::admin::page_size;
 use crate::convert;
@@ -42,12 +42,10 @@ impl Engine {
             let message = format!("no reservation {name:?}: it is older than the retention");
             ApiError::new(ErrorReason::ReservationNotFound, message).with("reservation", name)
         };
-        let stored = match self.reader()? {
-            Some(reader) => reader.reservation(id.sequence)?,
-            None => None,
-        };
-        let stored = stored.ok_or_else(missing)?;
-        let found = self.ledger.recall(&stored.account, &stored.reserved, &stored.settled, now)?;
+        let reader = self.reader()?.ok_or_else(missing)?;
+        let (reserved, settled, _) = reader.reservation(id.sequence)?.ok_or_else(missing)?;
+        let account = reader.account(reserved.account)?.ok_or_else(missing)?;
+        let found = self.ledger.recall(&account, &reserved, &settled, now)?;
         recalled.insert(id.sequence, found);
         Ok(found)
     }
@@ -58,15 +56,17 @@ impl Engine {
         id: ReservationId,
     ) -> Result<Option<v1::Reservation>, ApiError> {
         let Some(reader) = self.reader()? else { return Ok(None) };
-        let stored = reader.reservation(id.sequence)?;
-        Ok(stored.map(|stored| v1::Reservation {
+        let Some((reserved, settled, _)) = reader.reservation(id.sequence)? else {
+            return Ok(None);
+        };
+        Ok(Some(v1::Reservation {
             id: convert::reservation_id(self.store_id, id),
-            state: convert::state(stored.settled.state),
-            account: stored.account,
-            spent: convert::list(&stored.settled.spent),
-            used: convert::list(&stored.settled.spent),
-            max_output_tokens: stored.reserved.max_output_tokens,
-            model: stored.settled.model.unwrap_or_default(),
+            state: convert::state(settled.state),
+            account: reader.account(reserved.account)?.unwrap_or_default(),
+            spent: convert::list(&settled.spent),
+            used: convert::list(&settled.spent),
+            max_output_tokens: reserved.max_output_tokens,
+            model: settled.model.unwrap_or_default(),
             ..v1::Reservation::default()
         }))
     }
@@ -99,7 +99,7 @@ impl Engine {
         let last = rows.last().filter(|_| more);
         let body = v1::ListEntriesResponse {
             next_page_token: last
-                .map(|row| format!("{:x}-{:x}", row.cursor.sequence, row.cursor.row))
+                .map(|row| format!("{:x}-{:x}", row.sequence, row.row))
                 .unwrap_or_default(),
             entries: rows.iter().map(|row| self.entry(row)).collect(),
         };
@@ -118,11 +118,11 @@ impl Engine {
             "" => None,
             name => Some(convert::parse_reservation_id(self.store_id, name)?.sequence),
         };
-        let kind = |kind: v1::entry::Kind| kind_name(kind).map(str::to_owned);
+        let kind = |asked| KINDS.iter().find(|(kind, _)| *kind == asked).map(|(_, kind)| *kind);
         Ok(EntryFilter {
             account: Some(request.account.clone()).filter(|account| !account.is_empty()),
             reservation,
-            unit: unit.map(|unit: Unit| unit.name().to_owned()),
+            unit,
             kinds: request.kinds().filter_map(kind).collect(),
             start_ms: request.start_time.as_ref().map(ms),
             end_ms: request.end_time.as_ref().map(ms),
@@ -130,40 +130,36 @@ impl Engine {
     }
 
     fn entry(&self, row: &EntryRow) -> v1::Entry {
-        let kinds = KINDS.iter().find(|(_, name)| *name == row.kind);
+        let kind = KINDS.iter().find(|(_, kind)| *kind == row.kind);
         v1::Entry {
-            sequence: i64::try_from(row.cursor.sequence).unwrap_or(i64::MAX),
+            sequence: i64::try_from(row.sequence).unwrap_or(i64::MAX),
             time: Some(convert::timestamp(row.time_ms)),
             account: row.account.clone(),
             reservation: row
                 .reservation
                 .map(|id| convert::reservation_id(self.store_id, id))
                 .unwrap_or_default(),
-            unit: row.unit.clone().unwrap_or_default(),
-            kind: kinds.map_or(0, |(kind, _)| (*kind).into()),
+            unit: row.unit.map(|unit| unit.name().to_owned()).unwrap_or_default(),
+            kind: kind.map_or(0, |(kind, _)| (*kind).into()),
             amount: row.amount,
-            admit_time: row.admit_ms.map(convert::timestamp),
+            admit_time: Some(convert::timestamp(row.admit_ms)),
             model: row.model.clone().unwrap_or_default(),
         }
     }
 }
 
-/// The kinds of entries and their names in the store.
-const KINDS: [(v1::entry::Kind, &str); 9] = [
-    (v1::entry::Kind::Hold, "hold"),
-    (v1::entry::Kind::Return, "return"),
-    (v1::entry::Kind::Spend, "spend"),
-    (v1::entry::Kind::Overdraft, "overdraft"),
-    (v1::entry::Kind::Limit, "limit"),
-    (v1::entry::Kind::Freeze, "freeze"),
-    (v1::entry::Kind::Unfreeze, "unfreeze"),
-    (v1::entry::Kind::Crossing, "crossing"),
-    (v1::entry::Kind::Carve, "carve"),
+/// The kinds of entries on the wire and in the store.
+const KINDS: [(v1::entry::Kind, EntryKind); 9] = [
+    (v1::entry::Kind::Hold, EntryKind::Hold),
+    (v1::entry::Kind::Return, EntryKind::Return),
+    (v1::entry::Kind::Spend, EntryKind::Spend),
+    (v1::entry::Kind::Overdraft, EntryKind::Overdraft),
+    (v1::entry::Kind::Limit, EntryKind::Limit),
+    (v1::entry::Kind::Freeze, EntryKind::Freeze),
+    (v1::entry::Kind::Unfreeze, EntryKind::Unfreeze),
+    (v1::entry::Kind::Crossing, EntryKind::Crossing),
+    (v1::entry::Kind::Carve, EntryKind::Carve),
 ];
-
-fn kind_name(kind: v1::entry::Kind) -> Option<&'static str> {
-    KINDS.iter().find(|(known, _)| *known == kind).map(|(_, name)| *name)
-}
 
 fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
     let parse = || {

@@ -92,9 +92,13 @@ pub(crate) fn segments(folder: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError>
     Ok(found)
 }
 
-/// Creates the folders that are missing and the database file, before SQLite would with wider rights.
-pub(crate) fn create_private(store: &Path, folder: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).at("create the folder", folder)?;
+/// Creates the folder and those above it, where they are missing.
+pub(crate) fn create_folder(folder: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).at("create the folder", folder)
+}
+
+/// Creates the database file, before SQLite would with wider rights. Its WAL will have the same.
+pub(crate) fn create_file(store: &Path) -> Result<(), StoreError> {
     private().create(true).truncate(false).open(store).at("create", store).map(|_| ())
 }
 

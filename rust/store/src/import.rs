@@ -60,6 +60,7 @@ impl Importer {
             spent: HashSet::new(),
             buckets: HashMap::new(),
             touched: Touched::default(),
+            chains: HashSet::new(),
             rows: Rows::new(&self.conn)?,
         };
         let mut applied = self.applied;
@@ -85,6 +86,8 @@ struct Group<'a> {
     spent: HashSet<WindowId>,
     buckets: HashMap<(WindowId, i64), i64>,
     touched: Touched,
+    /// Chains that entries name.
+    chains: HashSet<ChainId>,
     rows: Rows<'a>,
 }
 
@@ -100,11 +103,12 @@ impl Group<'_> {
         match fact {
             Fact::AccountOpened { account, path, automatic } => {
                 self.high.account = self.high.account.max(*account);
-                let open = "INSERT OR REPLACE INTO accounts VALUES (?1, ?2, ?3, 0, '', 0, ?4)";
+                let open = "INSERT OR REPLACE INTO accounts VALUES (?1, ?2, ?3, 0, '', ?4, NULL)";
                 self.execute(open, params![account, path, automatic, self.time_ms])
             }
             Fact::AccountRetired { account } => {
-                self.execute("UPDATE accounts SET retired = 1 WHERE id = ?1", params![account])
+                let retire = "UPDATE accounts SET retired_ms = ?2 WHERE id = ?1";
+                self.execute(retire, params![account, self.time_ms])
             }
             Fact::BudgetSet { .. } => self.set_budget(fact),
             Fact::WindowOpened { window, budget, start_ms, end_ms } => {
@@ -188,7 +192,7 @@ impl Group<'_> {
     ) -> Result<(), StoreError> {
         self.high.chain = self.high.chain.max(chain);
         let (base, base_units) = base.unzip();
-        let open = "INSERT OR REPLACE INTO chains VALUES (?1, ?2, ?3, ?4, ?5)";
+        let open = "INSERT OR REPLACE INTO chains VALUES (?1, ?2, ?3, ?3, ?4, ?5)";
         self.execute(open, params![chain, account, self.time_ms, base, base_units])?;
         let add = "INSERT OR IGNORE INTO chain_windows VALUES (?1, ?2, ?3)";
         for (position, window) in windows.iter().enumerate() {
@@ -217,6 +221,7 @@ impl Group<'_> {
                 reservation: Some(id.sequence),
                 chain: Some(slice.chain),
             };
+            self.chains.insert(slice.chain);
             for (unit, amount) in slice.held.iter() {
                 let carved = carved & (1 << unit.index()) != 0;
                 let kind = if carved { EntryKind::Carve } else { EntryKind::Hold };
@@ -253,6 +258,7 @@ impl Group<'_> {
         about: About,
         amounts: &Amounts,
     ) -> Result<(), StoreError> {
+        self.chains.extend(about.chain.filter(|_| !amounts.is_zero()));
         amounts.iter().try_for_each(|(unit, amount)| self.rows.push(kind, about, Some(unit), amount))
     }
 
@@ -305,6 +311,10 @@ impl Group<'_> {
             let bucket_ms = self.known.window(self.conn, window)?.map_or(1, |known| known.bucket_ms);
             let left = "DELETE FROM window_buckets WHERE window = ?1 AND start_ms < ?2";
             self.execute(left, params![window, first_live_ms(self.time_ms, bucket_ms)])?;
+        }
+        for chain in std::mem::take(&mut self.chains) {
+            let name = "UPDATE chains SET last_ms = ?2 WHERE id = ?1";
+            self.execute(name, params![chain, self.time_ms])?;
         }
         std::mem::take(&mut self.touched).flush(self.conn)?;
         let HighIds { sequence, window, chain, budget, account } = self.high;

@@ -231,11 +231,6 @@ impl LogWriter {
         self.written_bytes.load(Ordering::Relaxed)
     }
 
-    /// The last sequence that was given out.
-    pub(crate) fn appended(&self) -> u64 {
-        self.pending.lock().next - 1
-    }
-
     /// Fails for good; the first failure stays.
     pub(crate) fn fail(&self, failure: StoreError) {
         self.failure.lock().get_or_insert(failure);

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::error::{At, StoreError};
 use crate::files::segments;
 use crate::frame::{
-    FRAME_BYTES, HEADER_BYTES, Head, Header, HeaderIs, MAX_RECORD_BYTES, Synced, read_header,
+    FRAME_BYTES, HEADER_BYTES, Head, HeaderIs, MAX_RECORD_BYTES, Synced, read_header,
 };
 use crate::recovery::Log;
 

@@ -35,10 +35,11 @@ CREATE TABLE accounts (
   automatic     INTEGER NOT NULL,     -- 1: created by a pattern, may retire
   frozen        INTEGER NOT NULL,
   freeze_reason TEXT NOT NULL,
-  retired       INTEGER NOT NULL,
-  created_ms    INTEGER NOT NULL
+  created_ms    INTEGER NOT NULL,
+  retired_ms    INTEGER               -- absent: it is in use
 ) STRICT;
 CREATE INDEX accounts_path ON accounts (path);
+CREATE INDEX accounts_in_use ON accounts (id) WHERE retired_ms IS NULL;
 
 CREATE TABLE budgets (
   id           INTEGER PRIMARY KEY,
@@ -85,10 +86,12 @@ CREATE TABLE chains (
   id         INTEGER PRIMARY KEY,
   account    INTEGER NOT NULL,
   time_ms    INTEGER NOT NULL,
+  last_ms    INTEGER NOT NULL,        -- the latest entry that names it
   base       INTEGER,                 -- nested: the chain of the parent reservation's hold
   base_units INTEGER                  -- nested: the units that it covers, one bit per unit id
 ) STRICT;
 CREATE INDEX chains_account ON chains (account);
+CREATE INDEX chains_base ON chains (base) WHERE base IS NOT NULL;
 
 -- Flattened: with the base's windows of the units that it covers.
 CREATE TABLE chain_windows (

@@ -1,1 +1,144 @@
-//! TODO
+//! R15: everything is bounded, and a bound that is reached is named and recovered from.
+
+use bursar_ledger::{LedgerError, MAX_BUDGETS, Period, Unit};
+
+use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens};
+
+#[test]
+fn r15_reservations_are_bounded_and_come_back() {
+    let mut settings = settings(vec![pattern("a", vec![spec(Unit::Tokens, Period::total(), 1_000)])]);
+    settings.max_reservations = 3;
+    let world = World::with(settings);
+    let ids: Vec<_> = (0..3).map(|_| world.held("a", 10)).collect();
+    let full = LedgerError::ReservationLimit { max: 3 };
+    let refused = world.reserve(crate::common::ask("a", crate::common::exactly(tokens(1))));
+    assert_eq!(refused.unwrap_err(), full);
+    assert_eq!(world.record("a", tokens(1)).unwrap_err(), full);
+    assert_eq!(world.tokens_of("a"), (30, 0), "nothing was held or spent");
+    // An ended one is remembered until its retention is over.
+    world.release(ids[0]);
+    assert_eq!(world.record("a", tokens(1)).unwrap_err(), full);
+    for id in &ids[1..] {
+        world.ledger.extend(*id, (&tokens(0), &tokens(0)), Some(1 << 40), world.now()).unwrap();
+    }
+    world.wait(RETENTION);
+    assert_eq!(world.ledger.tick(world.now()).forgotten, 1);
+    let anew = world.held("a", 10);
+    assert_eq!(anew.slot, ids[0].slot);
+    assert_ne!(anew.sequence, ids[0].sequence);
+    let old = world.ledger.debit(ids[0], &tokens(1), world.now()).unwrap_err();
+    assert_eq!(old, LedgerError::ReservationNotFound, "the old name is not the new reservation's");
+}
+
+#[test]
+fn r15_accounts_are_bounded_in_all_and_below_each_parent() {
+    let mut settings = settings(["a", "a/*", "a/*/*"].map(|text| pattern(text, vec![])).into());
+    (settings.max_accounts, settings.max_children) = (5, 3);
+    let world = World::with(settings);
+    let open = |path: &str| world.ledger.account(path, world.now()).map(|view| view.path);
+    for path in ["a/1", "a/2", "a/3"] {
+        open(path).unwrap();
+    }
+    let (what, max) = ("the accounts below one parent", 3);
+    assert_eq!(open("a/4").unwrap_err(), LedgerError::AccountLimit { what, max });
+    assert_eq!(open("a/4/1").unwrap_err(), LedgerError::AccountLimit { what: "the number of accounts", max: 5 });
+    open("a/1/1").unwrap();
+    let (what, max) = ("the number of accounts", 5);
+    assert_eq!(open("a/2/1").unwrap_err(), LedgerError::AccountLimit { what, max });
+    let not_allowed = LedgerError::AccountNotFound { path: "b".into() };
+    assert_eq!(open("b").unwrap_err(), not_allowed);
+    assert!(matches!(open("a/ü"), Err(LedgerError::InvalidAccount { .. })));
+    assert_eq!(world.ledger.account_count(), 5);
+    // Idle ones make room.
+    world.wait(HOUR);
+    let retired = world.ledger.retire_idle(world.now());
+    let retired: Vec<_> = retired.iter().map(|path| &**path).collect();
+    assert_eq!(retired, ["a/3", "a/2", "a/1/1", "a/1", "a"]);
+    open("a/4/1").unwrap();
+}
+
+#[test]
+fn r15_budgets_of_one_account_are_bounded() {
+    let world = World::new();
+    for length in 1..=MAX_BUDGETS as i64 {
+        world.limit("a", Unit::Tokens, Period::rolling(length * 1_000), 5);
+    }
+    let failed = world.set("a", spec(Unit::Tokens, Period::total(), 5)).unwrap_err();
+    let (what, max) = ("the budgets of one account", MAX_BUDGETS);
+    assert_eq!(failed, LedgerError::AccountLimit { what, max });
+    world.limit("a", Unit::Tokens, Period::rolling(1_000), 6);
+    assert_eq!(world.standing("a", Unit::Tokens).0, 6);
+}
+
+#[test]
+fn r15_a_pattern_with_too_many_budgets_makes_no_account() {
+    let budgets = (1..=17).map(|length| spec(Unit::Tokens, Period::rolling(length * 1_000), 5));
+    let world = World::with(settings(vec![pattern("a/*", budgets.collect())]));
+    assert!(world.ledger.account("a/b", world.now()).is_err());
+    assert_eq!((world.ledger.account_count(), world.tape.len()), (0, 0));
+}
+
+fn retiring() -> World {
+    let mut budget = spec(Unit::Tokens, Period::total(), 100);
+    budget.terms.manual = false;
+    World::with(settings(vec![pattern("a", vec![]), pattern("a/**", vec![budget])]))
+}
+
+#[test]
+fn r15_an_idle_account_retires_and_comes_to_be_again() {
+    let world = retiring();
+    let id = world.held("a/b", 10);
+    world.wait(2 * HOUR);
+    assert!(world.ledger.retire_idle(world.now()).is_empty(), "it holds something");
+    world.release(id);
+    assert!(world.ledger.retire_idle(world.now()).is_empty(), "it was used just now");
+    world.wait(HOUR);
+    let retired = world.ledger.retire_idle(world.now());
+    assert_eq!(retired.iter().map(|path| &**path).collect::<Vec<_>>(), ["a/b", "a"]);
+    assert_eq!(world.hold("a/b", tokens(101)).unwrap_err().shortfall, 1, "with its budget again");
+    // A late Commit on the old one counts on the new one.
+    world.commit(id, 30);
+    assert_eq!(world.tokens_of("a/b"), (0, 30));
+    world.wait(10 * HOUR);
+    assert!(world.ledger.retire_idle(world.now()).is_empty(), "its spending has to be known");
+}
+
+#[test]
+fn r15_an_account_that_a_late_commit_brings_back_may_retire_again() {
+    let world = retiring();
+    let id = world.held("a/b", 10);
+    world.release(id);
+    world.wait(HOUR);
+    assert_eq!(world.ledger.retire_idle(world.now()).len(), 2);
+    world.commit(id, 0);
+    assert_eq!(world.ledger.account_count(), 2);
+    world.wait(HOUR);
+    assert_eq!(world.ledger.retire_idle(world.now()).len(), 2);
+}
+
+#[test]
+fn r15_accounts_with_something_to_know_of_stay() {
+    let world = retiring();
+    world.set("a/manual", spec(Unit::Calls, Period::total(), 5)).unwrap();
+    world.freeze("a/frozen", true);
+    world.record("a/spent", tokens(1)).unwrap();
+    world.ledger.account("a/idle/below", world.now()).unwrap();
+    world.held("a/pending", 1);
+    world.wait(TTL.max(3 * HOUR));
+    let retired = world.ledger.retire_idle(world.now());
+    assert_eq!(retired.iter().map(|path| &**path).collect::<Vec<_>>(), ["a/idle/below", "a/idle"]);
+    world.freeze("a/frozen", false);
+    let retired = world.ledger.retire_idle(world.now());
+    assert_eq!(retired.iter().map(|path| &**path).collect::<Vec<_>>(), ["a/frozen"]);
+}
+
+#[test]
+fn r15_an_account_that_is_used_by_short_calls_is_not_idle() {
+    let world = retiring();
+    for _ in 0..5 {
+        world.wait(HOUR - 1);
+        let id = world.held("a/b", 10);
+        world.release(id);
+        assert!(world.ledger.retire_idle(world.now()).is_empty());
+    }
+}

@@ -1,0 +1,596 @@
+//! The ledger as the design states it, for one thread, with plain lists and no cleverness.
+//!
+//! A window knows what is spent in it; what is held in it is not stored but summed over the pieces of
+//! all reservations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bursar_ledger::fact::State;
+use bursar_ledger::{Amounts, MAX_SLICES, PeriodKind, Unit};
+
+pub(crate) const UNITS: [Unit; 3] = [Unit::Tokens, Unit::UsdNanos, Unit::VramBytes];
+const HOUR: i64 = 3_600_000;
+const BUCKET: i64 = 1_000;
+/// A bucket leaves a rolling window of 64 buckets when the 65th after it begins.
+const LEAVES_AFTER: i64 = 65;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Budget {
+    pub(crate) path: &'static str,
+    pub(crate) unit: Unit,
+    pub(crate) kind: PeriodKind,
+    pub(crate) limit: i64,
+    pub(crate) window: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    budget: usize,
+    limit: i64,
+    end: i64,
+    spent: i64,
+    /// For a rolling one: what was spent by bucket.
+    buckets: BTreeMap<i64, i64>,
+}
+
+/// A part of a hold: where it counts, by unit, and which piece of the parent it came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    key: Vec<usize>,
+    counts: [Vec<usize>; 3],
+    covered: BTreeSet<Unit>,
+    base: Option<Box<Piece>>,
+    held: Amounts,
+    used: Amounts,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Reservation {
+    pub(crate) path: &'static str,
+    pub(crate) state: State,
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) spent: Amounts,
+    pub(crate) returned: Amounts,
+    pub(crate) overdraft: Amounts,
+    pub(crate) payload: u128,
+    pub(crate) parent: Option<usize>,
+    pub(crate) due: i64,
+    pub(crate) ttl: i64,
+    pub(crate) kept: bool,
+    pub(crate) forgotten: bool,
+    pub(crate) key: u128,
+    pub(crate) asked: u128,
+}
+
+/// Why not: (account, unit, shortfall); `None` for unit: frozen.
+pub(crate) type No = (String, Option<Unit>, i64);
+
+#[derive(Debug, Default)]
+pub(crate) struct Plain {
+    pub(crate) wall: i64,
+    pub(crate) mono: i64,
+    pub(crate) budgets: Vec<Budget>,
+    pub(crate) windows: Vec<Window>,
+    pub(crate) reservations: Vec<Reservation>,
+    pub(crate) frozen: BTreeSet<&'static str>,
+    pub(crate) retention: i64,
+    pub(crate) chains: usize,
+}
+
+pub(crate) fn within(path: &str, above: &str) -> bool {
+    path == above || path.starts_with(&format!("{above}/"))
+}
+
+fn index(unit: Unit) -> usize {
+    UNITS.iter().position(|u| *u == unit).unwrap()
+}
+
+fn add(to: &mut Amounts, unit: Unit, amount: i64) {
+    to.set(unit, to.get(unit) + amount);
+}
+
+impl Reservation {
+    pub(crate) fn sum(&self, of: impl Fn(&Piece, Unit) -> i64) -> Amounts {
+        let total = |unit| (unit, self.pieces.iter().map(|piece| of(piece, unit)).sum());
+        UNITS.into_iter().map(total).collect()
+    }
+
+    pub(crate) fn held(&self) -> Amounts {
+        self.sum(|piece, unit| piece.held.get(unit))
+    }
+
+    pub(crate) fn used(&self) -> Amounts {
+        self.sum(|piece, unit| piece.used.get(unit))
+    }
+
+    pub(crate) fn unused(&self) -> Amounts {
+        self.sum(|piece, unit| piece.held.get(unit) - piece.used.get(unit))
+    }
+}
+
+impl Plain {
+    /// Sets the clocks; wall time never goes back behind what was seen.
+    pub(crate) fn at(&mut self, wall: i64, mono: i64) {
+        (self.wall, self.mono) = (self.wall.max(wall), mono);
+        let bucket = self.wall.div_euclid(BUCKET);
+        for window in &mut self.windows {
+            let stays = window.buckets.split_off(&(bucket - LEAVES_AFTER + 1));
+            window.spent -= window.buckets.values().sum::<i64>();
+            window.buckets = stays;
+        }
+    }
+
+    fn window(&mut self, budget: usize) -> usize {
+        let found = self.budgets[budget].window;
+        if let Some(window) = found.filter(|w| self.wall < self.windows[*w].end) {
+            return window;
+        }
+        let Budget { kind, limit, .. } = self.budgets[budget];
+        let end = match kind {
+            PeriodKind::Hour => self.wall.div_euclid(HOUR) * HOUR + HOUR,
+            _ => i64::MAX,
+        };
+        let (spent, buckets) = (0, BTreeMap::new());
+        self.windows.push(Window { budget, limit, end, spent, buckets });
+        self.budgets[budget].window = Some(self.windows.len() - 1);
+        self.windows.len() - 1
+    }
+
+    pub(crate) fn held(&self, window: usize) -> i64 {
+        let unit = self.budgets[self.windows[window].budget].unit;
+        let pieces = self.reservations.iter().flat_map(|r| &r.pieces);
+        let counting = pieces.filter(|piece| piece.counts[index(unit)].contains(&window));
+        counting.map(|piece| piece.held.get(unit) - piece.used.get(unit)).sum()
+    }
+
+    fn remaining(&self, window: usize) -> i64 {
+        self.windows[window].limit - self.windows[window].spent - self.held(window)
+    }
+
+    /// (limit, held, spent) of each of the account's budgets now.
+    pub(crate) fn standings(&mut self, path: &str) -> Vec<(i64, i64, i64)> {
+        let budgets = 0..self.budgets.len();
+        let own: Vec<usize> = budgets.filter(|b| self.budgets[*b].path == path).collect();
+        let windows: Vec<usize> = own.into_iter().map(|budget| self.window(budget)).collect();
+        let standing = |w: usize| (self.windows[w].limit, self.held(w), self.windows[w].spent);
+        windows.into_iter().map(standing).collect()
+    }
+
+    /// The windows of the account and its ancestors now, in order.
+    fn chain(&mut self, path: &str) -> Vec<usize> {
+        let budgets = 0..self.budgets.len();
+        let all: Vec<usize> = budgets.filter(|b| within(path, self.budgets[*b].path)).collect();
+        all.into_iter().map(|budget| self.window(budget)).collect()
+    }
+
+    pub(crate) fn overspent(&mut self, path: &str) -> bool {
+        let chain = self.chain(path);
+        chain.iter().any(|w| self.windows[*w].spent > self.windows[*w].limit)
+    }
+
+    fn unit(&self, window: usize) -> Unit {
+        self.budgets[self.windows[window].budget].unit
+    }
+
+    fn available(&self, chain: &[usize], unit: Unit) -> i64 {
+        let own = chain.iter().filter(|w| self.unit(**w) == unit);
+        own.map(|w| self.remaining(*w)).min().unwrap_or(i64::MAX)
+    }
+
+    fn shortage(&self, chain: &[usize], amounts: &Amounts) -> Option<No> {
+        chain.iter().find_map(|window| {
+            let unit = self.unit(*window);
+            let (asked, left) = (amounts.get(unit), self.remaining(*window));
+            let path = self.budgets[self.windows[*window].budget].path;
+            (asked > 0 && asked > left).then(|| (path.to_string(), Some(unit), asked - left))
+        })
+    }
+
+    pub(crate) fn frozen_by(&self, path: &str) -> Option<No> {
+        let mut by: Vec<_> = self.frozen.iter().filter(|above| within(path, above)).collect();
+        by.sort_by_key(|path| path.len());
+        by.pop().map(|path| (path.to_string(), None, 0))
+    }
+
+    /// What is granted of a wish: all of it, or what is left, or a refusal.
+    fn grant(&self, chain: &[usize], most: &Amounts, least: &Amounts, more: &Amounts) -> Result<Amounts, No> {
+        let fitting = |unit| {
+            let left = self.available(chain, unit).min(more.get(unit)).max(0);
+            (unit, most.get(unit).min(left))
+        };
+        let part: Amounts = UNITS.into_iter().map(fitting).collect();
+        if part.min(least) == *least {
+            return Ok(part);
+        }
+        Err(self.shortage(chain, least).expect("the least does not fit"))
+    }
+
+    fn piece(&mut self, chain: &[usize], held: Amounts) -> Piece {
+        let of = |unit| chain.iter().copied().filter(|w| self.unit(*w) == unit).collect();
+        Piece {
+            key: chain.to_vec(),
+            counts: UNITS.map(of),
+            covered: BTreeSet::new(),
+            base: None,
+            held,
+            used: Amounts::ZERO,
+        }
+    }
+
+    pub(crate) fn reserve(
+        &mut self,
+        path: &'static str,
+        (most, least): (Amounts, Amounts),
+        parent: Option<usize>,
+        ttl: i64,
+        (key, asked): (u128, u128),
+    ) -> Result<Result<Amounts, No>, ()> {
+        if let Some(no) = self.frozen_by(path) {
+            return Ok(Err(no));
+        }
+        let chain = self.chain(path);
+        let (granted, pieces) = if let Some(parent) = parent {
+            let above = &self.reservations[parent];
+            if above.forgotten || above.state != State::Pending || !within(path, above.path) {
+                return Err(());
+            }
+            match self.carve(&chain, parent, &most, &least) {
+                Ok(carved) => carved,
+                Err(no) => return Ok(Err(no)),
+            }
+        } else {
+            let all = UNITS.into_iter().map(|unit| (unit, i64::MAX)).collect();
+            match self.grant(&chain, &most, &least, &all) {
+                Ok(granted) => (granted, vec![self.piece(&chain, granted)]),
+                Err(no) => return Ok(Err(no)),
+            }
+        };
+        self.reservations.push(Reservation {
+            path,
+            state: State::Pending,
+            pieces,
+            spent: Amounts::ZERO,
+            returned: Amounts::ZERO,
+            overdraft: Amounts::ZERO,
+            payload: 0,
+            parent,
+            due: self.mono + ttl,
+            ttl,
+            kept: false,
+            forgotten: false,
+            key,
+            asked,
+        });
+        Ok(Ok(granted))
+    }
+
+    fn carve(
+        &mut self,
+        chain: &[usize],
+        parent: usize,
+        most: &Amounts,
+        least: &Amounts,
+    ) -> Result<(Amounts, Vec<Piece>), No> {
+        let above = self.reservations[parent].clone();
+        let covers = |unit: &Unit| above.held().get(*unit) > 0 && *unit != Unit::VramBytes;
+        let covered: BTreeSet<Unit> = UNITS.into_iter().filter(covers).collect();
+        let mut left = above.unused();
+        for unit in UNITS.into_iter().filter(|unit| !covered.contains(unit)) {
+            left.set(unit, i64::MAX);
+        }
+        let mut worst: Option<No> = None;
+        for (unit, asked) in least.iter() {
+            let short = asked - left.get(unit).min(asked);
+            if short > 0 && worst.as_ref().is_none_or(|(_, _, most)| short >= *most) {
+                worst = Some((above.path.to_string(), Some(unit), short));
+            }
+        }
+        if let Some(no) = worst {
+            return Err(no);
+        }
+        let below = |window: &usize| {
+            let path = self.budgets[self.windows[*window].budget].path;
+            !(covered.contains(&self.unit(*window)) && within(above.path, path))
+        };
+        let own: Vec<usize> = chain.iter().copied().filter(below).collect();
+        let granted = self.grant(&own, most, least, &left)?;
+        let mut pieces = Vec::new();
+        let mut wanted = granted.filter(|unit| covered.contains(&unit));
+        let mut rest = granted.filter(|unit| !covered.contains(&unit));
+        for at in (0..above.pieces.len()).rev() {
+            let base = above.pieces[at].clone();
+            let free: Amounts =
+                UNITS.into_iter().map(|u| (u, base.held.get(u) - base.used.get(u))).collect();
+            let taken = wanted.min(&free);
+            if taken.is_zero() {
+                continue;
+            }
+            wanted = wanted.checked_sub(&taken).unwrap();
+            let present = &mut self.reservations[parent].pieces[at];
+            present.held = present.held.checked_sub(&taken).unwrap();
+            let held = taken.checked_add(&std::mem::take(&mut rest)).unwrap();
+            pieces.push(self.nested(&own, held, base, &covered));
+        }
+        if pieces.is_empty() {
+            let base = above.pieces[0].clone();
+            pieces.push(self.nested(&own, rest, base, &covered));
+        }
+        Ok((granted, pieces))
+    }
+
+    fn nested(&mut self, own: &[usize], held: Amounts, base: Piece, covered: &BTreeSet<Unit>) -> Piece {
+        let mut piece = self.piece(own, held);
+        for unit in covered {
+            piece.counts[index(*unit)].extend(base.counts[index(*unit)].clone());
+        }
+        self.chains += 1;
+        piece.key = vec![usize::MAX, self.chains];
+        piece.covered = covered.clone();
+        piece.base = Some(Box::new(base));
+        piece
+    }
+
+    fn spend(&mut self, windows: &[usize], amount: i64) {
+        let bucket = self.wall.div_euclid(BUCKET);
+        for window in windows {
+            let rolling = self.budgets[self.windows[*window].budget].kind == PeriodKind::Rolling;
+            let window = &mut self.windows[*window];
+            if !rolling {
+                window.spent += amount;
+            } else if amount > 0 {
+                window.spent += amount;
+                *window.buckets.entry(bucket).or_default() += amount;
+            } else {
+                // What has left already cannot be taken back; the oldest go first.
+                let mut rest = -amount;
+                for spent in window.buckets.values_mut() {
+                    let taken = rest.min(*spent);
+                    *spent -= taken;
+                    rest -= taken;
+                    window.spent -= taken;
+                }
+            }
+        }
+    }
+
+    fn use_piece(&mut self, reservation: usize, at: usize, unit: Unit, amount: i64) {
+        let piece = &mut self.reservations[reservation].pieces[at];
+        add(&mut piece.used, unit, amount);
+        let counts = piece.counts[index(unit)].clone();
+        self.spend(&counts, amount);
+    }
+
+    /// Returns what is left of the hold, or nothing when it has ended.
+    pub(crate) fn debit(&mut self, id: usize, used: &Amounts) -> Option<Amounts> {
+        if self.reservations[id].forgotten || self.reservations[id].state != State::Pending {
+            return None;
+        }
+        for (unit, to) in used.iter() {
+            let mut rest = to - self.reservations[id].used().get(unit);
+            for at in 0..self.reservations[id].pieces.len() {
+                let piece = &self.reservations[id].pieces[at];
+                let part = rest.min(piece.held.get(unit) - piece.used.get(unit));
+                if part > 0 {
+                    self.use_piece(id, at, unit, part);
+                    rest -= part;
+                }
+            }
+        }
+        Some(self.reservations[id].unused())
+    }
+
+    pub(crate) fn extend(&mut self, id: usize, most: &Amounts, least: &Amounts) -> Result<Result<(), No>, ()> {
+        let reservation = &self.reservations[id];
+        if reservation.forgotten || reservation.state != State::Pending {
+            return Err(());
+        }
+        let held = reservation.held();
+        let (path, pieces) = (reservation.path, reservation.pieces.clone());
+        let more = |total: &Amounts| total.max(&held).checked_sub(&held).unwrap();
+        let (most, least) = (more(most), more(least));
+        let chain = self.chain(path);
+        let mut answer = Ok(());
+        if !most.is_zero() {
+            let at = pieces.iter().position(|piece| piece.key == chain);
+            if at.is_none() && pieces.len() >= MAX_SLICES {
+                return Err(());
+            }
+            let all = UNITS.into_iter().map(|unit| (unit, i64::MAX)).collect();
+            let granted = match self.frozen_by(path) {
+                Some(no) => Err(no),
+                None => self.grant(&chain, &most, &least, &all),
+            };
+            match granted {
+                Ok(granted) => {
+                    if let Some(at) = at {
+                        let piece = &mut self.reservations[id].pieces[at];
+                        piece.held = piece.held.checked_add(&granted).unwrap();
+                    } else if !granted.is_zero() {
+                        let piece = self.piece(&chain, granted);
+                        self.reservations[id].pieces.push(piece);
+                    }
+                }
+                Err(no) => answer = Err(no),
+            }
+        }
+        self.reservations[id].due = self.mono + self.reservations[id].ttl;
+        Ok(answer)
+    }
+
+    /// Spends in the windows current now; returns what passes the limit.
+    pub(crate) fn spend_now(&mut self, path: &str, amounts: &Amounts) -> Amounts {
+        let chain = self.chain(path);
+        let mut over = Amounts::ZERO;
+        for window in chain.iter().filter(|w| amounts.get(self.unit(**w)) > 0) {
+            let unit = self.unit(*window);
+            let amount = amounts.get(unit);
+            let passes = (amount - self.remaining(*window).max(0)).clamp(0, amount);
+            over.set(unit, over.get(unit).max(passes));
+        }
+        for window in chain {
+            let amount = amounts.get(self.unit(window));
+            if amount > 0 {
+                self.spend(&[window], amount);
+            }
+        }
+        over
+    }
+
+    /// Ends a pending reservation.
+    fn settle(&mut self, id: usize, state: State, spent: Amounts) {
+        let keeps = |unit: Unit| state == State::Expired && unit == Unit::VramBytes;
+        let held = self.reservations[id].held();
+        let excess = spent.max(&held).checked_sub(&held).unwrap();
+        let path = self.reservations[id].path;
+        let overdraft = self.spend_now(path, &excess);
+        let mut rest = spent.min(&held);
+        let mut returned = Amounts::ZERO;
+        let mut up = Vec::new();
+        for at in 0..self.reservations[id].pieces.len() {
+            for unit in UNITS {
+                let piece = self.reservations[id].pieces[at].clone();
+                let part = rest.get(unit).min(piece.held.get(unit));
+                add(&mut rest, unit, -part);
+                if part != piece.used.get(unit) {
+                    self.use_piece(id, at, unit, part - piece.used.get(unit));
+                }
+                let back = piece.held.get(unit) - part;
+                if back == 0 || keeps(unit) {
+                    continue;
+                }
+                add(&mut self.reservations[id].pieces[at].held, unit, -back);
+                add(&mut returned, unit, back);
+                up.push((piece, unit, back));
+            }
+        }
+        let due = self.mono + self.retention;
+        let reservation = &mut self.reservations[id];
+        reservation.kept = UNITS.into_iter().any(|unit| keeps(unit) && held.get(unit) > 0);
+        reservation.due = if reservation.kept { i64::MAX } else { due };
+        reservation.state = state;
+        (reservation.spent, reservation.returned) = (spent, returned);
+        reservation.overdraft = overdraft;
+        let parent = reservation.parent;
+        for (piece, unit, back) in up {
+            self.hand_up(parent, &piece, unit, back);
+        }
+    }
+
+    /// Gives a returned amount to the nearest pending reservation that it was carved from.
+    fn hand_up(&mut self, parent: Option<usize>, piece: &Piece, unit: Unit, amount: i64) {
+        let Some((parent, base)) = parent.zip(piece.base.as_ref()) else { return };
+        if !piece.covered.contains(&unit) {
+            return;
+        }
+        let above = &mut self.reservations[parent];
+        if above.state == State::Pending && !above.forgotten {
+            let found = above.pieces.iter_mut().find(|piece| piece.key == base.key);
+            return add(&mut found.unwrap().held, unit, amount);
+        }
+        let further = above.parent.filter(|_| !above.forgotten);
+        self.hand_up(further, base, unit, amount);
+    }
+
+    /// `named`: the true amounts; others count as debited. Returns whether it is no error.
+    pub(crate) fn commit(&mut self, id: usize, named: &Amounts, units: &[Unit], payload: u128) -> bool {
+        let reservation = &self.reservations[id];
+        if reservation.forgotten {
+            return false;
+        }
+        let pending = reservation.state == State::Pending;
+        let debited = if pending { reservation.used() } else { reservation.spent };
+        let true_amount = |unit: Unit| {
+            let amount = if units.contains(&unit) { named.get(unit) } else { debited.get(unit) };
+            (unit, if unit == Unit::VramBytes { 0 } else { amount })
+        };
+        let spent: Amounts = UNITS.into_iter().map(true_amount).collect();
+        match reservation.state {
+            State::Committed => return reservation.payload == payload,
+            State::Pending => self.settle(id, State::Committed, spent),
+            State::Released | State::Expired => self.correct(id, spent),
+        }
+        self.reservations[id].payload = payload;
+        true
+    }
+
+    fn correct(&mut self, id: usize, spent: Amounts) {
+        let path = self.reservations[id].path;
+        let before = self.reservations[id].spent;
+        let over = self.spend_now(path, &spent.max(&before).checked_sub(&before).unwrap());
+        let mut less = before.max(&spent).checked_sub(&spent).unwrap();
+        for at in (0..self.reservations[id].pieces.len()).rev() {
+            for unit in UNITS {
+                let part = less.get(unit).min(self.reservations[id].pieces[at].used.get(unit));
+                if part > 0 {
+                    add(&mut less, unit, -part);
+                    self.use_piece(id, at, unit, -part);
+                    add(&mut self.reservations[id].pieces[at].held, unit, -part);
+                }
+            }
+        }
+        self.owner_gone(id);
+        let due = self.mono + self.retention;
+        let reservation = &mut self.reservations[id];
+        (reservation.state, reservation.spent, reservation.due) = (State::Committed, spent, due);
+        reservation.overdraft = reservation.overdraft.checked_add(&over).unwrap();
+    }
+
+    pub(crate) fn release(&mut self, id: usize) -> bool {
+        if self.reservations[id].forgotten {
+            return false;
+        }
+        match self.reservations[id].state {
+            State::Pending => {
+                let used = self.reservations[id].used();
+                self.settle(id, State::Released, used);
+            }
+            State::Expired => self.owner_gone(id),
+            _ => {}
+        }
+        true
+    }
+
+    pub(crate) fn owner_gone(&mut self, id: usize) {
+        if !self.reservations[id].kept {
+            return;
+        }
+        let due = self.mono + self.retention;
+        let reservation = &mut self.reservations[id];
+        (reservation.kept, reservation.due) = (false, due);
+        for piece in &mut reservation.pieces {
+            let back = piece.held.get(Unit::VramBytes);
+            piece.held.set(Unit::VramBytes, 0);
+            add(&mut reservation.returned, Unit::VramBytes, back);
+        }
+    }
+
+    pub(crate) fn tick(&mut self) -> (usize, usize) {
+        let (mut expired, mut forgotten) = (0, 0);
+        for id in 0..self.reservations.len() {
+            let reservation = &mut self.reservations[id];
+            if reservation.forgotten || reservation.due > self.mono {
+                continue;
+            }
+            if reservation.state == State::Pending {
+                let used = reservation.used();
+                self.settle(id, State::Expired, used);
+                expired += 1;
+            } else {
+                reservation.forgotten = true;
+                forgotten += 1;
+            }
+        }
+        (expired, forgotten)
+    }
+
+    pub(crate) fn set_budget(&mut self, path: &'static str, unit: Unit, kind: PeriodKind, limit: i64) {
+        let same = |b: &Budget| b.path == path && b.unit == unit && b.kind == kind;
+        let at = self.budgets.iter().position(same).unwrap_or(self.budgets.len());
+        if at == self.budgets.len() {
+            self.budgets.push(Budget { path, unit, kind, limit, window: None });
+        }
+        let window = self.window(at);
+        self.budgets[at].limit = limit;
+        self.windows[window].limit = limit;
+    }
+}

@@ -1,0 +1,161 @@
+//! The import thread: moves the log into SQLite and deletes what is moved.
+//!
+//! Runs at the lowest priority: it has all the time there is, until the backlog grows. Reads the log
+//! back from its files, which are in the page cache, so that callers never wait for it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bursar_ledger::fact::Record;
+
+use crate::error::{At, StoreError};
+use crate::files::{remove, sync_folder};
+use crate::frame::{FRAME_BYTES, HEADER_BYTES, Synced, read_record};
+use crate::import::Importer;
+use crate::log::Mark;
+use crate::retention::Retention;
+use crate::scan::{FrameReader, Next};
+use crate::shared::Shared;
+
+/// How often the log is looked at when nobody asks.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// The bounds of one transaction.
+const GROUP_RECORDS: usize = 4096;
+const GROUP_BYTES: u64 = 8 << 20;
+/// Nice values: out of everybody's way, and as everybody else.
+const LOW: i32 = 19;
+const NORMAL: i32 = 0;
+
+/// Reads the log behind what is imported.
+pub(crate) struct Importing {
+    pub(crate) importer: Importer,
+    retention: Retention,
+    /// The segment that is being read, by its first sequence.
+    reader: Option<(u64, FrameReader)>,
+    nice: i32,
+}
+
+impl Importing {
+    pub(crate) fn new(importer: Importer) -> Importing {
+        Importing { importer, retention: Retention::default(), reader: None, nice: NORMAL }
+    }
+
+    /// Runs until the store is stopped.
+    pub(crate) fn run(mut self, shared: &Arc<Shared>) -> Importing {
+        let mut failed = false;
+        loop {
+            self.set_nice(shared);
+            let again = self.retention.is_due(&self.importer) && !failed;
+            let interval = if again { Duration::ZERO } else { INTERVAL };
+            if shared.await_import(interval).stop {
+                return self;
+            }
+            if shared.is_memory() && shared.log.write().is_err() {
+                shared.ring();
+            }
+            if failed {
+                continue;
+            }
+            let done = self.drain(shared, true).and_then(|()| {
+                let keep_ms = shared.config.keep_ms();
+                self.retention.step(&mut self.importer, keep_ms)
+            });
+            match done {
+                // Somebody looks at the database with a lock on it: the log waits.
+                Err(failure) if failure.is_busy() => {}
+                Err(failure) => {
+                    failed = true;
+                    shared.fail(failure);
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Imports all that may be. `stoppable`: ends early when the store is stopped.
+    pub(crate) fn drain(&mut self, shared: &Shared, stoppable: bool) -> Result<(), StoreError> {
+        loop {
+            let target = shared.importable();
+            if self.importer.applied >= target {
+                return Ok(());
+            }
+            let (records, bytes) = self.read(&shared.log.mark(), shared.is_memory(), target)?;
+            // What was read is not kept: after a failure it is read again.
+            self.importer.import(&records).inspect_err(|_| self.reader = None)?;
+            shared.imported_bytes.fetch_add(bytes, Ordering::Relaxed);
+            shared.imported.store(self.importer.applied, Ordering::Release);
+            shared.ring();
+            self.recycle(shared)?;
+            self.set_nice(shared);
+            if stoppable && shared.is_stopped() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next group of records, and its bytes in the log.
+    fn read(
+        &mut self,
+        mark: &Mark,
+        written: bool,
+        target: u64,
+    ) -> Result<(Vec<(u64, Record)>, u64), StoreError> {
+        let mut next = self.importer.applied + 1;
+        let holds = |segment: &&Arc<crate::log::Segment>| segment.header.first <= next;
+        let segment = mark.segments.iter().rev().find(holds).expect("kept until it is imported");
+        let path = &segment.path;
+        let first = segment.header.first;
+        let open = self.reader.take().filter(|(reading, _)| *reading == first);
+        let (mut seq, mut reader) = match open {
+            Some((_, reader)) => (next, reader),
+            None => (first, FrameReader::open(path, HEADER_BYTES as u64).at("read", path)?),
+        };
+        let end = if written { &segment.written } else { &segment.synced };
+        reader.set_end(end.load(Ordering::Acquire));
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while next <= target && records.len() < GROUP_RECORDS && bytes < GROUP_BYTES {
+            let bad = |reason: &str| StoreError::malformed(format!("log record {seq}"), reason);
+            let payload = match reader.next(seq).at("read", path)? {
+                Next::Frame(payload) => payload,
+                Next::End if !records.is_empty() => break,
+                Next::End => return Err(bad("it was written and is not there")),
+                Next::Bad(reason) => return Err(bad(reason)),
+            };
+            if seq == next {
+                bytes += (payload.len() + FRAME_BYTES) as u64;
+                records.push((seq, read_record(payload).map_err(|reason| bad(&reason))?));
+                next += 1;
+            }
+            seq += 1;
+        }
+        self.reader = Some((first, reader));
+        Ok((records, bytes))
+    }
+
+    /// Deletes the segments that are wholly imported.
+    fn recycle(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        if shared.is_memory() {
+            // Nobody else syncs here. What says where the log goes on must outlive what came before.
+            for segment in shared.log.mark().segments {
+                if !segment.durable.load(Ordering::Acquire) {
+                    let (offset, seq) = (HEADER_BYTES as u64, segment.header.first - 1);
+                    segment.sync(Synced { offset, seq })?;
+                    sync_folder(shared.log.folder())?;
+                    segment.durable.store(true, Ordering::Release);
+                }
+            }
+        }
+        shared.log.retire(self.importer.applied).iter().try_for_each(|old| remove(&old.path))
+    }
+
+    /// Steps aside, unless the backlog is half full. Coming back takes a privilege: without it the
+    /// writers that are held up leave the time.
+    fn set_nice(&mut self, shared: &Shared) {
+        let crowded = shared.backlog() > shared.config.max_backlog_bytes / 2;
+        let nice = if crowded { NORMAL } else { LOW };
+        if nice != self.nice && rustix::process::setpriority_process(None, nice).is_ok() {
+            self.nice = nice;
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Opens a store: looks at what is there, lets the recovery table decide, and does what it says.
+//!
+//! What the log has and the database has not is imported before anything is told to the ledger, so
+//! there is one way back only: out of the database. Then a new, durable segment is begun before the
+//! old ones are deleted: at any moment the files say where the log goes on.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use bursar_ledger::HighIds;
+use bursar_ledger::fact::Record;
+use rusqlite::Connection;
+
+use crate::config::StoreConfig;
+use crate::database::{Looked, Meta, begin_session, create, look};
+use crate::error::{At, StoreError};
+use crate::files::{Lock, OpenLogFile, create_file, create_folder, log_folder, remove, sync_folder};
+use crate::frame::{HEADER_BYTES, Header, Synced, read_record};
+use crate::import::Importer;
+use crate::log::{LogWriter, Segment};
+use crate::recovery::{Case, Decision, Join, Observed, decide};
+use crate::restore::{Apply, restore};
+use crate::scan::{FrameReader, Next, Scan, SegmentFound, Spot, scan};
+
+/// So many records go into one transaction.
+const GROUP_RECORDS: usize = 4096;
+
+/// How opening went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// The row of the recovery table.
+    pub case: Case,
+    /// How many records were in the log only.
+    pub imported: u64,
+    /// Where the log was cut, if it was.
+    pub dropped: Option<Spot>,
+    /// The highest reservation sequence ever given out.
+    pub max_sequence: u64,
+    /// The highest window id ever given out.
+    pub max_window: u64,
+    /// The highest chain id ever given out.
+    pub max_chain: u64,
+    /// The highest budget id ever given out.
+    pub max_budget: u32,
+    /// The highest account id ever given out.
+    pub max_account: u32,
+    /// The latest time that was recorded.
+    pub last_time_ms: i64,
+}
+
+impl Recovery {
+    /// The ids that may not be given out again.
+    pub fn high_ids(&self) -> HighIds {
+        HighIds {
+            sequence: self.max_sequence,
+            window: self.max_window,
+            chain: self.max_chain,
+            budget: self.max_budget,
+            account: self.max_account,
+        }
+    }
+}
+
+/// A store that is ready to take records; its threads are not started.
+pub(crate) struct Opened {
+    pub(crate) lock: Lock,
+    pub(crate) importer: Importer,
+    pub(crate) log: LogWriter,
+    pub(crate) store_id: u32,
+    pub(crate) recovery: Recovery,
+}
+
+/// What was found of a store, and what to do.
+pub(crate) struct Found {
+    pub(crate) looked: Looked,
+    pub(crate) scan: Scan,
+    pub(crate) observed: Observed,
+    pub(crate) case: Case,
+    pub(crate) decision: Decision,
+}
+
+/// Looks at database and log.
+pub(crate) fn find(store: &Path, folder: &Path, write: bool) -> Result<Found, StoreError> {
+    let looked = look(store, write)?;
+    let meta = match &looked {
+        Looked::Present(_, meta) => Some(*meta),
+        _ => None,
+    };
+    let scan = scan(folder, meta.map(|meta| meta.store_id))?;
+    let applied = meta.map_or(0, |meta| meta.applied);
+    let join = match (scan.first(), scan.last()) {
+        (Some(first), Some(_)) if first > applied + 1 => Join::Gap,
+        (Some(_), Some(last)) if last < applied => Join::Behind,
+        _ => Join::Follows,
+    };
+    let observed = Observed {
+        database: looked.kind(),
+        log: scan.log,
+        join,
+        clean: meta.is_some_and(|meta| meta.clean),
+        memory: meta.is_some_and(|meta| meta.memory),
+    };
+    let (case, decision) = decide(&observed);
+    Ok(Found { looked, scan, observed, case, decision })
+}
+
+impl Found {
+    /// Why the store is refused, in words.
+    pub(crate) fn why(&self) -> String {
+        let applied = match &self.looked {
+            Looked::Present(_, meta) => meta.applied,
+            _ => 0,
+        };
+        let first = self.scan.first().unwrap_or(0);
+        let last = self.scan.last().unwrap_or(0);
+        let spot = self.scan.spot.as_ref().map_or_else(String::new, |spot| {
+            let Spot { file, offset, sequence, reason } = spot;
+            format!("{reason} ({}, byte {offset}, sequence {sequence})", file.display())
+        });
+        match (self.case, &self.looked) {
+            (Case::DatabaseMissing, _) => {
+                "its log is there and its database is not: put the database back".into()
+            }
+            (Case::DatabaseUnreadable, Looked::Unreadable(reason)) => {
+                format!("its database cannot be read: {reason}")
+            }
+            (Case::DatabaseNewer, Looked::Newer(version)) => {
+                format!("its database has version {version}: use the release that wrote it")
+            }
+            (Case::LogMissing, _) => {
+                "its log is missing and it was not closed: put the log's folder back".into()
+            }
+            (Case::LogNewer, _) => {
+                format!("its log is of a later release: {spot}: use that release")
+            }
+            (Case::LogForeign, _) => format!("its log belongs to another store: {spot}"),
+            (Case::LogDamaged, _) => format!("its log is damaged where it was synced: {spot}"),
+            (Case::LogGap, _) => format!(
+                "its database ends with sequence {applied} and its log begins with {first}: one of \
+                 them is not the latest"
+            ),
+            (Case::LogBehind, _) => format!(
+                "its log ends with sequence {last} and its database has {applied}: one of them is \
+                 not the latest"
+            ),
+            (case, _) => format!("it is {case:?}"),
+        }
+    }
+}
+
+/// Opens the store up to where its threads are started.
+pub(crate) fn open(
+    config: &StoreConfig,
+    now_ms: i64,
+    open_file: OpenLogFile,
+    apply: Apply<'_>,
+) -> Result<Opened, StoreError> {
+    let store = config.path.as_path();
+    let folder = log_folder(store);
+    create_folder(&folder)?;
+    let lock = Lock::take(store, &folder)?;
+    let found = find(store, &folder, true)?;
+    if found.decision == Decision::Refuse {
+        let (store, case, why) = (store.to_owned(), found.case, found.why());
+        return Err(StoreError::Refused { store, case, why });
+    }
+    let old = found.scan.segments.clone();
+    let (case, cut) = (found.case, found.scan.spot.clone());
+    let (conn, meta): (Connection, Meta) = match (found.decision, found.looked) {
+        (Decision::Create, _) => {
+            create_file(store)?;
+            let made = create(store, now_ms)?;
+            sync_parent(store)?;
+            made
+        }
+        (_, Looked::Present(conn, meta)) => (conn, meta),
+        (_, _) => return Err(StoreError::malformed("the store", "it has no database")),
+    };
+    let mut importer = Importer::new(conn, &meta);
+    let (mut imported, mut dropped) = (0, None);
+    if matches!(found.decision, Decision::Import | Decision::CutThenImport) {
+        let readable = &old[..found.scan.readable];
+        if found.decision == Decision::CutThenImport {
+            dropped = cut;
+        }
+        settle_log(readable)?;
+        imported = import_log(&mut importer, readable)?;
+    }
+    let remember_from_ms =
+        now_ms.max(importer.time_ms).saturating_sub(config.key_retention_ms);
+    restore(&importer.conn, (importer.time_ms, remember_from_ms), apply)?;
+    let segment = begin_segment(&importer, &meta, &folder, open_file)?;
+    begin_session(&importer.conn, config.durability)?;
+    for old in old.iter().filter(|old| old.file != segment.path) {
+        remove(&old.file)?;
+    }
+    let log = LogWriter::new(segment, &folder, config.segment_bytes, open_file);
+    let HighIds { sequence, window, chain, budget, account } = importer.high;
+    let recovery = Recovery {
+        case,
+        imported,
+        dropped,
+        max_sequence: sequence,
+        max_window: window,
+        max_chain: chain,
+        max_budget: budget,
+        max_account: account,
+        last_time_ms: importer.time_ms,
+    };
+    Ok(Opened { lock, importer, log, store_id: meta.store_id, recovery })
+}
+
+fn sync_parent(store: &Path) -> Result<(), StoreError> {
+    let parent = store.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_folder(parent.unwrap_or(Path::new(".")))
+}
+
+/// What is about to be imported has to be on the disk first: the database may not know more than the
+/// log. Also cuts what is not readable off.
+fn settle_log(readable: &[SegmentFound]) -> Result<(), StoreError> {
+    for segment in readable {
+        let path = &segment.file;
+        let file = std::fs::OpenOptions::new().write(true).open(path).at("open", path)?;
+        if segment.readable_bytes < segment.file_bytes {
+            file.set_len(segment.readable_bytes).at("cut", path)?;
+        }
+        file.sync_data().at("sync", path)?;
+    }
+    Ok(())
+}
+
+fn import_log(importer: &mut Importer, readable: &[SegmentFound]) -> Result<u64, StoreError> {
+    let before = importer.applied;
+    let mut group: Vec<(u64, Record)> = Vec::new();
+    for segment in readable.iter().filter(|segment| segment.last > before) {
+        let path = &segment.file;
+        let mut reader = FrameReader::open(path, HEADER_BYTES as u64).at("read", path)?;
+        for seq in segment.first..=segment.last {
+            let bad = |reason: &str| StoreError::malformed(format!("log record {seq}"), reason);
+            let payload = match reader.next(seq).at("read", path)? {
+                Next::Frame(payload) => payload,
+                Next::End => return Err(bad("it was there a moment ago")),
+                Next::Bad(reason) => return Err(bad(reason)),
+            };
+            if seq > before {
+                group.push((seq, read_record(payload).map_err(|reason| bad(&reason))?));
+            }
+            if group.len() == GROUP_RECORDS {
+                importer.import(&group)?;
+                group.clear();
+            }
+        }
+    }
+    importer.import(&group)?;
+    Ok(importer.applied - before)
+}
+
+/// A new segment behind the database, on the disk before anything else is deleted.
+fn begin_segment(
+    importer: &Importer,
+    meta: &Meta,
+    folder: &Path,
+    open_file: OpenLogFile,
+) -> Result<Segment, StoreError> {
+    let first = importer.applied + 1;
+    let header = Header { store_id: meta.store_id, first };
+    let segment = Segment::create(folder, header, open_file)?;
+    segment.sync(Synced { offset: HEADER_BYTES as u64, seq: first - 1 })?;
+    sync_folder(folder)?;
+    segment.durable.store(true, Ordering::Release);
+    Ok(segment)
+}

@@ -1,0 +1,167 @@
+//! Retention: deletes what nobody can ask for any more, a bounded batch at a time.
+//!
+//! In this order, so that nothing is left pointing at what is gone: entries, ended reservations,
+//! chains, windows, budgets and accounts that have retired. Never touched: what a reservation holds,
+//! chains that the ledger may still use (the newest of each account), each budget's newest window. The
+//! spending of deleted entries is noted in `windows.pruned`, so sums can still be checked.
+//!
+//! The clock is the time of what is recorded: where nothing happens, nothing has to go.
+
+use std::collections::HashSet;
+
+use bursar_ledger::fact::ChainId;
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+
+use crate::entries::EntryKind;
+use crate::error::{Doing, StoreError};
+use crate::import::Importer;
+use crate::reader::first_entry_at;
+use crate::reservations;
+
+/// How often to look.
+const INTERVAL_MS: i64 = 3_600_000;
+/// The most rows that one transaction deletes.
+const BATCH: usize = 2_000;
+
+/// When to delete next.
+#[derive(Debug, Default)]
+pub(crate) struct Retention {
+    /// Not before this time.
+    next_ms: i64,
+}
+
+impl Retention {
+    /// Whether there is something to do.
+    pub(crate) fn is_due(&self, importer: &Importer) -> bool {
+        importer.time_ms >= self.next_ms
+    }
+
+    /// Deletes one batch, if it is time.
+    pub(crate) fn step(
+        &mut self,
+        importer: &mut Importer,
+        keep_ms: i64,
+    ) -> Result<(), StoreError> {
+        if self.is_due(importer) {
+            let before_ms = importer.time_ms.saturating_sub(keep_ms);
+            let deleted = batch(&importer.conn, before_ms)?;
+            if deleted == 0 {
+                self.next_ms = importer.time_ms.saturating_add(INTERVAL_MS);
+            } else {
+                importer.forget();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes at most one batch of what was over before a time. Returns how many rows.
+pub(crate) fn batch(conn: &Connection, before_ms: i64) -> Result<usize, StoreError> {
+    let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)
+        .doing("begin a clean-up")?;
+    let mut deleted = entries(&tx, before_ms)?;
+    if deleted == 0 {
+        deleted = delete(&tx, RESERVATIONS, before_ms)?;
+    }
+    if deleted == 0 {
+        deleted = chains(&tx, before_ms)?;
+    }
+    for sql in [WINDOWS, BUDGETS, ACCOUNTS] {
+        if deleted == 0 {
+            deleted = delete(&tx, sql, before_ms)?;
+        }
+    }
+    tx.commit().doing("end a clean-up")?;
+    Ok(deleted)
+}
+
+const RESERVATIONS: &str = "DELETE FROM reservations WHERE sequence IN
+    (SELECT sequence FROM reservations WHERE ended_ms < ?1 AND holds = 0 LIMIT ?2)";
+
+const WINDOWS: &str = "DELETE FROM windows WHERE id IN
+    (SELECT w.id FROM windows w JOIN budgets b ON b.id = w.budget
+        JOIN accounts a ON a.id = b.account
+        WHERE (w.end_ms < ?1 OR a.retired_ms < ?1)
+        AND (a.retired_ms IS NOT NULL
+            OR EXISTS (SELECT 1 FROM windows n WHERE n.budget = w.budget AND n.id > w.id))
+        AND NOT EXISTS (SELECT 1 FROM chain_windows c WHERE c.window = w.id) LIMIT ?2)";
+
+const BUDGETS: &str = "DELETE FROM budgets WHERE id IN
+    (SELECT b.id FROM accounts a JOIN budgets b ON b.account = a.id WHERE a.retired_ms < ?1
+        AND NOT EXISTS (SELECT 1 FROM windows w WHERE w.budget = b.id) LIMIT ?2)";
+
+const ACCOUNTS: &str = "DELETE FROM accounts WHERE id IN
+    (SELECT a.id FROM accounts a WHERE a.retired_ms < ?1
+        AND NOT EXISTS (SELECT 1 FROM budgets b WHERE b.account = a.id)
+        AND NOT EXISTS (SELECT 1 FROM chains c WHERE c.account = a.id)
+        AND NOT EXISTS (SELECT 1 FROM entry e WHERE e.account = a.id) LIMIT ?2)";
+
+fn delete(tx: &Transaction<'_>, sql: &str, before_ms: i64) -> Result<usize, StoreError> {
+    tx.prepare_cached(sql)
+        .and_then(|mut delete| delete.execute(params![before_ms, BATCH]))
+        .doing("clean up")
+}
+
+fn entries(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
+    const OLD: &str = "FROM (SELECT * FROM entry WHERE id < ?1 ORDER BY id LIMIT ?2)";
+    let before = first_entry_at(tx, before_ms)?;
+    let params = params![before, BATCH];
+    let spent = format!(
+        "UPDATE windows SET pruned = pruned + old.spent FROM (
+            SELECT w.id, sum(e.amount) AS spent
+            FROM (SELECT chain, unit, kind, amount {OLD}) e
+            JOIN chain_windows c ON c.chain = e.chain
+            JOIN windows w ON w.id = c.window JOIN budgets b ON b.id = w.budget
+            JOIN units u ON u.name = b.unit
+            WHERE e.kind = {} AND e.unit = u.id GROUP BY w.id) old
+        WHERE windows.id = old.id",
+        EntryKind::Spend as u8
+    );
+    tx.prepare_cached(&spent)
+        .and_then(|mut prune| prune.execute(params))
+        .doing("note what deleted entries spent")?;
+    let delete = format!("DELETE FROM entry WHERE id IN (SELECT id {OLD})");
+    tx.prepare_cached(&delete).and_then(|mut delete| delete.execute(params)).doing("clean up")
+}
+
+/// Chains that no entry names any more, that the account has replaced, and that nothing hangs on.
+fn chains(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
+    const OLD: &str = "SELECT c.id FROM chains c LEFT JOIN accounts a ON a.id = c.account
+        WHERE c.last_ms < ?1
+        AND (c.base IS NOT NULL OR a.retired_ms < ?1 OR EXISTS
+            (SELECT 1 FROM chains n WHERE n.account = c.account AND n.id > c.id
+                AND n.base IS NULL AND n.time_ms < ?1))
+        AND NOT EXISTS (SELECT 1 FROM chains n WHERE n.base = c.id)";
+    let old: Vec<ChainId> = tx
+        .prepare_cached(OLD)
+        .and_then(|mut old| old.query_map([before_ms], |row| row.get(0))?.collect())
+        .doing("clean up")?;
+    if old.is_empty() {
+        return Ok(0);
+    }
+    let held = held_chains(tx)?;
+    let old: Vec<ChainId> =
+        old.into_iter().filter(|chain| !held.contains(chain)).take(BATCH).collect();
+    for chain in &old {
+        for sql in ["DELETE FROM chain_windows WHERE chain = ?1", "DELETE FROM chains WHERE id = ?1"]
+        {
+            let delete = tx.prepare_cached(sql);
+            delete.and_then(|mut delete| delete.execute([chain])).doing("clean up")?;
+        }
+    }
+    Ok(old.len())
+}
+
+/// The chains that reservations hold on.
+fn held_chains(tx: &Transaction<'_>) -> Result<HashSet<ChainId>, StoreError> {
+    let query =
+        format!("SELECT {} FROM reservations WHERE holds = 1", reservations::COLUMNS);
+    let mut query = tx.prepare_cached(&query).doing("clean up")?;
+    let mut rows = query.query(()).doing("clean up")?;
+    let mut held = HashSet::new();
+    while let Some(row) = rows.next().doing("clean up")? {
+        let stored = reservations::read(row).doing("clean up")??;
+        held.extend(stored.body.reserved.slices.iter().map(|slice| slice.chain));
+    }
+    Ok(held)
+}

@@ -1,0 +1,200 @@
+//! The store as its callers see it.
+//!
+//! `append` and `write` are the hot path: memory and one write(2), no waking of anybody. All else is
+//! done by the two threads; who has to know waits on their numbers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use bursar_ledger::fact::Record;
+use parking_lot::Mutex;
+
+use crate::config::StoreConfig;
+use crate::database::end_session;
+use crate::error::{At, StoreError};
+use crate::files::{Lock, OpenLogFile, open_log_file, remove, segments, sync_folder};
+use crate::importing::Importing;
+use crate::open::{Opened, Recovery, open};
+use crate::reader::Reader;
+use crate::shared::Shared;
+use crate::syncing;
+
+/// An open store. Dropping it ends it as a crash would, with everything appended written; closing it
+/// leaves everything in the database.
+pub struct Store {
+    shared: Arc<Shared>,
+    threads: Mutex<Option<Threads>>,
+    _lock: Lock,
+}
+
+struct Threads {
+    syncing: Option<JoinHandle<()>>,
+    importing: JoinHandle<Importing>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("path", &self.shared.config.path)
+            .field("written", &self.written())
+            .field("synced", &self.synced())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens or creates the store. Tells `apply` where everything stood, records in an order that the
+    /// ledger can follow; what was in the log only is part of that.
+    pub fn open(
+        config: StoreConfig,
+        now_ms: i64,
+        apply: &mut dyn FnMut(&Record) -> Result<(), String>,
+    ) -> Result<(Store, Recovery), StoreError> {
+        Store::open_with(config, now_ms, open_log_file, apply)
+    }
+
+    pub(crate) fn open_with(
+        config: StoreConfig,
+        now_ms: i64,
+        open_file: OpenLogFile,
+        apply: &mut dyn FnMut(&Record) -> Result<(), String>,
+    ) -> Result<(Store, Recovery), StoreError> {
+        let Opened { lock, importer, log, store_id, recovery } =
+            open(&config, now_ms, open_file, apply)?;
+        let path = config.path.clone();
+        let shared = Arc::new(Shared::new(config, store_id, log));
+        let spawn = |name: &str| std::thread::Builder::new().name(name.into());
+        let for_import = Arc::clone(&shared);
+        let importing = spawn("bursar-import")
+            .spawn(move || Importing::new(importer).run(&for_import))
+            .at("start the import thread for", &path)?;
+        let syncing = if shared.is_memory() {
+            None
+        } else {
+            let for_sync = Arc::clone(&shared);
+            let thread = spawn("bursar-sync").spawn(move || syncing::run(&for_sync));
+            Some(thread.at("start the sync thread for", &path).inspect_err(|_| shared.stop())?)
+        };
+        let threads = Mutex::new(Some(Threads { syncing, importing }));
+        Ok((Store { shared, threads, _lock: lock }, recovery))
+    }
+
+    /// Takes a record into the batch that the next `write` writes, and returns its sequence. Memory
+    /// only; cannot fail. When the store has failed, nothing is written any more.
+    #[inline]
+    pub fn append(&self, record: &Record) -> u64 {
+        self.shared.log.append(record)
+    }
+
+    /// Writes the batch with one write(2). On return everything appended before is in the log, or
+    /// nothing of the batch is and the store has failed for good. Held up for some milliseconds while
+    /// the import is too far behind.
+    pub fn write(&self) -> Result<(), StoreError> {
+        self.shared.write()
+    }
+
+    /// The last sequence that is written.
+    pub fn written(&self) -> u64 {
+        self.shared.log.written()
+    }
+
+    /// The last sequence that is known to be on the disk. In memory durability: that is written.
+    pub fn synced(&self) -> u64 {
+        self.shared.importable()
+    }
+
+    /// Why the store takes nothing more, if so.
+    pub fn failure(&self) -> Option<StoreError> {
+        self.shared.log.failure()
+    }
+
+    /// Has `f` called by the sync thread after each fdatasync with the last synced sequence, and once
+    /// after a failure with the one before. Replaces an earlier one. Never called in memory
+    /// durability.
+    pub fn on_synced(&self, f: Box<dyn Fn(u64) + Send + Sync>) {
+        *self.shared.listener.lock() = Some(Arc::new(f));
+    }
+
+    /// Wakes the sync thread at once.
+    pub fn request_sync(&self) {
+        self.shared.want_sync();
+    }
+
+    /// Writes, and waits until everything up to `seq` is on the disk. In memory durability: is written.
+    pub fn wait_synced(&self, seq: u64) -> Result<(), StoreError> {
+        self.write()?;
+        if self.shared.is_memory() {
+            return Ok(());
+        }
+        let seq = seq.min(self.written());
+        if self.synced() < seq {
+            self.request_sync();
+        }
+        self.shared.wait(&self.shared.synced, seq)
+    }
+
+    /// Waits until everything up to `seq` can be read from the database.
+    pub fn import_through(&self, seq: u64) -> Result<(), StoreError> {
+        self.wait_synced(seq)?;
+        let seq = seq.min(self.written());
+        if self.shared.imported.load(Ordering::Acquire) < seq {
+            self.shared.want_import();
+        }
+        self.shared.wait(&self.shared.imported, seq)
+    }
+
+    /// A reader of the history, on a connection of its own.
+    pub fn reader(&self) -> Result<Reader, StoreError> {
+        Reader::open(&self.shared.config.path)
+    }
+
+    /// Names the store for good; made at its creation.
+    pub fn store_id(&self) -> u32 {
+        self.shared.store_id
+    }
+
+    /// Brings everything into the database, leaves an empty log, and ends. A second call does nothing.
+    /// After a failure it only ends, and answers the failure.
+    pub fn close(&self) -> Result<(), StoreError> {
+        let failed_before = self.shared.log.write().err();
+        // From here on nothing is written, so nothing can be deleted that is not imported.
+        self.shared.log.fail(StoreError::Closed);
+        let Some(mut importing) = self.stop() else { return Ok(()) };
+        if let Some(failure) = failed_before {
+            return Err(failure);
+        }
+        if !self.shared.is_memory() {
+            syncing::sync(&self.shared)?;
+        }
+        importing.drain(&self.shared, false)?;
+        end_session(&importing.importer.conn)?;
+        drop(importing);
+        let folder = self.shared.log.folder();
+        for (_, segment) in segments(folder)? {
+            remove(&segment)?;
+        }
+        sync_folder(folder)
+    }
+
+    /// Ends the threads; `None` when they have ended before.
+    fn stop(&self) -> Option<Importing> {
+        let Threads { syncing, importing } = self.threads.lock().take()?;
+        self.shared.stop();
+        // A thread that panicked has said so; there is nothing to add.
+        if let Some(syncing) = syncing {
+            drop(syncing.join());
+        }
+        importing.join().ok()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Whoever needs to know whether this worked calls `close` or `write`.
+        drop(self.shared.log.write());
+        self.shared.log.fail(StoreError::Closed);
+        self.stop();
+    }
+}

@@ -1,0 +1,72 @@
+//! The sync thread: brings what is written to the disk, and says how far.
+//!
+//! One fdatasync covers whatever was written before it, so waiters share it. A failed one is final: the
+//! system may have dropped the pages, and a second call would claim success.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::error::StoreError;
+use crate::files::sync_folder;
+use crate::frame::Synced;
+use crate::shared::Shared;
+
+/// Runs until the store is stopped. Not in memory durability.
+pub(crate) fn run(shared: &Arc<Shared>) {
+    let interval = Duration::from_millis(shared.config.sync_interval_ms.max(1));
+    let mut told_failure = false;
+    loop {
+        if shared.await_sync(interval).stop {
+            return;
+        }
+        // Records that no call waits for reach the log here.
+        let done = shared.log.write().and_then(|()| sync(shared));
+        match done {
+            Ok(false) => {}
+            Ok(true) => tell(shared),
+            Err(failure) => {
+                shared.fail(failure);
+                if !told_failure {
+                    told_failure = true;
+                    tell(shared);
+                }
+            }
+        }
+    }
+}
+
+fn tell(shared: &Shared) {
+    let listener = shared.listener.lock().clone();
+    if let Some(listener) = listener {
+        listener(shared.synced.load(Ordering::Acquire));
+    }
+}
+
+/// Syncs what is written. Returns whether that was more than before.
+pub(crate) fn sync(shared: &Shared) -> Result<bool, StoreError> {
+    let mark = shared.log.mark();
+    if mark.seq == shared.synced.load(Ordering::Acquire) {
+        return Ok(false);
+    }
+    let mut nexts = mark.segments.iter().skip(1);
+    for segment in &mark.segments {
+        let (offset, seq) = match nexts.next() {
+            Some(next) => (segment.written.load(Ordering::Acquire), next.header.first - 1),
+            None => (mark.offset, mark.seq),
+        };
+        if segment.synced.load(Ordering::Acquire) < offset {
+            segment.sync(Synced { offset, seq })?;
+        }
+    }
+    if mark.segments.iter().any(|segment| !segment.durable.load(Ordering::Acquire)) {
+        sync_folder(shared.log.folder())?;
+        for segment in &mark.segments {
+            segment.durable.store(true, Ordering::Release);
+        }
+    }
+    // Release pairs with the import: what it reads up to here is on the disk.
+    shared.synced.store(mark.seq, Ordering::Release);
+    shared.ring();
+    Ok(true)
+}
