@@ -108,7 +108,7 @@ def shape(client: bursar.Client, root: str) -> Any:
     }
     sums: dict[tuple[str, str], int] = {}
     for entry in client.list_entries(root):
-        if entry.kind.value in ("hold", "return", "spend", "overdraft", "limit", "freeze"):
+        if entry.kind.value in ("hold", "spend", "overdraft", "freeze"):
             where = (entry.account.removeprefix(root), str(entry.kind))
             sums[where] = sums.get(where, 0) + entry.amount
     return accounts, sums

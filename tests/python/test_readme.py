@@ -71,7 +71,7 @@ def test_a_generation_pays_for_every_token() -> None:
         client.set_budget("acme", unit="tokens", limit=100)
         generate = names["generate"]
         prompt = "Count me exactly, please."
-        count = client.count_tokens("gpt-4o-mini", prompt).token_count
+        count = client.count_tokens("gpt-4o-mini", text=prompt).token_count
         produced = list(generate(client, prompt))  # type: ignore[operator]
         assert len(produced) == 100 - count
         (balance,) = client.get_account("acme").balances

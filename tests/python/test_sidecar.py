@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -71,10 +72,18 @@ def test_the_socket_has_its_mode(sidecar: Sidecar) -> None:
     assert sidecar.socket_path.stat().st_mode & 0o777 == 0o660
 
 
+def eventually(sidecar: Sidecar) -> Iterator[str]:
+    """The lines of the log, and those that come within five seconds."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        yield from sidecar.log.splitlines()
+        time.sleep(0.02)
+
+
 def test_tcp_on_loopback_serves_too(core: None) -> None:
     config = {"server": {"tcp": "127.0.0.1:0"}, "accounts": [{"path": "**"}]}
     with Sidecar(config) as sidecar:
-        line = next(one for one in sidecar.log.splitlines() if "listening" in one)
+        line = next(one for one in eventually(sidecar) if "listening" in one)
         target = line.rpartition(", ")[2]
         with bursar.connect(target) as client:
             assert client.set_budget("acme", unit="tokens", limit=5).remaining == 5

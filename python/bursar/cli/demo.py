@@ -1,6 +1,7 @@
 """`bursar demo`: a tour on this machine, in a minute."""
 
 import importlib
+import sys
 
 import click
 
@@ -9,4 +10,4 @@ import click
 @click.option("--plain", is_flag=True, help="Plain text, without colours or live tables.")
 def demo(*, plain: bool) -> None:
     """Watch budgets stop agents: a sidecar, a few accounts, one overspender."""
-    importlib.import_module("bursar.demo.main").run(plain=plain)
+    sys.exit(importlib.import_module("bursar.demo.main").run(plain=plain))

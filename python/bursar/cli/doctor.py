@@ -12,8 +12,15 @@ from bursar.cli._shared import EXIT_ERROR, json_option
 from bursar.daemon.config import Config, load_config
 from bursar.units import format_amount
 
+_DECISIONS: Final = {
+    "create": "make a new store",
+    "start": "begin a new log",
+    "import": "take over what the log has",
+    "cut_then_import": "drop the record that was never finished, and take over the rest",
+    "keep_database": "go on from the database without the log",
+    "refuse": "be refused",
+}
 _COLUMNS: Final = ("accounts", "unit", "period", "limit", "thresholds")
-_KNOWN: Final = frozenset({"ok", "table_row", "message"})
 
 
 @click.command(short_help="Validate a configuration file.")
@@ -72,10 +79,30 @@ def doctor(store: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        click.echo(f"{store}: {'whole' if report['ok'] else 'DAMAGED'}")
-        click.echo(safe(str(report.get("message", ""))))
-        click.echo(f"recovery: {safe(str(report.get('table_row', '')))}")
-        for key in sorted(set(report) - _KNOWN):
-            click.echo(f"{key.replace('_', ' ')}: {safe(str(report[key]))}")
+        for line in _findings(store, report):
+            click.echo(safe(line))
     if not report["ok"]:
         sys.exit(EXIT_ERROR)
+
+
+def _findings(store: Path, report: dict[str, Any]) -> list[str]:
+    """What a person wants to know of a diagnosis."""
+    lines = [f"{store}: {'whole' if report['ok'] else 'DAMAGED'}"]
+    if report["in_use_by"]:
+        lines.append(f"in use by process {report['in_use_by']}: what follows may be out of date")
+    lines.append(f"recovery: {report['case']}; opening it would {_DECISIONS[report['decision']]}")
+    if report["refusal"]:
+        lines.append(f"refused: {report['refusal']}")
+    log = report["log"]
+    lines.append(f"log: {log['log']}, {len(log['segments'])} segments")
+    if log["spot"]:
+        lines.append(f"unreadable: {log['spot']}")
+    database = report["database"]
+    if database is None:
+        return [*lines, "database: cannot be read"]
+    lines.append(
+        f"database: {database['entries']:,} entries, {database['holding']:,} reservations that hold,"
+        f" {'closed cleanly' if database['clean'] else 'not closed'}"
+    )
+    lines += [f"damage: {one}" for one in database["damage"]]
+    return lines + [f"a window differs from its entries: {one}" for one in database["mismatches"]]

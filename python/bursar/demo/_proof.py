@@ -127,9 +127,8 @@ def below(amounts: Sums, path: str, unit: str) -> int:
 
 def stored_spends(store: Path) -> Sums:
     """Adds up the spends in SQLite, opened read-only and without the sidecar."""
-    (file,) = store.glob("*.db")
     select = "SELECT account, unit, sum(amount) FROM entries WHERE kind = 'spend' GROUP BY 1, 2"
-    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+    with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
         return sums(connection.execute(select))
 
 

@@ -90,6 +90,8 @@ pub(crate) struct Chain {
     pub(crate) windows: Box<[Arc<Window>]>,
     /// For a nested reservation: the chain of the parent's hold, and the units that it covers.
     pub(crate) base: Option<(Arc<Chain>, u8)>,
+    /// Whether one of all these windows is a rolling one.
+    pub(crate) rolls: bool,
     /// The first millisecond at which one of the windows has ended.
     pub(crate) valid_until_ms: i64,
     /// The version of the tree that it was built from.
@@ -124,7 +126,26 @@ pub(crate) fn available(windows: &[Arc<Window>]) -> Amounts {
     left
 }
 
+/// Whether spending leaves one of the windows by itself.
+pub(crate) fn any_rolls(windows: &[Arc<Window>], base: Option<&(Arc<Chain>, u8)>) -> bool {
+    windows.iter().any(|window| window.rolls()) || base.is_some_and(|(base, _)| base.rolls)
+}
+
 impl Chain {
+    /// Lets what has left the rolling windows leave: before what they say is read.
+    #[inline]
+    pub(crate) fn roll(&self, now_ms: i64) {
+        if !self.rolls {
+            return;
+        }
+        for window in &self.windows {
+            window.roll(now_ms);
+        }
+        if let Some((base, _)) = &self.base {
+            base.roll(now_ms);
+        }
+    }
+
     /// Its own windows with the amount that each has to take.
     pub(crate) fn takings<'a>(
         &'a self,

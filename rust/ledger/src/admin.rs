@@ -152,7 +152,8 @@ impl<J: Journal> Ledger<J> {
     /// One account.
     pub fn account(&self, path: &str, now: Now) -> Result<AccountView, LedgerError> {
         let now_ms = self.time(now.wall_ms);
-        let account = self.existing(path, now_ms)?;
+        let missing = || LedgerError::AccountNotFound { path: path.to_owned() };
+        let account = self.tree.find(path).ok_or_else(missing)?;
         let open = self.open_below(path);
         Ok(self.account_view(&account, open, now_ms))
     }

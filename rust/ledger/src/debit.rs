@@ -75,6 +75,7 @@ impl<J: Journal> Ledger<J> {
         self.slots.set_debited(id.slot);
         let ticket = self.report_crossings(now_ms, &crossed);
         let chain = newest(reservation);
+        chain.roll(now_ms);
         let refusal = match (reservation.account.frozen_by(), short) {
             (Some(by), _) => Some(frozen(by)),
             (None, Some((unit, shortfall))) => Some(Refusal {
@@ -128,7 +129,7 @@ impl<J: Journal> Ledger<J> {
             {
                 check_slices(reservation.slices.len())?;
             }
-            match self.top_up(&chain, most, least, now_ms)? {
+            match self.top_up(&chain, most, least)? {
                 Ok(amounts) => added = amounts,
                 Err(refused) => refusal = Some(refused),
             }
@@ -161,14 +162,13 @@ impl<J: Journal> Ledger<J> {
         chain: &Arc<Chain>,
         most: Amounts,
         least: Amounts,
-        now_ms: i64,
     ) -> Result<Result<Amounts, Refusal>, LedgerError> {
         if let Some(by) = chain.account.frozen_by() {
             return Ok(Err(frozen(by)));
         }
         let wish = Wish::Amounts { most, least };
         Ok(self
-            .hold(chain, &wish, false, now_ms)?
+            .hold(chain, &wish, false)?
             .map(|(amounts, _)| amounts))
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::account::{Account, Chain};
+use crate::account::{Account, Chain, any_rolls};
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::fact::{AccountId, BudgetId, ChainId, Fact, Journal, Record, Settled, WindowId};
 use crate::ledger::{HighIds, Ledger, Now, Settings};
@@ -265,6 +265,7 @@ impl<J: Journal> Replay<J> {
         let chain = Chain {
             id,
             account,
+            rolls: any_rolls(&windows, base.as_ref()),
             windows,
             base,
             valid_until_ms: 0,

@@ -147,7 +147,7 @@ impl<J: Journal> Ledger<J> {
             max: self.slots.max(),
         })?;
         let held = match ask.parent {
-            None => self.hold(chain, &ask.wish, true, now_ms).map(|held| {
+            None => self.hold(chain, &ask.wish, true).map(|held| {
                 held.map(|portion| Held {
                     slices: smallvec![Slice::new(Arc::clone(chain), portion.0)],
                     portion,
@@ -230,7 +230,6 @@ impl<J: Journal> Ledger<J> {
         chain: &Arc<Chain>,
         wish: &Wish,
         new: bool,
-        now_ms: i64,
     ) -> Result<Result<Portion, Refusal>, LedgerError> {
         let full = |portion| {
             if new {
@@ -241,7 +240,7 @@ impl<J: Journal> Ledger<J> {
         };
         let (most, least) = wish.bounds()?;
         let most = full(most);
-        let shortage = match charge_windows(&chain.windows, &most.0, now_ms) {
+        let shortage = match charge_windows(&chain.windows, &most.0) {
             Ok(()) => return Ok(Ok(most)),
             Err(shortage) => shortage,
         };
@@ -254,12 +253,12 @@ impl<J: Journal> Ledger<J> {
                 break;
             };
             let part = full(part);
-            if charge_windows(&chain.windows, &part.0, now_ms).is_ok() {
+            if charge_windows(&chain.windows, &part.0).is_ok() {
                 return Ok(Ok(part));
             }
         }
         let least = full(least);
-        let charged = charge_windows(&chain.windows, &least.0, now_ms);
+        let charged = charge_windows(&chain.windows, &least.0);
         Ok(charged
             .map(|()| least)
             .map_err(|shortage| exhausted(&shortage)))
@@ -278,7 +277,6 @@ impl<J: Journal> Ledger<J> {
             return Ok(Admission::Refused(frozen(by), Scope(chain)));
         }
         let (most, least) = wish.bounds()?;
-        roll(&chain.windows, now_ms);
         let largest = wish.largest(&available(&chain.windows))?;
         let scope = Scope(Arc::clone(&chain));
         let mut shortage = None;
@@ -311,19 +309,11 @@ pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
     portion
 }
 
-fn roll(windows: &[Arc<Window>], now_ms: i64) {
-    for window in windows {
-        window.roll(now_ms);
-    }
-}
-
-/// Takes the amounts from all of the windows or from none.
+/// Takes the amounts from all of the windows, which are rolled to now, or from none.
 pub(crate) fn charge_windows(
     windows: &[Arc<Window>],
     amounts: &Amounts,
-    now_ms: i64,
 ) -> Result<(), Shortage> {
-    roll(windows, now_ms);
     charge(takings(windows, amounts))
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::account::{Account, Chain, MAX_BUDGETS};
+use crate::account::{Account, Chain, MAX_BUDGETS, any_rolls};
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::error::LedgerError;
 use crate::fact::{AccountId, BudgetId, Fact, Journal};
@@ -65,13 +65,17 @@ impl Tree {
 }
 
 impl<J: Journal> Ledger<J> {
-    /// The current chain of an account; creates the account if a pattern allows it.
+    /// The current chain of an account, its windows rolled to `now_ms`; creates the account if a pattern
+    /// allows it.
     pub(crate) fn chain(&self, path: &str, now_ms: i64) -> Result<Arc<Chain>, LedgerError> {
         let found = {
             let accounts = self.tree.accounts.pin();
             match accounts.get(path) {
                 Some(account) => match account.chain.load_full() {
-                    Some(chain) if self.is_current(&chain, now_ms) => return Ok(chain),
+                    Some(chain) if self.is_current(&chain, now_ms) => {
+                        chain.roll(now_ms);
+                        return Ok(chain);
+                    }
                     _ => Some(Arc::clone(account)),
                 },
                 None => None,
@@ -84,7 +88,7 @@ impl<J: Journal> Ledger<J> {
         Ok(self.rebuild_chain(&account, now_ms))
     }
 
-    /// The current chain of an account that is at hand; of its successor when it has retired.
+    /// The current chain of an account that is at hand, as above; of its successor when it has retired.
     pub(crate) fn chain_of(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
         if account.retired.load(Ordering::SeqCst)
             && let Ok(successor) = self.open_account(&account.path, now_ms, Opening::Again)
@@ -93,7 +97,10 @@ impl<J: Journal> Ledger<J> {
             return self.chain_of(&successor, now_ms);
         }
         match account.chain.load_full() {
-            Some(chain) if self.is_current(&chain, now_ms) => chain,
+            Some(chain) if self.is_current(&chain, now_ms) => {
+                chain.roll(now_ms);
+                chain
+            }
             _ => self.rebuild_chain(account, now_ms),
         }
     }
@@ -130,6 +137,7 @@ impl<J: Journal> Ledger<J> {
             Some(present) => Arc::new(Chain {
                 id: present.id,
                 account: Arc::clone(account),
+                rolls: present.rolls,
                 windows: windows.into(),
                 base: None,
                 valid_until_ms: present.valid_until_ms,
@@ -138,6 +146,7 @@ impl<J: Journal> Ledger<J> {
             None => self.new_chain(account, windows.into(), None, tree_version, now_ms),
         };
         account.chain.store(Some(Arc::clone(&chain)));
+        chain.roll(now_ms);
         chain
     }
 
@@ -179,6 +188,7 @@ impl<J: Journal> Ledger<J> {
         Arc::new(Chain {
             id,
             account,
+            rolls: any_rolls(&windows, base.as_ref()),
             windows,
             base,
             valid_until_ms,

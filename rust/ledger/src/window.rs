@@ -327,6 +327,11 @@ impl Window {
         }
     }
 
+    /// Whether spending leaves it by itself.
+    pub(crate) fn rolls(&self) -> bool {
+        self.rolling.is_some()
+    }
+
     /// For a rolling window: gives back what has left the period. Cheap when nothing has.
     #[inline]
     pub(crate) fn roll(&self, now_ms: i64) {

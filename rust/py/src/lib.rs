@@ -140,7 +140,11 @@ fn check_time_zone(name: &str) -> bool {
 fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
     let diagnosis = py.detach(|| bursar_store::diagnose(std::path::Path::new(path)));
     let diagnosis = diagnosis.map_err(|error| core_error(py, &ApiError::from(error)))?;
-    serde_json::to_string(&diagnosis).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    let report = serde_json::to_value(&diagnosis).map(|mut report| {
+        report["ok"] = diagnosis.is_well().into();
+        report.to_string()
+    });
+    report.map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
 #[pymodule]

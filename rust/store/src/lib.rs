@@ -16,6 +16,8 @@ mod database;
 mod diagnose;
 mod entries;
 mod error;
+#[cfg(test)]
+mod faults;
 mod files;
 mod frame;
 mod import;

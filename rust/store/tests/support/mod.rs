@@ -155,3 +155,42 @@ pub(crate) fn entries(store: &Store) -> Vec<EntryRow> {
     let reader = store.reader().expect("a reader");
     reader.entries(&EntryFilter::default(), None, usize::MAX).expect("entries")
 }
+
+/// The database's files at one moment.
+#[derive(Debug)]
+pub(crate) struct Database(Vec<(PathBuf, Vec<u8>)>);
+
+impl Database {
+    fn files(config: &StoreConfig) -> [PathBuf; 3] {
+        ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", config.path.display())))
+    }
+
+    /// While nobody writes.
+    pub(crate) fn save(config: &StoreConfig) -> Database {
+        let files = Database::files(config).into_iter();
+        Database(files.filter_map(|p| std::fs::read(&p).ok().map(|bytes| (p, bytes))).collect())
+    }
+
+    /// Deletes the files.
+    pub(crate) fn remove(config: &StoreConfig) {
+        for path in Database::files(config) {
+            let _gone = std::fs::remove_file(path);
+        }
+    }
+
+    /// Puts the files back as they were.
+    pub(crate) fn restore(&self, config: &StoreConfig) {
+        Database::remove(config);
+        for (path, bytes) in self.0.iter().filter(|(path, _)| !path.ends_with("-shm")) {
+            std::fs::write(path, bytes).expect("written");
+        }
+    }
+}
+
+/// Keeps the import from writing while it lives: the log stays what it is.
+pub(crate) fn hold_import(config: &StoreConfig) -> rusqlite::Connection {
+    let conn = rusqlite::Connection::open(&config.path).expect("opened");
+    conn.busy_timeout(std::time::Duration::from_secs(10)).expect("set");
+    conn.execute_batch("BEGIN IMMEDIATE").expect("locked");
+    conn
+}

@@ -1,0 +1,156 @@
+//! The reader: filters and pages against the whole list, sifted by hand.
+
+mod support;
+
+use bursar_ledger::fact::Fact;
+use bursar_ledger::{Amounts, State, Unit};
+use bursar_store::{EntryFilter, EntryKind, EntryRow, Reader, Store};
+use proptest::prelude::*;
+use support::*;
+use tempfile::TempDir;
+
+/// 60 reservations over three accounts, some nested, committed in turn, with freezes between.
+fn filled(folder: &TempDir) -> Store {
+    let store = open(&config(folder));
+    add(&store, &world());
+    let third =
+        Fact::AccountOpened { account: 3, path: "acme/ab".into(), automatic: true };
+    let chain = |chain, base| Fact::ChainOpened { chain, account: 3, windows: vec![1], base };
+    let nested = vec![third, chain(2, None), chain(3, Some((1, 1)))];
+    add(&store, &at(T0 + 1, nested));
+    for sequence in 1..=60 {
+        let mut reserved = reserved(sequence, 10);
+        if sequence % 3 == 0 {
+            reserved.account = 3;
+            reserved.parent = (sequence % 2 == 0).then(|| id(sequence - 1));
+            reserved.slices[0].chain = if sequence % 2 == 0 { 3 } else { 2 };
+        }
+        let time_ms = T0 + 100 * i64::try_from(sequence).expect("small");
+        let mut facts = vec![Fact::Reserved(reserved.clone())];
+        if sequence % 4 == 0 {
+            let frozen = sequence % 8 == 0;
+            facts.push(Fact::Frozen { account: 1, frozen, reason: "why".into() });
+        }
+        add(&store, &at(time_ms, facts));
+        if sequence % 2 == 1 {
+            let mut settled = settled(sequence, 10, 7);
+            settled.account = reserved.account;
+            settled.slices[0].chain = reserved.slices[0].chain;
+            settled.overdraft = Amounts::of(Unit::Tokens, 1);
+            add(&store, &at(time_ms + 50, vec![Fact::Settled(settled)]));
+        }
+    }
+    add(&store, &at(T0 + 7_000, vec![Fact::Crossed { window: 1, permille: 500 }]));
+    store
+}
+
+fn all(reader: &Reader, filter: &EntryFilter, page: usize) -> Vec<EntryRow> {
+    let mut rows: Vec<EntryRow> = Vec::new();
+    loop {
+        let after = rows.last().map(EntryRow::cursor);
+        let next = reader.entries(filter, after, page).expect("a page");
+        assert!(next.len() <= page);
+        if next.is_empty() {
+            return rows;
+        }
+        rows.extend(next);
+    }
+}
+
+fn passes(filter: &EntryFilter, row: &EntryRow) -> bool {
+    let within = |path: &String| row.account == *path || row.account.starts_with(&format!("{path}/"));
+    filter.account.as_ref().is_none_or(within)
+        && filter.reservation.is_none_or(|r| row.reservation.is_some_and(|id| id.sequence == r))
+        && filter.unit.is_none_or(|unit| row.unit == Some(unit))
+        && (filter.kinds.is_empty() || filter.kinds.contains(&row.kind))
+        && filter.start_ms.is_none_or(|start| row.time_ms >= start)
+        && filter.end_ms.is_none_or(|end| row.time_ms < end)
+}
+
+fn filters() -> impl Strategy<Value = EntryFilter> {
+    let account = prop_oneof![
+        Just(None),
+        proptest::sample::select(vec!["acme", "acme/a", "acme/ab", "acm", "x"])
+            .prop_map(|path| Some(path.to_owned())),
+    ];
+    let reservation = proptest::option::of(0..70_u64);
+    let unit = proptest::option::of(proptest::sample::select(Unit::ALL.to_vec()));
+    let kinds = proptest::collection::vec(proptest::sample::select(EntryKind::ALL.to_vec()), 0..3);
+    let time = || proptest::option::of(T0 - 100..T0 + 7_100);
+    (account, reservation, unit, kinds, time(), time()).prop_map(
+        |(account, reservation, unit, kinds, start_ms, end_ms)| EntryFilter {
+            account,
+            reservation,
+            unit,
+            kinds,
+            start_ms,
+            end_ms,
+        },
+    )
+}
+
+#[test]
+fn filters_and_pages_agree_with_the_whole_list() {
+    let folder = folder();
+    let store = filled(&folder);
+    let whole = entries(&store);
+    assert!(whole.len() > 200);
+    let reader = store.reader().expect("a reader");
+    proptest!(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) },
+        |(filter in filters(), page in 1..40_usize)| {
+            let expected: Vec<_> = whole.iter().filter(|row| passes(&filter, row)).collect();
+            let read = all(&reader, &filter, page);
+            prop_assert_eq!(read.iter().collect::<Vec<_>>(), expected);
+        }
+    );
+}
+
+#[test]
+fn rows_say_what_moved_where() {
+    let folder = folder();
+    let store = filled(&folder);
+    let rows = entries(&store);
+    let of = |sequence: u64| -> Vec<&EntryRow> {
+        rows.iter().filter(|r| r.reservation == Some(id(sequence))).collect()
+    };
+    let brief = |sequence| -> Vec<(EntryKind, Option<Unit>, i64)> {
+        of(sequence).iter().map(|row| (row.kind, row.unit, row.amount)).collect()
+    };
+    use EntryKind::{Carve, Hold, Overdraft, Return, Spend};
+    let (tokens, usd) = (Some(Unit::Tokens), Some(Unit::UsdNanos));
+    // Nested: tokens come out of the parent's hold, money does not.
+    assert_eq!(brief(6), [(Carve, tokens, 10), (Hold, usd, 100)]);
+    assert_eq!(
+        brief(1),
+        [
+            (Hold, tokens, 10),
+            (Hold, usd, 100),
+            (Spend, tokens, 7),
+            (Spend, usd, 70),
+            (Return, tokens, 3),
+            (Return, usd, 30),
+            (Overdraft, tokens, 1),
+        ]
+    );
+    let first = of(1)[0];
+    assert_eq!((first.account.as_str(), first.model.as_deref()), ("acme/a", Some("m-1")));
+    assert_eq!((first.time_ms, first.admit_ms), (T0 + 100, T0), "admitted when its chain began");
+    let freeze = rows.iter().find(|row| row.kind == EntryKind::Freeze).expect("one");
+    assert_eq!((freeze.account.as_str(), freeze.unit, freeze.amount), ("acme", None, 0));
+    let crossing = rows.last().expect("some");
+    assert_eq!((crossing.kind, crossing.amount), (EntryKind::Crossing, 500));
+    assert_eq!((crossing.account.as_str(), crossing.unit), ("acme", tokens));
+}
+
+#[test]
+fn an_ended_reservation_can_be_read_back() {
+    let folder = folder();
+    let store = filled(&folder);
+    store.import_through(store.written()).expect("imported");
+    let reader = store.reader().expect("a reader");
+    let (reserved, settled, ended_ms) = reader.reservation(1).expect("read").expect("it ended");
+    assert_eq!((reserved.id, reserved.slices.len()), (id(1), 0));
+    assert_eq!((settled.state, settled.payload, ended_ms), (State::Committed, 12, T0 + 150));
+    assert_eq!(reader.reservation(2).expect("read"), None, "it is pending");
+    assert_eq!(reader.reservation(1000).expect("read"), None);
+}

@@ -1,0 +1,126 @@
+//! Retention: what is over goes, what counts stays, and sums can still be checked.
+
+mod support;
+
+use std::time::Duration;
+
+use bursar_ledger::fact::{Fact, Record};
+use bursar_ledger::{Period, PeriodKind, Unit};
+use bursar_store::{EntryFilter, Store, StoreConfig, check_store};
+use support::*;
+
+const DAY_MS: i64 = 86_400_000;
+
+/// Waits until the oldest entry is at least of this time.
+fn wait_for_oldest(store: &Store, time_ms: i64) {
+    let reader = store.reader().expect("a reader");
+    for _ in 0..500 {
+        let oldest = reader.entries(&EntryFilter::default(), None, 1).expect("entries");
+        if oldest.first().is_none_or(|row| row.time_ms >= time_ms) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("old entries are still there");
+}
+
+fn count(config: &StoreConfig, table: &str) -> i64 {
+    let conn = rusqlite::Connection::open(&config.path).expect("opened");
+    conn.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get(0)).expect("counted")
+}
+
+#[test]
+fn what_is_over_goes_and_what_counts_stays() {
+    let folder = folder();
+    let config =
+        StoreConfig { entry_retention_ms: DAY_MS, key_retention_ms: DAY_MS, ..config(&folder) };
+    let store = open(&config);
+    add(&store, &world());
+    // One that stays open all the time, on the first chain.
+    add(&store, &reserve(1, 5));
+    let mut sequence = 1;
+    for day in 0..10_u64 {
+        let start_ms = T0 + i64::try_from(day).expect("small") * DAY_MS;
+        let (chain, window) = (10 + day, 10 + day);
+        let windows = vec![1, window, 3];
+        add(&store, &at(start_ms, vec![
+            Fact::WindowOpened { window, budget: 2, start_ms, end_ms: start_ms + DAY_MS },
+            Fact::ChainOpened { chain, account: 2, windows, base: None },
+        ]));
+        for n in 0..600 {
+            sequence += 1;
+            let mut reserved = reserved(sequence, 10);
+            let mut settled = settled(sequence, 10, 7);
+            (reserved.slices[0].chain, settled.slices[0].chain) = (chain, chain);
+            add(&store, &at(start_ms + n, vec![Fact::Reserved(reserved), Fact::Settled(settled)]));
+        }
+    }
+    let last_ms = T0 + 9 * DAY_MS + 599;
+    store.import_through(store.written()).expect("imported");
+    wait_for_oldest(&store, last_ms - DAY_MS);
+    assert_eq!(check_store(&config.path).expect("checked"), []);
+    for _ in 0..500 {
+        if count(&config, "windows") <= 6 && count(&config, "chains") <= 4 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(count(&config, "reservations") <= 1 + 2 * 600, "ended ones go");
+    // The open one's, the newest, yesterday's, and one that was replaced at that very millisecond.
+    assert!(count(&config, "chains") <= 4, "chains that nobody names go");
+    assert!(count(&config, "windows") <= 6, "windows that nobody names go");
+    drop(store);
+    let (store, recovery, told) = open_all(&config).expect("it opens");
+    assert_eq!((recovery.max_sequence, recovery.max_chain), (sequence, 19));
+    let facts: Vec<&Fact> = told.iter().flat_map(|record| &record.facts).collect();
+    assert!(facts.contains(&&Fact::Reserved(reserved(1, 5))), "the open one is there");
+    assert!(facts.iter().any(|fact| matches!(fact, Fact::ChainOpened { chain: 1, .. })));
+    let stood: i64 = facts
+        .iter()
+        .find_map(|fact| match fact {
+            Fact::WindowStood { window: 1, spent, .. } => Some(*spent),
+            _ => None,
+        })
+        .expect("the total");
+    assert_eq!(stood, 10 * 600 * 7, "the total counts what is deleted");
+    assert_eq!(check_store(&config.path).expect("checked"), []);
+    store.close().expect("closed");
+}
+
+#[test]
+fn accounts_that_retired_go_with_their_history() {
+    let folder = folder();
+    let config = StoreConfig { entry_retention_ms: 0, key_retention_ms: 0, ..config(&folder) };
+    let store = open(&config);
+    add(&store, &world());
+    let period = Period::calendar(PeriodKind::Hour, "UTC");
+    let many = (100..400_u32).flat_map(|account| {
+        let (window, chain) = (u64::from(account), u64::from(account));
+        [
+            Fact::AccountOpened { account, path: format!("acme/run-{account}"), automatic: true },
+            Fact::BudgetSet {
+                budget: account,
+                account,
+                unit: Unit::Tokens,
+                period: period.clone(),
+                limit: 5,
+                thresholds: vec![],
+                manual: false,
+            },
+            Fact::WindowOpened { window, budget: account, start_ms: T0, end_ms: T0 + 3_600_000 },
+            Fact::ChainOpened { chain, account, windows: vec![1, window], base: None },
+            Fact::AccountRetired { account },
+        ]
+    });
+    add(&store, &at(T0, many.collect()));
+    add(&store, &Record { time_ms: T0 + DAY_MS, facts: vec![] });
+    store.import_through(store.written()).expect("imported");
+    for _ in 0..500 {
+        if count(&config, "accounts") == 2 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let left = ["accounts", "budgets", "windows", "chains"].map(|table| count(&config, table));
+    assert_eq!(left, [2, 3, 3, 1]);
+}
