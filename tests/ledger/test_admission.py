@@ -97,8 +97,7 @@ def test_what_fits_is_not_refused_for_the_sake_of_what_does_not(
         client.set_budget(root, unit="tokens", limit=sum(sizes))
         client.set_budget(f"{root}/poor", unit="tokens", limit=0)
         fits = [
-            (reserve(dice.choice((root, f"{root}/a", f"{root}/a/b")), size), True)
-            for size in sizes
+            (reserve(dice.choice((root, f"{root}/a", f"{root}/a/b")), size), True) for size in sizes
         ]
         doomed = [
             (reserve(f"{root}/poor/x", dice.randint(1, sum(sizes))), False) for _ in range(1_000)

@@ -1,4 +1,4 @@
-"""R10, R12 and R15 through the real socket: limits that move under load, huge amounts, and bounds."""
+"""R10, R12 and R15 through the real socket: limits that move under load, huge amounts, bounds."""
 
 import random
 import threading
@@ -139,10 +139,8 @@ def test_a_raised_limit_never_ends_a_freeze(client: bursar.Client) -> None:
     client.reserve("cold/a", tokens=1)
 
 
-def test_amounts_up_to_the_last_one_are_counted_exactly(
-    client: bursar.Client, bare: Bare
-) -> None:
-    """R12 at the edge: 2^63 − 1 can be a limit, a hold and a spend; one more is an error."""
+def test_amounts_up_to_the_last_one_are_counted_exactly(client: bursar.Client, bare: Bare) -> None:
+    """R12 at the edge: 2^63 - 1 can be a limit, a hold and a spend; one more is an error."""
     client.set_budget("huge", unit="tokens", limit=MOST)
     whole = client.reserve("huge/a", tokens=MOST)
     assert balance(client, "huge") == (MOST, 0, 0)
@@ -275,7 +273,7 @@ def test_at_the_maximum_of_reservations_new_ones_are_refused_by_name_until_room_
         assert balance(client, "acme") == (50, 5, 945)
 
 
-def test_a_daemon_starts_with_more_accounts_configured_than_it_may_hold_only_by_saying_so() -> None:
+def test_a_daemon_with_more_accounts_configured_than_it_may_hold_says_so_and_ends() -> None:
     accounts = [{"path": f"org{number}"} for number in range(5)]
     broken = Daemon(limits={"max_accounts": 3}, accounts=accounts)
     with pytest.raises(bursar.SidecarUnavailable, match="maximum of 3"), broken:
@@ -293,9 +291,7 @@ def test_a_reservation_is_topped_up_and_carved_a_bounded_number_of_times_by_name
             reservation=one.id, granted=amounts(tokens=total)
         ))  # fmt: skip
     assert balance(client, "top") == (999, 0, 9_001)
-    children = [
-        client.reserve("top/a/x", tokens=1, parent=one.id) for _ in range(100)
-    ]
+    children = [client.reserve("top/a/x", tokens=1, parent=one.id) for _ in range(100)]
     for child in children:
         child.commit(tokens=1)
     assert one.commit(tokens=0).returned == {"tokens": 899}

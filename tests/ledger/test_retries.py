@@ -103,9 +103,7 @@ def play(
 
 def shape(client: bursar.Client, root: str) -> Any:
     """What the ledger of one root came to, whatever the root is called."""
-    accounts = {
-        path.removeprefix(root): account for path, account in picture(client, root).items()
-    }
+    accounts = {path.removeprefix(root): account for path, account in picture(client, root).items()}
     sums: dict[tuple[str, str], int] = {}
     for entry in client.list_entries(root):
         if entry.kind.value in ("hold", "spend", "overdraft", "freeze"):

@@ -3,6 +3,7 @@
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.crew import LIMIT, Crew, check_answered, check_sums, restarted
@@ -10,7 +11,7 @@ from support.daemon import LONG, Daemon
 
 ROUNDS = 200 if LONG else 15
 AGENTS = 4
-CONFIG = {"reservations": {"default_ttl": "1h", "key_retention": "1h"}}
+CONFIG: dict[str, Any] = {"reservations": {"default_ttl": "1h", "key_retention": "1h"}}
 
 
 def budgets(daemon: Daemon, crew: Crew) -> None:

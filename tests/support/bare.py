@@ -20,7 +20,7 @@ M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True)
-class Failed(Exception):  # noqa: N818 -- it is compared and shown in tests
+class Failed(Exception):
     """How a call failed."""
 
     code: str
@@ -99,9 +99,7 @@ def amounts(**units: int) -> list[ledger_pb2.Amount]:
     return [ledger_pb2.Amount(unit=unit, value=value) for unit, value in units.items()]
 
 
-def budget(
-    account: str, limit: int, *, unit: str = "tokens"
-) -> account_pb2.SetBudgetRequest:
+def budget(account: str, limit: int, *, unit: str = "tokens") -> account_pb2.SetBudgetRequest:
     """A budget without a period."""
     period = account_pb2.Period(kind=account_pb2.Period.KIND_TOTAL)
     return account_pb2.SetBudgetRequest(

@@ -2,17 +2,17 @@
 
 import multiprocessing
 import time
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+import bursar
 from support import books, worker
 from support.daemon import Daemon, balance
 
-import bursar
-from bursar.v1 import ledger_pb2 as lg
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 PATIENCE_S = 60.0
 FLOOR_S = 1.0  # a debit that was answered so long before a crash is in the log (every 100 ms)
@@ -104,11 +104,7 @@ def check_answered(
             assert found.spent.get("tokens", 0) == hold.spent, (key, found, hold)
             continue
         assert found.granted.get("tokens", 0) == hold.granted, (key, found, hold)
-        sure = (
-            used
-            for at, used in hold.debits
-            if crashed_at is None or at < crashed_at - FLOOR_S
-        )
+        sure = (used for at, used in hold.debits if crashed_at is None or at < crashed_at - FLOOR_S)
         assert max(sure, default=0) <= found.used.get("tokens", 0) <= hold.used, (key, found, hold)
 
 
@@ -136,10 +132,14 @@ def check_sums(daemon: Daemon, client: bursar.Client, crew: Crew) -> None:
     for book in kept.values():
         for hold in book.holds.values():
             number = books.sequence(hold.id)
-            of = {kind: sums.get((number, "tokens", kind), 0) for kind in ("hold", "return", "spend")}
+            of = {
+                kind: sums.get((number, "tokens", kind), 0) for kind in ("hold", "return", "spend")
+            }
             assert of["hold"] == hold.granted, (hold, of)
             assert of["spend"] == (hold.spent or 0), (hold, of)
-            kept_back = hold.granted - min(hold.granted, hold.spent) if hold.spent is not None else 0
+            kept_back = (
+                hold.granted - min(hold.granted, hold.spent) if hold.spent is not None else 0
+            )
             assert of["return"] == kept_back, (hold, of)
 
 
@@ -148,11 +148,3 @@ def restarted(daemon: Daemon) -> float:
     begun = time.monotonic()
     daemon.start()
     return time.monotonic() - begun
-
-
-def reserved(client: bursar.Client, account: str) -> int:
-    """How many reservations are pending on an account and below."""
-    return client.get_account(account).open_reservation_count
-
-
-__all__ = ["LIMIT", "Crew", "check_answered", "check_sums", "lg", "reserved", "restarted"]

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -17,19 +17,20 @@ LONG: Final = os.environ.get("BURSAR_LONG") == "1"
 
 
 class Daemon(Sidecar):
-    """A sidecar that accepts any account; `store=False`: in memory only.
+    """A sidecar that accepts any account.
 
     Args:
+        in_memory: Whether it does without a store.
         sections: What goes into the configuration, by section: `limits={"max_accounts": 5}`.
     """
 
-    def __init__(self, *, store: bool = True, **sections: Mapping[str, Any]) -> None:
+    def __init__(self, *, in_memory: bool = False, **sections: Any) -> None:
         config: dict[str, Any] = {**sections}
-        if not store:
+        if in_memory:
             config["store"] = {**config.get("store", {}), "path": ""}
         config.setdefault("accounts", [{"path": "**"}])
         super().__init__(config)
-        self._stored = store
+        self._stored = not in_memory
 
     def command(self) -> list[str]:
         """As the sidecar's, without the store where there is none."""
@@ -75,7 +76,9 @@ class Daemon(Sidecar):
 
     def cpu_s(self) -> float:
         """The processor time that it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        )
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from google.protobuf.message import Message
 
@@ -54,7 +54,7 @@ def headers(path: str, *, extra: bytes = b"") -> bytes:
     """The header block of a gRPC call."""
     return (
         b"\x83\x86"  # :method POST, :scheme http
-        + b"\x04" + _text(path.encode())
+         b"\x04" + _text(path.encode())
         + b"\x01" + _text(b"localhost")  # :authority
         + b"\x0f\x10" + _text(b"application/grpc")  # content-type
         + header(b"te", b"trailers")
@@ -176,7 +176,7 @@ class Wire:
             connection.flush()
             self._selector.register(connection.socket, selectors.EVENT_READ, number)
 
-    def __enter__(self) -> "Wire":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

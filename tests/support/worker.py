@@ -13,9 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from support.bare import Bare, Failed, amounts
-
 from bursar.v1 import ledger_pb2 as lg
+from support.bare import Bare, Failed, amounts
 
 TTL_S: Final = 3600
 LIVE_MAX: Final = 12
@@ -99,6 +98,10 @@ class Agent:
         self._count = len(self.book.holds) + len(self.book.recorded) + seed % 1_000 * 1_000_000
         self._journal = journal.open("a", encoding="utf-8")
 
+    def close(self) -> None:
+        """Closes the journal."""
+        self._journal.close()
+
     def step(self) -> None:
         """Makes one call, or the one again that was not answered."""
         asked = self.book.unanswered or self._choose()
@@ -158,7 +161,7 @@ class Agent:
                 tokens = self._dice.randint(0, hold.granted * 5 // 4)
         return {"what": "call", "op": op, "key": key, "tokens": tokens}
 
-    def _make(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _make(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0911 -- one per call
         op, key, wish = asked["op"], asked["key"], amounts(tokens=asked["tokens"])
         if op == "reserve":
             answer = self._call(

@@ -89,7 +89,7 @@ class LiveBoard:
             answer = self._answers.setdefault(agent, _Answer())
             if event["kind"] == "text":
                 answer.text = (answer.text + str(event["text"]))[-_KEPT_CHARS:]
-            else:
+            elif event.get("code") != 0:  # a good end leaves what it did in the picture
                 answer.status = describe(event)
                 answer.verdict = str(event.get("verdict", answer.verdict))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from bursar.models import Account, Entry, EntryKind, Verdict
@@ -20,6 +21,7 @@ _MILLION: Final = 1_000_000
 EXPECTED: Final = {"reader": "finished", "analyst": "shortened", "looper": "stopped"}
 _ANALYST: Final = "acme/research/analyst"
 _SUPPORT: Final = "acme/support"
+UNITS: Final = {"tokens": "tokens", "usd_nanos": "USD", "calls": "calls"}
 Sums = dict[tuple[str, str], int]
 
 
@@ -59,8 +61,8 @@ def prove(evidence: Evidence) -> Proof:
     """Compares what was counted three times."""
     counted = counted_by_agents(evidence)
     listed = sums((one.account, one.unit, one.amount) for one in spends(evidence.entries))
-    table = Table(title="spent, counted three times and by the budgets")
-    for name in ("account", "unit"):
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("spent by", "unit"):
         table.add_column(name, no_wrap=True)
     for name in ("agents", "entries", "SQLite", "budget"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -70,15 +72,13 @@ def prove(evidence: Evidence) -> Proof:
         budget = [one.spent for one in evidence.accounts[path].balances if one.unit == unit]
         amounts = [below(one, path, unit) for one in (counted, listed, evidence.stored)]
         agree &= len({*amounts, *budget}) == 1
+        name = "  " * path.count("/") + path.rpartition("/")[2]
         shown = [format_amount(unit, amount) for amount in amounts + budget]
-        table.add_row(path, unit, *shown, *([] if budget else ["no budget"]))
+        table.add_row(name, UNITS[unit], *shown, *([] if budget else ["none set"]))
     proof.statements.append((agree, "agents, entries, SQLite and budgets agree to the last unit"))
     proof.statements += [*_outcomes(evidence), *_nothing_held(evidence)]
     proof.statements += [*_soft_limit(evidence), *_exact_stop(evidence)]
     return proof
-
-
-UNITS: Final = ("tokens", "usd_nanos", "calls")
 
 
 def counted_by_agents(evidence: Evidence) -> Sums:

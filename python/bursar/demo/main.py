@@ -31,10 +31,11 @@ ROOT: Final = "acme"
 TIMEOUT_S: Final = 60.0
 _MIDNIGHT_S: Final = 120
 _DAY_S: Final = 86_400
+_SHOWN_CHARS: Final = 120
 
 
 def run(*, plain: bool) -> int:
-    """Runs the demonstration.
+    """Runs the demonstration and reports.
 
     Args:
         plain: Lines instead of a live table.
@@ -43,24 +44,28 @@ def run(*, plain: bool) -> int:
         0 when all three agents ended as they should and everything that was counted agrees, else 1.
     """
     console = Console(highlight=False)
+    evidence = gather(console, plain=plain)
+    proof = prove(evidence)
+    _print(console, evidence, proof)
+    return 0 if proof.holds else 1
+
+
+def gather(console: Console, *, plain: bool) -> Evidence:
+    """Runs the sidecar and the agents to their end and collects what each of them knows."""
     text = config_text(datetime.now(UTC))
     config = tomllib.loads(text)
     with tempfile.TemporaryDirectory(prefix="bursar-demo-") as folder:
         reports = Path(folder)
         with Sidecar(text) as sidecar, sidecar.client() as client:
-            console.print(f"A sidecar listens on {sidecar.target}; three agents share its budgets.")
+            console.print("A sidecar listens; three agents share its budgets.")
             for account in config["accounts"]:
-                client.get_account(account["path"])  # so that it is in the table from the start
+                client.get_account(account["path"])  # opens it, so that the table has it at once
             _watch_agents(console, sidecar, reports, plain=plain)
             accounts = {one.path: one for one in client.list_accounts(ROOT)}
             entries = tuple(client.list_entries(ROOT))
             sidecar.terminate()
-            evidence = Evidence(
-                config, _read(reports), accounts, entries, stored_spends(sidecar.store_path)
-            )
-            proof = prove(evidence)
-    _print(console, evidence, proof)
-    return 0 if proof.holds else 1
+            stored = stored_spends(sidecar.store_path)
+        return Evidence(config, _read(reports), accounts, entries, stored)
 
 
 def config_text(now: datetime) -> str:
@@ -125,8 +130,12 @@ class _Agent:
             yield from map(json.loads, self._process.stdout)
 
     def join(self) -> None:
-        """Waits until it has ended and everything it said was shown."""
-        code = self._process.wait(TIMEOUT_S)
+        """Waits until it has ended and everything it said was shown; ends one that hangs."""
+        try:
+            code = self._process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         self._reader.join(TIMEOUT_S)
         self._board.event(self._name, {"kind": "exit", "code": code})
 
@@ -150,7 +159,7 @@ def _print(console: Console, evidence: Evidence, proof: Proof) -> None:
     console.print()
     for name, report in sorted(evidence.reports.items()):
         last = str(report["output"]).strip().splitlines()[-1:]
-        console.print(f"{name} wrote … {''.join(last)[-200:]}", markup=False)
+        console.print(f"{name} wrote … {''.join(last)[-_SHOWN_CHARS:]}", markup=False)
     console.print()
     console.print(proof.table)
     for true, statement in proof.statements:

@@ -76,8 +76,7 @@ impl Account {
 
     /// The nearest frozen account on the way up.
     pub(crate) fn frozen_by(self: &Arc<Account>) -> Option<&Arc<Account>> {
-        self.lineage()
-            .find(|account| account.frozen.load(Ordering::Acquire))
+        self.lineage().find(|account| account.frozen.load(Ordering::Acquire))
     }
 }
 
@@ -109,18 +108,15 @@ pub(crate) fn takings<'a>(
     windows: &'a [Arc<Window>],
     amounts: &'a Amounts,
 ) -> impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone {
-    let taking = |window: &'a Arc<Window>| (window, amounts.get(window.budget.unit));
-    windows
-        .iter()
-        .map(taking)
-        .filter(|(_, amount)| *amount != 0)
+    let taking = |window: &'a Arc<Window>| (window, amounts.get(window.unit));
+    windows.iter().map(taking).filter(|(_, amount)| *amount != 0)
 }
 
 /// What is left at most, per unit; `i64::MAX` where nothing limits.
 pub(crate) fn available(windows: &[Arc<Window>]) -> Amounts {
     let mut left: Amounts = Unit::ALL.into_iter().map(|unit| (unit, i64::MAX)).collect();
     for window in windows {
-        let unit = window.budget.unit;
+        let unit = window.unit;
         left.set(unit, left.get(unit).min(window.remaining()));
     }
     left
@@ -155,26 +151,34 @@ impl Chain {
     }
 
     /// Every window that a spending of `unit` counts in, those of the base included.
-    pub(crate) fn each(&self, unit: Unit, f: &mut dyn FnMut(&Arc<Window>)) {
-        self.windows
-            .iter()
-            .filter(|w| w.budget.unit == unit)
-            .for_each(&mut *f);
-        if let Some((base, _)) = self.base.as_ref().filter(|(_, units)| covers(*units, unit)) {
+    #[inline]
+    pub(crate) fn each<F: FnMut(&Arc<Window>)>(&self, unit: Unit, f: &mut F) {
+        for window in self.windows.iter().filter(|w| w.unit == unit) {
+            f(window);
+        }
+        if let Some((base, units)) = &self.base
+            && covers(*units, unit)
+        {
             base.each(unit, f);
         }
     }
 
     /// Whether a window counts the unit.
     pub(crate) fn counts(&self, unit: Unit) -> bool {
-        self.windows.iter().any(|window| window.budget.unit == unit)
+        self.windows.iter().any(|window| window.unit == unit)
     }
 
     /// The most severe verdict of its windows.
+    #[inline]
     pub(crate) fn verdict(&self) -> Verdict {
-        let own = self.windows.iter().map(|window| window.verdict()).max();
-        let base = self.base.as_ref().map(|(base, _)| base.verdict());
-        own.max(base).unwrap_or(Verdict::Ok)
+        let mut worst = Verdict::Ok;
+        for window in &self.windows {
+            worst = worst.max(window.verdict());
+        }
+        match &self.base {
+            None => worst,
+            Some((base, _)) => worst.max(base.verdict()),
+        }
     }
 
     /// The advice of the most severe window that has one.

@@ -53,11 +53,7 @@ impl<J: Journal> Ledger<J> {
         spec: BudgetSpec,
         now: Now,
     ) -> Result<(Balance, u64), LedgerError> {
-        let BudgetSpec {
-            unit,
-            period,
-            terms,
-        } = spec;
+        let BudgetSpec { unit, period, terms } = spec;
         check_budget(unit, &period, terms.limit)?;
         let now_ms = self.time(now.wall_ms);
         let (account, mut next) = self.account_to_change(path, Opening::ByOperator, now_ms)?;
@@ -129,24 +125,11 @@ impl<J: Journal> Ledger<J> {
             return Ok(u64::MAX);
         }
         let ticket = self.log(now_ms, || {
-            vec![Fact::Frozen {
-                account: account.id,
-                frozen,
-                reason: reason.to_owned(),
-            }]
+            vec![Fact::Frozen { account: account.id, frozen, reason: reason.to_owned() }]
         });
         reason.clone_into(&mut kept_reason);
         account.frozen.store(frozen, Ordering::Release);
         Ok(ticket)
-    }
-
-    /// The account; created if the configuration allows it, so that it can be read and frozen before
-    /// its first use.
-    fn existing(&self, path: &str, now_ms: i64) -> Result<Arc<Account>, LedgerError> {
-        match self.tree.find(path) {
-            Some(account) => Ok(account),
-            None => self.open_account(path, now_ms, Opening::ByUse),
-        }
     }
 
     /// One account.
@@ -173,8 +156,7 @@ impl<J: Journal> Ledger<J> {
         let open = self.open_counts();
         let count = |account: &Account| open.get(&account.path).copied().unwrap_or(0);
         let page = found[start..].iter().take(limit);
-        page.map(|account| self.account_view(account, count(account), now_ms))
-            .collect()
+        page.map(|account| self.account_view(account, count(account), now_ms)).collect()
     }
 
     fn below(&self, path: &str) -> Vec<Arc<Account>> {
@@ -185,10 +167,7 @@ impl<J: Journal> Ledger<J> {
     }
 
     fn open_below(&self, path: &str) -> i64 {
-        self.below(path)
-            .iter()
-            .map(|account| account.open.load(Ordering::Relaxed))
-            .sum()
+        self.below(path).iter().map(|account| account.open.load(Ordering::Relaxed)).sum()
     }
 
     /// Pending reservations on or below every account.
@@ -208,10 +187,7 @@ impl<J: Journal> Ledger<J> {
         let balance = |budget: &Arc<Budget>| {
             let window = self.window(budget, now_ms);
             window.roll(now_ms);
-            Balance {
-                standing: window.standing(),
-                window,
-            }
+            Balance { standing: window.standing(), window }
         };
         let spec = |budget: &Arc<Budget>| BudgetSpec {
             unit: budget.info.unit,
@@ -262,17 +238,14 @@ impl<J: Journal> Ledger<J> {
         for account in self.below("") {
             for (unit, period, terms) in self.pattern_budgets(&account.path) {
                 let mut next = self.tree.building.lock();
-                match find_budget(&account, unit, &period) {
-                    Some(budget) => {
-                        let present = budget.terms();
-                        if !present.manual && present != terms {
-                            self.change_terms(&budget, terms, now_ms)?;
-                        }
+                if let Some(budget) = find_budget(&account, unit, &period) {
+                    let present = budget.terms();
+                    if !present.manual && present != terms {
+                        self.change_terms(&budget, terms, now_ms)?;
                     }
-                    None => {
-                        self.add_budget(&mut next, &account, unit, period, terms, now_ms)?;
-                        self.tree.version.fetch_add(1, Ordering::AcqRel);
-                    }
+                } else {
+                    self.add_budget(&mut next, &account, unit, period, terms, now_ms)?;
+                    self.tree.version.fetch_add(1, Ordering::AcqRel);
                 }
             }
         }
@@ -282,8 +255,5 @@ impl<J: Journal> Ledger<J> {
 
 fn find_budget(account: &Account, unit: Unit, period: &Period) -> Option<Arc<Budget>> {
     let budgets = account.budgets.lock();
-    budgets
-        .iter()
-        .find(|b| b.info.unit == unit && b.info.period == *period)
-        .cloned()
+    budgets.iter().find(|b| b.info.unit == unit && b.info.period == *period).cloned()
 }

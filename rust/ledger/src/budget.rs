@@ -54,15 +54,8 @@ struct State {
 
 impl Budget {
     pub(crate) fn new(info: BudgetInfo, calendar: Calendar, terms: BudgetTerms) -> Budget {
-        let state = Mutex::new(State {
-            terms,
-            current: None,
-        });
-        Budget {
-            info: Arc::new(info),
-            calendar,
-            state,
-        }
+        let state = Mutex::new(State { terms, current: None });
+        Budget { info: Arc::new(info), calendar, state }
     }
 
     pub(crate) fn terms(&self) -> BudgetTerms {
@@ -82,10 +75,7 @@ impl Budget {
         }
         let (start, end) = self.calendar.bounds(now_ms);
         // Windows never overlap, even where a time zone changes its offset within one.
-        let start = state
-            .current
-            .as_ref()
-            .map_or(start, |ended| start.max(ended.end_ms));
+        let start = state.current.as_ref().map_or(start, |ended| start.max(ended.end_ms));
         let id = open(&self.info, (start, end));
         self.install(&mut state, id, (start, end))
     }
@@ -102,16 +92,8 @@ impl Budget {
     }
 
     fn install(&self, state: &mut State, id: WindowId, bounds: (i64, i64)) -> Arc<Window> {
-        let BudgetTerms {
-            limit, thresholds, ..
-        } = state.terms.clone();
-        let window = Arc::new(Window::new(
-            id,
-            Arc::clone(&self.info),
-            bounds,
-            limit,
-            thresholds,
-        ));
+        let BudgetTerms { limit, thresholds, .. } = state.terms.clone();
+        let window = Arc::new(Window::new(id, Arc::clone(&self.info), bounds, limit, thresholds));
         state.current = Some(Arc::clone(&window));
         window
     }

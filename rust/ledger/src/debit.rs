@@ -6,8 +6,9 @@ use crate::account::Chain;
 use crate::error::LedgerError;
 use crate::fact::{Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
-use crate::reservation::Reservation;
 use crate::nested::check_slices;
+use crate::reservation::Reservation;
+use crate::reserve::hold;
 use crate::unit::Amounts;
 use crate::verdict::{Refusal, RefusalReason, Verdict};
 use crate::window::{Shortage, Window};
@@ -24,7 +25,7 @@ pub struct Debited {
     pub held: Amounts,
     /// Why to stop.
     pub refusal: Option<Refusal>,
-    /// The windows, for advice.
+    /// The windows, for advice; none while the verdict is OK.
     pub scope: Scope,
     /// What must be durable before the answer may leave; 0: nothing.
     pub ticket: u64,
@@ -55,27 +56,26 @@ impl<J: Journal> Ledger<J> {
         now: Now,
     ) -> Result<Debited, LedgerError> {
         used.check_not_negative()?;
-        if let Some((unit, _)) = used.iter().find(|(unit, _)| unit.is_capacity()) {
-            return Err(LedgerError::InvalidAmount {
-                unit,
-                why: "a capacity is held, not spent",
-            });
-        }
+        used.check_no_capacity()?;
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = pending(body(&mut locked, id)?)?;
         let mut crossed: Vec<Arc<Window>> = Vec::new();
         let mut short = None;
+        let was_debited = reservation.debited;
         for (unit, to) in used.iter() {
             let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
             if !reservation.debit(unit, to, now_ms, &mut note) {
                 short = Some((unit, to - reservation.used.get(unit)));
             }
         }
-        self.slots.set_debited(id.slot);
+        if reservation.debited && !was_debited {
+            self.slots.set_debited(id.slot);
+        }
         let ticket = self.report_crossings(now_ms, &crossed);
         let chain = newest(reservation);
         chain.roll(now_ms);
+        let verdict = chain.verdict();
         let refusal = match (reservation.account.frozen_by(), short) {
             (Some(by), _) => Some(frozen(by)),
             (None, Some((unit, shortfall))) => Some(Refusal {
@@ -85,18 +85,20 @@ impl<J: Journal> Ledger<J> {
                 shortfall,
                 reset_ms: None,
             }),
-            (None, None) => overspent(chain),
+            (None, None) if verdict == Verdict::Stop => overspent(chain),
+            (None, None) => None,
+        };
+        let verdict = match refusal {
+            Some(_) => Verdict::Stop,
+            None => verdict,
         };
         Ok(Debited {
-            verdict: if refusal.is_some() {
-                Verdict::Stop
-            } else {
-                chain.verdict()
-            },
+            verdict,
             remaining: reservation.unused(),
             held: reservation.held(),
             refusal,
-            scope: Scope(Arc::clone(chain)),
+            // Where all is well there is no advice, and the hot path leaves the chain's count alone.
+            scope: Scope((verdict != Verdict::Ok).then(|| Arc::clone(chain))),
             ticket,
         })
     }
@@ -122,14 +124,10 @@ impl<J: Journal> Ledger<J> {
         let mut refusal = None;
         let mut added = Amounts::ZERO;
         if !most.is_zero() {
-            if !reservation
-                .slices
-                .iter()
-                .any(|slice| slice.chain.id == chain.id)
-            {
+            if !reservation.slices.iter().any(|slice| slice.chain.id == chain.id) {
                 check_slices(reservation.slices.len())?;
             }
-            match self.top_up(&chain, most, least)? {
+            match top_up(&chain, most, least)? {
                 Ok(amounts) => added = amounts,
                 Err(refused) => refusal = Some(refused),
             }
@@ -145,32 +143,25 @@ impl<J: Journal> Ledger<J> {
         self.slots.set_deadline(id.slot, reservation.deadline_ms);
         let ticket = self.log_resliced(reservation, now_ms, added);
         Ok(Extended {
-            verdict: if refusal.is_some() {
-                Verdict::Stop
-            } else {
-                chain.verdict()
-            },
+            verdict: if refusal.is_some() { Verdict::Stop } else { chain.verdict() },
             view: view(reservation, now.mono_ms),
             refusal,
-            scope: Scope(chain),
+            scope: Scope(Some(chain)),
             ticket,
         })
     }
+}
 
-    fn top_up(
-        &self,
-        chain: &Arc<Chain>,
-        most: Amounts,
-        least: Amounts,
-    ) -> Result<Result<Amounts, Refusal>, LedgerError> {
-        if let Some(by) = chain.account.frozen_by() {
-            return Ok(Err(frozen(by)));
-        }
-        let wish = Wish::Amounts { most, least };
-        Ok(self
-            .hold(chain, &wish, false)?
-            .map(|(amounts, _)| amounts))
+fn top_up(
+    chain: &Arc<Chain>,
+    most: Amounts,
+    least: Amounts,
+) -> Result<Result<Amounts, Refusal>, LedgerError> {
+    if let Some(by) = chain.account.frozen_by() {
+        return Ok(Err(frozen(by)));
     }
+    let wish = Wish::Amounts { most, least };
+    Ok(hold(chain, &wish, false)?.map(|(amounts, _)| amounts))
 }
 
 /// The reservation, unless it has ended.
@@ -183,18 +174,12 @@ pub(crate) fn pending(reservation: &mut Reservation) -> Result<&mut Reservation,
 
 /// The chain of the newest slice.
 pub(crate) fn newest(reservation: &Reservation) -> &Arc<Chain> {
-    &reservation
-        .slices
-        .last()
-        .expect("a pending reservation has a slice")
-        .chain
+    &reservation.slices.last().expect("a pending reservation has a slice").chain
 }
 
 /// Why to stop when a window has spent more than its limit allows (R10).
+#[cold]
 fn overspent(chain: &Chain) -> Option<Refusal> {
-    if chain.verdict() != Verdict::Stop {
-        return None;
-    }
     let mut found = None;
     for unit in crate::unit::Unit::ALL {
         chain.each(unit, &mut |window| {

@@ -17,7 +17,9 @@ pub enum LedgerError {
         path: String,
     },
     /// No such account, and no pattern that would create it.
-    #[error("no account {path:?}: it was not used yet, or no configured [[accounts]] path matches it")]
+    #[error(
+        "no account {path:?}: it was not used yet, or no configured [[accounts]] path matches it"
+    )]
     AccountNotFound {
         /// The path as given.
         path: String,

@@ -43,9 +43,7 @@ impl Hasher for AlreadyHashed {
 
 impl Keys {
     pub(crate) fn new() -> Keys {
-        Keys {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        }
+        Keys { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
     /// The shard of a key, locked.

@@ -75,12 +75,7 @@ impl<J: Journal> Ledger<J> {
     /// Gives kept capacity back and tells the journal.
     pub(crate) fn log_kept(&self, reservation: &mut Reservation, now_ms: i64) -> u64 {
         let returned = return_kept(reservation);
-        self.log(now_ms, || {
-            vec![Fact::Settled(Settled {
-                returned,
-                ..as_it_ended(reservation)
-            })]
-        })
+        self.log(now_ms, || vec![Fact::Settled(Settled { returned, ..as_it_ended(reservation) })])
     }
 
     /// Takes an ended reservation back into memory, so that a late Commit finds it.
@@ -97,13 +92,8 @@ impl<J: Journal> Ledger<J> {
             None => self.open_account(account, now_ms, Opening::Again)?,
         };
         let slot = self.slots.take();
-        let slot = slot.ok_or(LedgerError::ReservationLimit {
-            max: self.slots.max(),
-        })?;
-        let id = ReservationId {
-            sequence: reserved.id.sequence,
-            slot,
-        };
+        let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
+        let id = ReservationId { sequence: reserved.id.sequence, slot };
         let reservation = Reservation::ended(id, account, reserved, settled, now_ms);
         let mut locked = self.slots.at(slot).body.lock();
         self.forget_later(&reservation, now.mono_ms);
@@ -133,9 +123,7 @@ fn unspend(
         for (unit, amount) in part.iter() {
             let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
             spend(&slice.chain, unit, amount, now_ms, &mut note);
-            slice
-                .chain
-                .each(unit, &mut |window| window.give_back(-amount));
+            slice.chain.each(unit, &mut |window| window.give_back(-amount));
         }
         given.push((slice.chain.id, part));
     }

@@ -82,9 +82,9 @@ pub struct Ledger<J> {
     time_ms: AtomicI64,
 }
 
-/// The windows that an answer is about.
+/// The windows that an answer is about; none when it says that all is well.
 #[derive(Debug, Clone)]
-pub struct Scope(pub(crate) Arc<Chain>);
+pub struct Scope(pub(crate) Option<Arc<Chain>>);
 
 /// One window and its words.
 #[derive(Debug, Clone)]
@@ -161,16 +161,11 @@ impl<J: Journal> Ledger<J> {
         if wall_ms <= seen {
             return seen;
         }
-        self.time_ms
-            .fetch_max(wall_ms, Ordering::AcqRel)
-            .max(wall_ms)
+        self.time_ms.fetch_max(wall_ms, Ordering::AcqRel).max(wall_ms)
     }
 
     pub(crate) fn log(&self, time_ms: i64, facts: impl FnOnce() -> Vec<Fact>) -> u64 {
-        self.journal.append(|| Record {
-            time_ms,
-            facts: facts(),
-        })
+        self.journal.append(|| Record { time_ms, facts: facts() })
     }
 
     /// Tells the journal, once, of every threshold that is newly crossed in the windows (R17).
@@ -186,18 +181,13 @@ impl<J: Journal> Ledger<J> {
     }
 
     pub(crate) fn log_crossed(&self, time_ms: i64, window: &Window, crossed: &[u16]) -> u64 {
-        let fact = |permille: &u16| Fact::Crossed {
-            window: window.id,
-            permille: *permille,
-        };
+        let fact = |permille: &u16| Fact::Crossed { window: window.id, permille: *permille };
         self.log(time_ms, || crossed.iter().map(fact).collect())
     }
 
     /// The slot's lock, if it still holds this reservation.
     pub(crate) fn slot(&self, id: ReservationId) -> Result<&Slot, LedgerError> {
-        self.slots
-            .get(id.slot)
-            .ok_or(LedgerError::ReservationNotFound)
+        self.slots.get(id.slot).ok_or(LedgerError::ReservationNotFound)
     }
 }
 
@@ -206,9 +196,7 @@ pub(crate) fn body(
     slot: &mut Option<Reservation>,
     id: ReservationId,
 ) -> Result<&mut Reservation, LedgerError> {
-    slot.as_mut()
-        .filter(|reservation| reservation.id == id)
-        .ok_or(LedgerError::ReservationNotFound)
+    slot.as_mut().filter(|reservation| reservation.id == id).ok_or(LedgerError::ReservationNotFound)
 }
 
 pub(crate) fn view(reservation: &Reservation, mono_ms: i64) -> View {
@@ -236,32 +224,26 @@ pub(crate) fn view(reservation: &Reservation, mono_ms: i64) -> View {
 impl Scope {
     /// For each of the units, the window with the least left.
     pub fn tightest(&self, amounts: &Amounts) -> Vec<Balance> {
+        let windows = self.0.as_ref().map_or(&[][..], |chain| &chain.windows);
         let tightest = |(unit, _)| {
-            let mut best: Option<&Arc<Window>> = None;
-            for window in self.0.windows.iter().filter(|w| w.budget.unit == unit) {
-                if best.is_none_or(|b| window.remaining() < b.remaining()) {
-                    best = Some(window);
-                }
-            }
-            best.map(|window| Balance {
-                window: Arc::clone(window),
-                standing: window.standing(),
-            })
+            let own = windows.iter().filter(|window| window.unit == unit);
+            own.min_by_key(|window| window.remaining())
+                .map(|window| Balance { window: Arc::clone(window), standing: window.standing() })
         };
         amounts.iter().filter_map(tightest).collect()
     }
 
     /// What to change at the present verdict.
     pub fn advice(&self) -> Option<Advice> {
-        self.0.advice()
+        self.0.as_ref().and_then(|chain| chain.advice())
     }
 
     /// The most severe verdict of the windows; STOP when the account or an ancestor is frozen.
     pub fn verdict(&self) -> Verdict {
-        if self.0.account.frozen_by().is_some() {
-            Verdict::Stop
-        } else {
-            self.0.verdict()
+        match &self.0 {
+            None => Verdict::Ok,
+            Some(chain) if chain.account.frozen_by().is_some() => Verdict::Stop,
+            Some(chain) => chain.verdict(),
         }
     }
 }

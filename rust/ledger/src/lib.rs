@@ -14,10 +14,10 @@ mod debit;
 mod error;
 pub mod fact;
 mod keys;
-#[cfg(all(test, bursar_loom))]
-mod loom_window;
 mod late;
 mod ledger;
+#[cfg(all(test, bursar_loom))]
+mod loom_window;
 mod nested;
 pub mod path;
 mod period;
@@ -48,10 +48,10 @@ pub use ledger::{
     AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, Scope, Settings, View,
 };
 pub use period::{Calendar, Period, PeriodError, PeriodKind, ROLLING_MS};
+pub use record::Spending;
 pub use replay::{Replay, ReplayError};
 pub use reservation::MAX_SLICES;
 pub use reserve::{Admission, Ask, Fits, Granted};
-pub use record::Spending;
 pub use settle::{Ended, Ending};
 pub use tick::Ticked;
 pub use unit::{Amounts, UNIT_COUNT, Unit};

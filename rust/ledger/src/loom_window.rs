@@ -107,9 +107,8 @@ fn loom_a_debit_and_a_limit_change_cross_a_threshold_once() {
         let shared = window(1, 10, &[500]);
         assert!(charge_all(&[Arc::clone(&shared)], 4));
         let other = Arc::clone(&shared);
-        let thread = thread::spawn(move || {
-            if other.spend_held(4, 0) { other.crossings().len() } else { 0 }
-        });
+        let thread =
+            thread::spawn(move || if other.spend_held(4, 0) { other.crossings().len() } else { 0 });
         // 4 is below half of 10 and is half of 8.
         let crossed = shared.set_limit(8, thresholds(&[500]), || {}).unwrap().len();
         assert_eq!(crossed + thread.join().unwrap(), 1);
@@ -170,5 +169,50 @@ fn loom_buckets_leave_once() {
         let thread = thread::spawn(move || other.roll(66_000));
         let left = rolling.roll(67_000);
         assert_eq!(left + thread.join().unwrap(), 5);
+    });
+}
+
+#[test]
+fn loom_a_spending_beside_a_roll_is_neither_lost_nor_left_early() {
+    loom::model(|| {
+        let rolling = Arc::new(Rolling::of(&Period::rolling(64_000)).unwrap());
+        rolling.roll(1_000);
+        rolling.add(1_000, 5);
+        let other = Arc::clone(&rolling);
+        // Spent at the last moment at which the first bucket still counts.
+        let thread = thread::spawn(move || {
+            other.roll(65_000);
+            other.add(65_000, 3);
+        });
+        let left = rolling.roll(66_000);
+        thread.join().unwrap();
+        assert_eq!((left, rolling.roll(128_000), rolling.roll(131_000)), (5, 0, 3));
+    });
+}
+
+#[test]
+fn loom_a_correction_beside_a_roll_gives_back_once() {
+    loom::model(|| {
+        let rolling = Arc::new(Rolling::of(&Period::rolling(64_000)).unwrap());
+        rolling.roll(1_000);
+        rolling.add(1_000, 5);
+        let other = Arc::clone(&rolling);
+        let thread = thread::spawn(move || other.take_back(4));
+        let left = rolling.roll(66_000);
+        let taken = thread.join().unwrap();
+        assert!((taken, left) == (4, 1) || (taken, left) == (0, 5));
+    });
+}
+
+/// The doomed charge gives back at two windows while the other takes them: it fits, so it is admitted.
+#[test]
+fn loom_a_doomed_charge_over_two_windows_refuses_nobody() {
+    loom::model(|| {
+        let shared = [window(1, 2, &[]), window(2, 2, &[])];
+        let doomed = [Arc::clone(&shared[0]), Arc::clone(&shared[1]), window(3, 0, &[])];
+        let thread = thread::spawn(move || charge_all(&doomed, 1));
+        assert!(charge_all(&shared, 2));
+        assert!(!thread.join().unwrap());
+        assert_eq!(shared.map(|w| w.remaining()), [0, 0]);
     });
 }

@@ -45,10 +45,7 @@ impl<J: Journal> Ledger<J> {
             return Err(LedgerError::ReservationEnded(holder.state));
         }
         if !path::is_within(&own.account.path, &holder.account.path) {
-            let (parent, child) = (
-                holder.account.path.to_string(),
-                own.account.path.to_string(),
-            );
+            let (parent, child) = (holder.account.path.to_string(), own.account.path.to_string());
             return Err(LedgerError::ParentElsewhere { parent, child });
         }
         let (units, unused) = coverage(holder);
@@ -70,11 +67,7 @@ impl<J: Journal> Ledger<J> {
         };
         // After this point the reservation must succeed.
         let slices = self.carved(own, holder, &windows, units, &part.0, now_ms);
-        Ok(Ok(Held {
-            slices,
-            portion: part,
-            parent: Some(locked),
-        }))
+        Ok(Ok(Held { slices, portion: part, parent: Some(locked) }))
     }
 
     /// Takes the covered units of `part` out of the parent, as slices on top of the parent's chains;
@@ -142,9 +135,7 @@ pub(crate) fn resliced_facts(reservation: &mut Reservation, added: Amounts) -> V
 /// of those that it does not cover.
 fn coverage(holder: &Reservation) -> (u8, Amounts) {
     let held = holder.held().filter(|unit| !unit.is_capacity());
-    let units = held
-        .iter()
-        .fold(0, |units, (unit, _)| units | 1 << unit.index());
+    let units = held.iter().fold(0, |units, (unit, _)| units | 1 << unit.index());
     let mut unused = holder.unused();
     for unit in Unit::ALL.into_iter().filter(|unit| !covers(units, *unit)) {
         unused.set(unit, i64::MAX);
@@ -163,9 +154,7 @@ fn uncovered(own: &Chain, units: u8, parent: &Account) -> Box<[Arc<Window>]> {
 }
 
 fn parent_exhausted(account: &str, wanted: &Amounts, unused: &Amounts) -> Refusal {
-    let short = wanted
-        .iter()
-        .map(|(unit, amount)| (unit, amount - unused.get(unit).min(amount)));
+    let short = wanted.iter().map(|(unit, amount)| (unit, amount - unused.get(unit).min(amount)));
     let short = short.max_by_key(|(_, short)| *short);
     let (unit, shortfall) = short.expect("called when one of them is short");
     Refusal {
@@ -179,9 +168,5 @@ fn parent_exhausted(account: &str, wanted: &Amounts, unused: &Amounts) -> Refusa
 
 /// The most slices that a reservation may have before it is refused a further one.
 pub(crate) fn check_slices(count: usize) -> Result<(), LedgerError> {
-    if count >= MAX_SLICES {
-        Err(LedgerError::SliceLimit { max: MAX_SLICES })
-    } else {
-        Ok(())
-    }
+    if count >= MAX_SLICES { Err(LedgerError::SliceLimit { max: MAX_SLICES }) } else { Ok(()) }
 }

@@ -22,9 +22,7 @@ fn is_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.len() <= MAX_NAME_BYTES
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// The path of the parent account, if any.
@@ -34,8 +32,7 @@ pub fn parent(path: &str) -> Option<&str> {
 
 /// Whether `path` is `ancestor` or lies below it.
 pub fn is_within(path: &str, ancestor: &str) -> bool {
-    path.strip_prefix(ancestor)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Matches paths: `*` stands for one name, a final `**` for one or more.
@@ -91,19 +88,12 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_told_from_valid_ones() {
-        for good in [
-            "acme",
-            "acme/research/agent-7",
-            "a.b/c_d",
-            &["x"; 16].join("/"),
-        ] {
+        for good in ["acme", "acme/research/agent-7", "a.b/c_d", &["x"; 16].join("/")] {
             assert!(is_valid(good), "{good}");
         }
         let long = "x".repeat(65);
         let deep = ["x"; 17].join("/");
-        for bad in [
-            "", "/", "a/", "/a", "a//b", ".a", "-a", "a b", "ä", "a/*", &long, &deep,
-        ] {
+        for bad in ["", "/", "a/", "/a", "a//b", ".a", "-a", "a b", "ä", "a/*", &long, &deep] {
             assert!(!is_valid(bad), "{bad}");
         }
     }

@@ -53,29 +53,17 @@ pub enum PeriodError {
 impl Period {
     /// The window that never ends.
     pub fn total() -> Period {
-        Period {
-            kind: PeriodKind::Total,
-            time_zone: "UTC".into(),
-            length_ms: 0,
-        }
+        Period { kind: PeriodKind::Total, time_zone: "UTC".into(), length_ms: 0 }
     }
 
     /// The last `length_ms`, at any moment.
     pub fn rolling(length_ms: i64) -> Period {
-        Period {
-            kind: PeriodKind::Rolling,
-            time_zone: "UTC".into(),
-            length_ms,
-        }
+        Period { kind: PeriodKind::Rolling, time_zone: "UTC".into(), length_ms }
     }
 
     /// A calendar period in a time zone.
     pub fn calendar(kind: PeriodKind, time_zone: &str) -> Period {
-        Period {
-            kind,
-            time_zone: time_zone.into(),
-            length_ms: 0,
-        }
+        Period { kind, time_zone: time_zone.into(), length_ms: 0 }
     }
 }
 
@@ -93,11 +81,7 @@ impl std::fmt::Display for Period {
             PeriodKind::Month => "month",
         };
         f.write_str(name)?;
-        if self.time_zone == "UTC" {
-            Ok(())
-        } else {
-            write!(f, "@{}", self.time_zone)
-        }
+        if self.time_zone == "UTC" { Ok(()) } else { write!(f, "@{}", self.time_zone) }
     }
 }
 
@@ -116,10 +100,7 @@ impl Calendar {
         }
         let time_zone = TimeZone::get(&period.time_zone)
             .map_err(|_| PeriodError::TimeZone(period.time_zone.clone()))?;
-        Ok(Calendar {
-            kind: period.kind,
-            time_zone,
-        })
+        Ok(Calendar { kind: period.kind, time_zone })
     }
 
     /// The first millisecond of the window that contains `now_ms`, and the first after it
@@ -132,14 +113,11 @@ impl Calendar {
         let day = |back: i64| now.date().checked_sub(back.days()).ok();
         let (start, end) = match self.kind {
             PeriodKind::Total | PeriodKind::Rolling => return (now_ms, i64::MAX),
-            PeriodKind::Hour => return self.hour(&now, now_ms),
+            PeriodKind::Hour => return hour(&now, now_ms),
             PeriodKind::Day => (Some(now.date()), now.date().tomorrow().ok()),
             PeriodKind::Week => {
                 let monday = day(i64::from(now.weekday().to_monday_zero_offset()));
-                (
-                    monday,
-                    monday.and_then(|date| date.checked_add(1.week()).ok()),
-                )
+                (monday, monday.and_then(|date| date.checked_add(1.week()).ok()))
             }
             PeriodKind::Month => {
                 let first = now.date().first_of_month();
@@ -150,17 +128,14 @@ impl Calendar {
             let zoned = date?.to_zoned_datetime(self.time_zone.clone()).ok()?;
             Some(zoned.timestamp().as_millisecond())
         };
-        (
-            midnight(start).unwrap_or(now_ms),
-            midnight(end).unwrap_or(i64::MAX),
-        )
+        (midnight(start).unwrap_or(now_ms), midnight(end).unwrap_or(i64::MAX))
     }
+}
 
-    /// Full hours of local time; where the offset changes within one, it is cut short.
-    fn hour(&self, now: &ZonedDateTime, now_ms: i64) -> (i64, i64) {
-        const HOUR_MS: i64 = 3_600_000;
-        let offset_ms = i64::from(now.offset().seconds()) * 1000;
-        let start = (now_ms + offset_ms).div_euclid(HOUR_MS) * HOUR_MS - offset_ms;
-        (start, start + HOUR_MS)
-    }
+/// Full hours of local time; where the offset changes within one, it is cut short.
+fn hour(now: &ZonedDateTime, now_ms: i64) -> (i64, i64) {
+    const HOUR_MS: i64 = 3_600_000;
+    let offset_ms = i64::from(now.offset().seconds()) * 1000;
+    let start = (now_ms + offset_ms).div_euclid(HOUR_MS) * HOUR_MS - offset_ms;
+    (start, start + HOUR_MS)
 }

@@ -28,17 +28,15 @@ pub struct Spending<'a> {
     pub labels: Vec<(String, String)>,
 }
 
+/// What was spent beyond a hold, and the chain current then.
+pub(crate) type Beyond = (Arc<Chain>, Amounts);
+
 impl<J: Journal> Ledger<J> {
     /// Records spending, whatever the limit says. It is remembered as a reservation that held nothing
     /// and is committed.
     pub fn record(&self, spending: Spending<'_>, now: Now) -> Result<Ended, LedgerError> {
         spending.amounts.check_not_negative()?;
-        if let Some((unit, _)) = spending.amounts.iter().find(|(unit, _)| unit.is_capacity()) {
-            return Err(LedgerError::InvalidAmount {
-                unit,
-                why: "a capacity is held, not spent",
-            });
-        }
+        spending.amounts.check_no_capacity()?;
         if spending.key == 0 {
             return self.record_once(spending, now);
         }
@@ -56,12 +54,7 @@ impl<J: Journal> Ledger<J> {
         }
         let chain = self.chain_of(&reservation.account, self.time(now.wall_ms));
         let (view, verdict) = (view(reservation, now.mono_ms), after(&chain));
-        Ok(Ended {
-            view,
-            verdict,
-            scope: Scope(chain),
-            ticket: u64::MAX,
-        })
+        Ok(Ended { view, verdict, scope: Scope(Some(chain)), ticket: u64::MAX })
     }
 
     fn record_once(&self, spending: Spending<'_>, now: Now) -> Result<Ended, LedgerError> {
@@ -81,9 +74,7 @@ impl<J: Journal> Ledger<J> {
         now_ms: i64,
     ) -> Result<Ended, LedgerError> {
         let slot = self.slots.take();
-        let slot = slot.ok_or(LedgerError::ReservationLimit {
-            max: self.slots.max(),
-        })?;
+        let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let mut crossed = Vec::new();
         let spent = self.spend_beyond(&chain.account, &spending.amounts, now_ms, &mut crossed);
         let (beyond, overdraft) = spent.inspect_err(|_| self.slots.free(slot))?;
@@ -99,21 +90,13 @@ impl<J: Journal> Ledger<J> {
                 overdraft,
                 ..as_it_ended(&reservation)
             };
-            vec![
-                Fact::Reserved(reservation.reserved_fact()),
-                Fact::Settled(settled),
-            ]
+            vec![Fact::Reserved(reservation.reserved_fact()), Fact::Settled(settled)]
         });
         self.report_crossings(now_ms, &crossed);
         self.forget_later(&reservation, now.mono_ms);
         let view = view(&reservation, now.mono_ms);
         *locked = Some(reservation);
-        Ok(Ended {
-            view,
-            verdict: after(chain),
-            scope: Scope(Arc::clone(chain)),
-            ticket,
-        })
+        Ok(Ended { view, verdict: after(chain), scope: Scope(Some(Arc::clone(chain))), ticket })
     }
 
     /// Spends what no hold covers, in the windows current now. Fails on overflow and then has changed
@@ -124,7 +107,7 @@ impl<J: Journal> Ledger<J> {
         excess: &Amounts,
         now_ms: i64,
         crossed: &mut Vec<Arc<Window>>,
-    ) -> Result<(Option<(Arc<Chain>, Amounts)>, Amounts), LedgerError> {
+    ) -> Result<(Option<Beyond>, Amounts), LedgerError> {
         if excess.is_zero() {
             return Ok((None, Amounts::ZERO));
         }
@@ -138,7 +121,7 @@ impl<J: Journal> Ledger<J> {
                 }
                 return Err(LedgerError::Overflow);
             };
-            let unit = window.budget.unit;
+            let unit = window.unit;
             overdraft.set(unit, overdraft.get(unit).max(over));
         }
         for (unit, amount) in excess.iter() {

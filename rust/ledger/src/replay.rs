@@ -90,50 +90,27 @@ impl<J: Journal> Replay<J> {
 
     fn fact(&mut self, fact: &Fact) -> Result<(), ReplayError> {
         match fact {
-            Fact::AccountOpened {
-                account,
-                path,
-                automatic,
-            } => {
+            Fact::AccountOpened { account, path, automatic } => {
                 self.open_account(*account, path, *automatic);
             }
             Fact::AccountRetired { account } => self.retire(*account),
             Fact::BudgetSet { .. } => self.set_budget(fact)?,
-            Fact::WindowOpened {
-                window,
-                budget,
-                start_ms,
-                end_ms,
-            } => {
+            Fact::WindowOpened { window, budget, start_ms, end_ms } => {
                 self.high.window = self.high.window.max(*window);
-                let budget = self
-                    .budgets
-                    .get(budget)
-                    .ok_or_else(|| missing("budget", budget))?;
+                let budget = self.budgets.get(budget).ok_or_else(|| missing("budget", budget))?;
                 if !self.windows.contains_key(window) {
                     let opened = budget.restore_window(*window, (*start_ms, *end_ms));
                     self.windows.insert(*window, opened);
                 }
             }
-            Fact::ChainOpened {
-                chain,
-                account,
-                windows,
-                base,
-            } => {
+            Fact::ChainOpened { chain, account, windows, base } => {
                 self.open_chain(*chain, *account, windows, *base)?;
             }
             Fact::Reserved(reserved) => self.reserve(reserved)?,
-            Fact::Resliced {
-                id, slices, ttl_ms, ..
-            } => self.reslice(*id, slices, *ttl_ms)?,
+            Fact::Resliced { id, slices, ttl_ms, .. } => self.reslice(*id, slices, *ttl_ms)?,
             Fact::Used(used) => used.iter().for_each(|(id, used)| self.used(*id, used)),
             Fact::Settled(settled) => self.settle(settled)?,
-            Fact::Frozen {
-                account,
-                frozen,
-                reason,
-            } => {
+            Fact::Frozen { account, frozen, reason } => {
                 let account = self.account(*account)?;
                 account.frozen.store(*frozen, Ordering::Release);
                 reason.clone_into(&mut account.freeze_reason.lock());
@@ -141,19 +118,10 @@ impl<J: Journal> Replay<J> {
             Fact::Crossed { window, permille } => {
                 self.window(*window)?.replay_crossed(*permille);
             }
-            Fact::WindowStood {
-                window,
-                spent,
-                fired,
-                buckets,
-            } => {
+            Fact::WindowStood { window, spent, fired, buckets } => {
                 self.window(*window)?.restore(*spent, fired, buckets);
             }
-            Fact::Remembered {
-                reserved,
-                settled,
-                ended_ms,
-            } => {
+            Fact::Remembered { reserved, settled, ended_ms } => {
                 self.remember(reserved, settled, *ended_ms)?;
             }
         }
@@ -179,11 +147,7 @@ impl<J: Journal> Replay<J> {
             parent.children.fetch_add(1, Ordering::Relaxed);
         }
         let key = Arc::clone(&account.path);
-        self.ledger
-            .tree
-            .accounts
-            .pin()
-            .insert(key, Arc::clone(&account));
+        self.ledger.tree.accounts.pin().insert(key, Arc::clone(&account));
         self.accounts.insert(id, account);
     }
 
@@ -203,24 +167,13 @@ impl<J: Journal> Replay<J> {
     }
 
     fn set_budget(&mut self, fact: &Fact) -> Result<(), ReplayError> {
-        let Fact::BudgetSet {
-            budget,
-            account,
-            unit,
-            period,
-            limit,
-            thresholds,
-            manual,
-        } = fact
+        let Fact::BudgetSet { budget, account, unit, period, limit, thresholds, manual } = fact
         else {
             return Ok(());
         };
         self.high.budget = self.high.budget.max(*budget);
-        let terms = BudgetTerms {
-            limit: *limit,
-            thresholds: thresholds.clone().into(),
-            manual: *manual,
-        };
+        let terms =
+            BudgetTerms { limit: *limit, thresholds: thresholds.clone().into(), manual: *manual };
         if let Some(known) = self.budgets.get(budget) {
             known.replay_terms(terms);
             return Ok(());
@@ -251,10 +204,8 @@ impl<J: Journal> Replay<J> {
         if self.chains.contains_key(&id) {
             return Ok(());
         }
-        let windows: Result<Vec<_>, _> = windows
-            .iter()
-            .map(|window| self.window(*window).cloned())
-            .collect();
+        let windows: Result<Vec<_>, _> =
+            windows.iter().map(|window| self.window(*window).cloned()).collect();
         let windows: Box<[Arc<Window>]> = windows?.into();
         let base = match base {
             Some((base, units)) => Some((Arc::clone(self.chain(base)?), units)),

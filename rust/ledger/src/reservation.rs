@@ -100,11 +100,7 @@ impl Reservation {
             parent: None,
             rate: None,
             labels: spending.labels,
-            end: End {
-                payload: spending.payload,
-                spent: spending.amounts,
-                ..End::default()
-            },
+            end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
         }
     }
 
@@ -117,10 +113,7 @@ impl Reservation {
         settled: &Settled,
         created_ms: i64,
     ) -> Reservation {
-        let granted = settled
-            .spent
-            .checked_add(&settled.returned)
-            .unwrap_or(settled.spent);
+        let granted = settled.spent.checked_add(&settled.returned).unwrap_or(settled.spent);
         let mut reservation = Reservation {
             id,
             state: settled.state,
@@ -157,8 +150,12 @@ impl Reservation {
         self.sum(|slice| slice.held)
     }
 
-    /// The sum over the slices.
+    /// The sum over the slices; there is mostly one.
+    #[inline]
     pub(crate) fn sum(&self, of: impl Fn(&Slice) -> Amounts) -> Amounts {
+        if let [slice] = self.slices.as_slice() {
+            return of(slice);
+        }
         self.slices.iter().fold(Amounts::ZERO, |sum, slice| {
             sum.checked_add(&of(slice)).expect("a hold is within i64")
         })
@@ -166,10 +163,7 @@ impl Reservation {
 
     /// The model it was made for.
     pub(crate) fn model(&self) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(name, _)| name == "model")
-            .map(|(_, model)| model.as_str())
+        self.labels.iter().find(|(name, _)| name == "model").map(|(_, model)| model.as_str())
     }
 
     /// Raises what is debited of `unit` to `to`, or to what is held; spends oldest first. Calls
@@ -202,11 +196,7 @@ impl Reservation {
 
     /// The slices as facts.
     pub(crate) fn slice_facts(&self) -> Vec<SliceFact> {
-        let fact = |s: &Slice| SliceFact {
-            chain: s.chain.id,
-            held: s.held,
-            spent: Amounts::ZERO,
-        };
+        let fact = |s: &Slice| SliceFact { chain: s.chain.id, held: s.held, spent: Amounts::ZERO };
         self.slices.iter().map(fact).collect()
     }
 
@@ -246,16 +236,10 @@ impl Reservation {
         let mut pieces = Vec::new();
         let mut wanted = *wanted;
         for slice in self.slices.iter_mut().rev() {
-            let left = slice
-                .held
-                .checked_sub(&slice.used)
-                .expect("used never passes held");
+            let left = slice.held.checked_sub(&slice.used).expect("used never passes held");
             let piece = wanted.min(&left);
             if !piece.is_zero() {
-                slice.held = slice
-                    .held
-                    .checked_sub(&piece)
-                    .expect("a piece is part of it");
+                slice.held = slice.held.checked_sub(&piece).expect("a piece is part of it");
                 wanted = wanted.checked_sub(&piece).expect("a piece is part of it");
                 pieces.push((Arc::clone(&slice.chain), piece));
             }

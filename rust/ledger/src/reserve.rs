@@ -98,12 +98,12 @@ impl<J: Journal> Ledger<J> {
             return Err(LedgerError::IdempotencyMismatch("idempotency key"));
         }
         let chain = self.chain_of(&reservation.account, self.time(now.wall_ms));
-        let verdict = chain.verdict();
+        let verdict = admitted(&chain);
         // The first call may not be durable yet; a ticket of its own would be later than that one's.
         let ticket = u64::MAX;
         Ok(Granted {
             view: view(reservation, now.mono_ms),
-            scope: Scope(chain),
+            scope: Scope(Some(chain)),
             verdict,
             ticket,
         })
@@ -112,11 +112,14 @@ impl<J: Journal> Ledger<J> {
     fn admit(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(ask.account, now_ms)?;
-        let admission = self.admit_on(&chain, ask, now, now_ms);
-        if !matches!(admission, Ok(Admission::Granted(_))) {
+        let held = self.hold_in_slot(&chain, &ask, now_ms);
+        if !matches!(held, Ok(Ok(_))) {
             leave(&chain.account);
         }
-        admission
+        Ok(match held? {
+            Ok((slot, held)) => Admission::Granted(self.place(slot, held, ask, chain, now, now_ms)),
+            Err(refusal) => Admission::Refused(refusal, Scope(Some(chain))),
+        })
     }
 
     /// The chain of an account, which cannot retire until `leave`.
@@ -132,22 +135,20 @@ impl<J: Journal> Ledger<J> {
         }
     }
 
-    fn admit_on(
+    /// Takes a slot and charges the wish; frees the slot again when that fails.
+    fn hold_in_slot(
         &self,
         chain: &Arc<Chain>,
-        ask: Ask<'_>,
-        now: Now,
+        ask: &Ask<'_>,
         now_ms: i64,
-    ) -> Result<Admission<Granted>, LedgerError> {
+    ) -> Result<Result<(u32, Held<'_>), Refusal>, LedgerError> {
         if let Some(by) = chain.account.frozen_by() {
-            return Ok(Admission::Refused(frozen(by), Scope(Arc::clone(chain))));
+            return Ok(Err(frozen(by)));
         }
-        let index = self.slots.take();
-        let index = index.ok_or(LedgerError::ReservationLimit {
-            max: self.slots.max(),
-        })?;
+        let slot = self.slots.take();
+        let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let held = match ask.parent {
-            None => self.hold(chain, &ask.wish, true).map(|held| {
+            None => hold(chain, &ask.wish, true).map(|held| {
                 held.map(|portion| Held {
                     slices: smallvec![Slice::new(Arc::clone(chain), portion.0)],
                     portion,
@@ -156,20 +157,10 @@ impl<J: Journal> Ledger<J> {
             }),
             Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms),
         };
-        match held {
-            Ok(Ok(held)) => {
-                let granted = self.place(index, held, ask, chain, now, now_ms);
-                Ok(Admission::Granted(granted))
-            }
-            Ok(Err(refusal)) => {
-                self.slots.free(index);
-                Ok(Admission::Refused(refusal, Scope(Arc::clone(chain))))
-            }
-            Err(error) => {
-                self.slots.free(index);
-                Err(error)
-            }
+        if !matches!(held, Ok(Ok(_))) {
+            self.slots.free(slot);
         }
+        Ok(held?.map(|held| (slot, held)))
     }
 
     /// Makes the reservation, tells the journal, and writes it into its slot.
@@ -178,7 +169,7 @@ impl<J: Journal> Ledger<J> {
         slot: u32,
         held: Held<'_>,
         ask: Ask<'_>,
-        chain: &Arc<Chain>,
+        chain: Arc<Chain>,
         now: Now,
         now_ms: i64,
     ) -> Granted {
@@ -206,62 +197,15 @@ impl<J: Journal> Ledger<J> {
         let mut locked = self.slots.at(slot).body.lock();
         let ticket = self.log(now_ms, || {
             let parent = parent.as_mut().and_then(|parent| parent.as_mut());
-            let mut facts = parent.map_or(Vec::new(), |parent| {
-                resliced_facts(parent, Amounts::ZERO)
-            });
+            let mut facts =
+                parent.map_or(Vec::new(), |parent| resliced_facts(parent, Amounts::ZERO));
             facts.push(Fact::Reserved(reservation.reserved_fact()));
             facts
         });
         self.slots.set_deadline(slot, reservation.deadline_ms);
         let view = view(&reservation, now.mono_ms);
         *locked = Some(reservation);
-        Granted {
-            view,
-            scope: Scope(Arc::clone(chain)),
-            verdict: chain.verdict(),
-            ticket,
-        }
-    }
-
-    /// Charges the wish, or the largest part of it that is worth having, to all windows of the chain.
-    /// `new`: for a new reservation, which counts as one of `concurrency`.
-    pub(crate) fn hold(
-        &self,
-        chain: &Arc<Chain>,
-        wish: &Wish,
-        new: bool,
-    ) -> Result<Result<Portion, Refusal>, LedgerError> {
-        let full = |portion| {
-            if new {
-                with_concurrency(chain, portion)
-            } else {
-                portion
-            }
-        };
-        let (most, least) = wish.bounds()?;
-        let most = full(most);
-        let shortage = match charge_windows(&chain.windows, &most.0) {
-            Ok(()) => return Ok(Ok(most)),
-            Err(shortage) => shortage,
-        };
-        if wish.is_all_or_nothing() {
-            return Ok(Err(exhausted(&shortage)));
-        }
-        // What is left may move under us; after a few rounds the least decides.
-        for _ in 0..8 {
-            let Some(part) = wish.largest(&available(&chain.windows))? else {
-                break;
-            };
-            let part = full(part);
-            if charge_windows(&chain.windows, &part.0).is_ok() {
-                return Ok(Ok(part));
-            }
-        }
-        let least = full(least);
-        let charged = charge_windows(&chain.windows, &least.0);
-        Ok(charged
-            .map(|()| least)
-            .map_err(|shortage| exhausted(&shortage)))
+        Granted { view, verdict: admitted(&chain), scope: Scope(Some(chain)), ticket }
     }
 
     /// What Reserve would say; holds nothing.
@@ -274,22 +218,18 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.chain(account, now_ms)?;
         if let Some(by) = chain.account.frozen_by() {
-            return Ok(Admission::Refused(frozen(by), Scope(chain)));
+            return Ok(Admission::Refused(frozen(by), Scope(Some(chain))));
         }
         let (most, least) = wish.bounds()?;
         let largest = wish.largest(&available(&chain.windows))?;
-        let scope = Scope(Arc::clone(&chain));
+        let scope = Scope(Some(Arc::clone(&chain)));
         let mut shortage = None;
         for part in [Some(most), largest, Some(least)].into_iter().flatten() {
             let part = with_concurrency(&chain, part);
             let mut takings = chain.takings(&part.0);
             let Some((window, amount)) = takings.find(|(w, amount)| w.remaining() < *amount) else {
                 let (granted, max_output_tokens) = part;
-                return Ok(Admission::Granted(Fits {
-                    granted,
-                    max_output_tokens,
-                    scope,
-                }));
+                return Ok(Admission::Granted(Fits { granted, max_output_tokens, scope }));
             };
             shortage = Some(Shortage {
                 window: Arc::clone(window),
@@ -301,6 +241,40 @@ impl<J: Journal> Ledger<J> {
     }
 }
 
+/// Charges the wish, or the largest part of it that is worth having, to all windows of the chain.
+/// `new`: for a new reservation, which counts as one of `concurrency`.
+pub(crate) fn hold(
+    chain: &Arc<Chain>,
+    wish: &Wish,
+    new: bool,
+) -> Result<Result<Portion, Refusal>, LedgerError> {
+    let full = |portion| {
+        if new { with_concurrency(chain, portion) } else { portion }
+    };
+    let (most, least) = wish.bounds()?;
+    let most = full(most);
+    let shortage = match charge_windows(&chain.windows, &most.0) {
+        Ok(()) => return Ok(Ok(most)),
+        Err(shortage) => shortage,
+    };
+    if wish.is_all_or_nothing() {
+        return Ok(Err(exhausted(&shortage)));
+    }
+    // What is left may move under us; after a few rounds the least decides.
+    for _ in 0..8 {
+        let Some(part) = wish.largest(&available(&chain.windows))? else {
+            break;
+        };
+        let part = full(part);
+        if charge_windows(&chain.windows, &part.0).is_ok() {
+            return Ok(Ok(part));
+        }
+    }
+    let least = full(least);
+    let charged = charge_windows(&chain.windows, &least.0);
+    Ok(charged.map(|()| least).map_err(|shortage| exhausted(&shortage)))
+}
+
 /// A reservation counts as one of `concurrency` where a budget counts that.
 pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
     if portion.0.get(Unit::Concurrency) == 0 && chain.counts(Unit::Concurrency) {
@@ -310,14 +284,16 @@ pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
 }
 
 /// Takes the amounts from all of the windows, which are rolled to now, or from none.
-pub(crate) fn charge_windows(
-    windows: &[Arc<Window>],
-    amounts: &Amounts,
-) -> Result<(), Shortage> {
+pub(crate) fn charge_windows(windows: &[Arc<Window>], amounts: &Amounts) -> Result<(), Shortage> {
     charge(takings(windows, amounts))
 }
 
 /// The account has one call, or one pending reservation, fewer.
 pub(crate) fn leave(account: &Account) {
     account.open.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// The verdict of a hold that stands: never STOP, even where a unit that it does not hold is overspent.
+fn admitted(chain: &Chain) -> Verdict {
+    chain.verdict().min(Verdict::Degrade)
 }

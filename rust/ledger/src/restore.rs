@@ -13,9 +13,8 @@ use crate::unit::{Amounts, Unit};
 
 impl<J: Journal> Replay<J> {
     fn slices(&self, facts: &[SliceFact]) -> Result<Vec<Slice>, ReplayError> {
-        let slice = |fact: &SliceFact| {
-            Ok(Slice::new(Arc::clone(self.chain(fact.chain)?), fact.held))
-        };
+        let slice =
+            |fact: &SliceFact| Ok(Slice::new(Arc::clone(self.chain(fact.chain)?), fact.held));
         facts.iter().map(slice).collect()
     }
 
@@ -85,9 +84,7 @@ impl<J: Journal> Replay<J> {
         let slot = self.places.get(&id.sequence)?;
         let mut locked = self.ledger.slots.get(*slot)?.body.lock();
         let reservation = locked.as_mut();
-        reservation
-            .filter(|reservation| reservation.id.sequence == id.sequence)
-            .map(f)
+        reservation.filter(|reservation| reservation.id.sequence == id.sequence).map(f)
     }
 
     pub(crate) fn reslice(
@@ -98,33 +95,30 @@ impl<J: Journal> Replay<J> {
     ) -> Result<(), ReplayError> {
         let slices = self.slices(facts)?;
         let deadline_ms = self.mono_ms.saturating_add(ttl_ms);
-        let time_ms = self.time_ms;
         self.with(id, |reservation| {
             if reservation.state != State::Pending {
                 return;
             }
-            let before = std::mem::replace(&mut reservation.slices, slices.into());
-            for old in &before {
-                unhold(old, &old.held);
-                // A fact that comes a second time may be older than what was debited since: that comes
-                // again too.
-                let mut kept = Amounts::ZERO;
-                let mut present = reservation.slices.iter_mut();
-                if let Some(slice) = present.find(|slice| slice.chain.id == old.chain.id) {
-                    slice.used = old.used.min(&slice.held);
-                    kept = slice.used;
+            let mut slices = slices;
+            for old in &reservation.slices {
+                let present = slices.iter_mut().find(|s| s.chain.id == old.chain.id);
+                match present {
+                    Some(slice) if old.used.min(&slice.held) == old.used => slice.used = old.used,
+                    _ if old.used.is_zero() => {}
+                    // No hold ever shrinks below what is spent of it: this fact comes a second time,
+                    // and is older than that spending.
+                    _ => return,
                 }
-                let lost = kept.checked_sub(&old.used).expect("within i64");
-                respend(old, &lost, time_ms);
             }
-            reservation.slices.iter().for_each(hold);
-            reservation.used = reservation.sum(|slice| slice.used);
+            for old in &reservation.slices {
+                unhold(old, &old.held);
+            }
+            slices.iter().for_each(hold);
+            reservation.slices = slices.into();
             reservation.granted = reservation.held();
             reservation.ttl_ms = ttl_ms;
             reservation.deadline_ms = deadline_ms;
-            self.ledger
-                .slots
-                .set_deadline(reservation.id.slot, deadline_ms);
+            self.ledger.slots.set_deadline(reservation.id.slot, deadline_ms);
         });
         Ok(())
     }
@@ -183,10 +177,7 @@ impl<J: Journal> Replay<J> {
         ended_ms: i64,
     ) -> Result<(), ReplayError> {
         let mut reservation = self.blank(reserved)?;
-        reservation.granted = settled
-            .spent
-            .checked_add(&settled.returned)
-            .unwrap_or_default();
+        reservation.granted = settled.spent.checked_add(&settled.returned).unwrap_or_default();
         reservation.finish(settled);
         let id = reservation.id;
         self.place(reservation, i64::MAX);
@@ -205,9 +196,7 @@ impl<J: Journal> Replay<J> {
             } else {
                 i64::MAX
             };
-            self.ledger
-                .slots
-                .set_deadline(reservation.id.slot, deadline_ms);
+            self.ledger.slots.set_deadline(reservation.id.slot, deadline_ms);
         });
     }
 }
@@ -234,8 +223,7 @@ impl Reservation {
 /// reservation is never corrected.
 fn is_seen(last: &Settled, settled: &Settled) -> bool {
     let alike = last.state == settled.state && last.spent == settled.spent;
-    last.state == State::Committed
-        || alike && (last.kept == settled.kept || last.kept.is_zero())
+    last.state == State::Committed || alike && (last.kept == settled.kept || last.kept.is_zero())
 }
 
 /// Turns the hold of a pending reservation into what its settlement says, slice by slice.

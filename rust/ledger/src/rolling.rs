@@ -45,8 +45,7 @@ impl Rolling {
 
     /// Counts a spending. `roll` must have been called with the same time.
     pub(crate) fn add(&self, now_ms: i64, amount: i64) {
-        self.bucket(now_ms.div_euclid(self.bucket_ms))
-            .fetch_add(amount, Ordering::AcqRel);
+        self.bucket(now_ms.div_euclid(self.bucket_ms)).fetch_add(amount, Ordering::AcqRel);
     }
 
     /// Takes a spending back, as much of it as has not left yet, and returns how much that is. Which
@@ -57,9 +56,8 @@ impl Rolling {
         let mut rest = amount;
         for index in left + 1..=left + BUCKETS + 1 {
             let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
-            let taken = self
-                .bucket(index)
-                .fetch_update(ok, fail, |spent| Some(spent - rest.min(spent)));
+            let taken =
+                self.bucket(index).fetch_update(ok, fail, |spent| Some(spent - rest.min(spent)));
             let before = taken.expect("never declined");
             rest -= rest.min(before);
         }
@@ -71,8 +69,7 @@ impl Rolling {
         let Some(oldest) = buckets.iter().map(|(start_ms, _)| *start_ms).min() else {
             return;
         };
-        self.left
-            .store(oldest.div_euclid(self.bucket_ms) - 1, Ordering::Release);
+        self.left.store(oldest.div_euclid(self.bucket_ms) - 1, Ordering::Release);
         for (start_ms, amount) in buckets {
             self.add(*start_ms, *amount);
         }
@@ -88,9 +85,7 @@ impl Rolling {
         let left = self.left.load(Ordering::Acquire);
         // After a long pause every bucket has left; each slot needs emptying only once.
         let first = (left + 1).max(last - 65);
-        let sum = (first..=last)
-            .map(|i| self.bucket(i).swap(0, Ordering::AcqRel))
-            .sum();
+        let sum = (first..=last).map(|i| self.bucket(i).swap(0, Ordering::AcqRel)).sum();
         self.left.store(last.max(left), Ordering::Release);
         sum
     }

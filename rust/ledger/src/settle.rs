@@ -96,7 +96,7 @@ impl<J: Journal> Ledger<J> {
         let mut ended = Ended {
             view: view(reservation, now.mono_ms),
             verdict: after(&chain),
-            scope: Scope(chain),
+            scope: Scope(Some(chain)),
             ticket,
         };
         let parent = reservation.parent;
@@ -115,11 +115,7 @@ impl<J: Journal> Ledger<J> {
         settlement: &Settlement,
         now_ms: i64,
     ) -> Result<(u64, ToParent), LedgerError> {
-        let Settlement {
-            state,
-            spent,
-            payload,
-        } = *settlement;
+        let Settlement { state, spent, payload } = *settlement;
         let held = reservation.held();
         let from_hold = spent.min(&held);
         let excess = spent.checked_sub(&from_hold).ok_or(LedgerError::Overflow)?;
@@ -149,24 +145,14 @@ impl<J: Journal> Ledger<J> {
             if let Some((base, _)) = slice.chain.base.as_ref().filter(|_| !up.is_zero()) {
                 to_parent.push((Arc::clone(base), up));
             }
-            facts.push(SliceFact {
-                chain: slice.chain.id,
-                held: slice.held,
-                spent: part,
-            });
+            facts.push(SliceFact { chain: slice.chain.id, held: slice.held, spent: part });
             slice.held = slice.held.checked_sub(&back).expect("part of it");
             slice.used = part;
         }
         reservation.state = state;
         reservation.used = spent;
         reservation.debited = false;
-        reservation.end = End {
-            payload,
-            spent,
-            returned,
-            overdraft,
-            kept,
-        };
+        reservation.end = End { payload, spent, returned, overdraft, kept };
         let ticket = self.log(now_ms, || {
             let beyond = beyond.map(|(chain, amounts)| (chain.id, amounts));
             vec![Fact::Settled(Settled {
@@ -178,15 +164,10 @@ impl<J: Journal> Ledger<J> {
             })]
         });
         self.report_crossings(now_ms, &crossed);
-        self.leave_account(reservation, now_ms);
-        Ok((ticket, to_parent))
-    }
-
-    /// The account has one pending reservation fewer.
-    fn leave_account(&self, reservation: &Reservation, now_ms: i64) {
         let account = &reservation.account;
         account.last_used_ms.store(now_ms, Ordering::Relaxed);
         leave(account);
+        Ok((ticket, to_parent))
     }
 
     /// Sets when the ended reservation, and its key, are forgotten.
@@ -238,16 +219,10 @@ impl<J: Journal> Ledger<J> {
 /// What an ending comes to.
 fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
     match ending {
-        Ending::Release => Settlement {
-            state: State::Released,
-            spent: reservation.used,
-            payload: 0,
-        },
-        Ending::Commit {
-            actual,
-            named,
-            payload,
-        } => Settlement {
+        Ending::Release => {
+            Settlement { state: State::Released, spent: reservation.used, payload: 0 }
+        }
+        Ending::Commit { actual, named, payload } => Settlement {
             state: State::Committed,
             spent: committed(reservation, actual, *named),
             payload: *payload,
@@ -272,11 +247,7 @@ fn committed(reservation: &Reservation, actual: &Amounts, named: u8) -> Amounts 
 /// The verdict after spending: STOP when a window is overdrawn.
 pub(crate) fn after(chain: &Chain) -> Verdict {
     let overdrawn = chain.windows.iter().any(|window| window.remaining() < 0);
-    if overdrawn {
-        Verdict::Stop
-    } else {
-        chain.verdict()
-    }
+    if overdrawn { Verdict::Stop } else { chain.verdict() }
 }
 
 /// An ended reservation as a fact, with no money moved.

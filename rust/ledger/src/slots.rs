@@ -42,7 +42,7 @@ struct Chunk {
 /// All slots.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    slots: boxcar::Vec<Slot>,
+    all: boxcar::Vec<Slot>,
     chunks: boxcar::Vec<Chunk>,
     free: SegQueue<u32>,
     taken: AtomicUsize,
@@ -54,7 +54,7 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(max: usize) -> Slots {
         Slots {
-            slots: boxcar::Vec::new(),
+            all: boxcar::Vec::new(),
             chunks: boxcar::Vec::new(),
             free: SegQueue::new(),
             taken: AtomicUsize::new(0),
@@ -83,17 +83,11 @@ impl Slots {
     fn grow(&self) -> u32 {
         // A push that is under way elsewhere is counted before it can be read: one at a time.
         let _growing = self.growing.lock();
-        let slot = Slot {
-            body: Mutex::new(None),
-            deadline_ms: AtomicI64::new(NEVER),
-        };
-        let index = self.slots.push(slot);
+        let slot = Slot { body: Mutex::new(None), deadline_ms: AtomicI64::new(NEVER) };
+        let index = self.all.push(slot);
         while self.chunks.count() <= index / CHUNK {
             let (earliest_ms, debited) = (AtomicI64::new(NEVER), AtomicBool::new(false));
-            self.chunks.push(Chunk {
-                earliest_ms,
-                debited,
-            });
+            self.chunks.push(Chunk { earliest_ms, debited });
         }
         u32::try_from(index).expect("the maximum of reservations fits u32")
     }
@@ -106,7 +100,7 @@ impl Slots {
 
     /// Takes this very slot (recovery, before anything else runs; `settle_recovered` follows).
     pub(crate) fn take_at(&self, index: u32) {
-        while self.slots.count() <= index as usize {
+        while self.all.count() <= index as usize {
             self.grow();
         }
     }
@@ -114,12 +108,11 @@ impl Slots {
     /// Counts what recovery filled and offers the rest.
     pub(crate) fn settle_recovered(&self) {
         let mut taken = 0;
-        for (index, slot) in self.slots.iter() {
+        for (index, slot) in &self.all {
             if slot.body.lock().is_some() {
                 taken += 1;
             } else {
-                self.free
-                    .push(u32::try_from(index).expect("the maximum fits u32"));
+                self.free.push(u32::try_from(index).expect("the maximum fits u32"));
             }
         }
         self.taken.store(taken, Ordering::Release);
@@ -131,13 +124,13 @@ impl Slots {
     }
 
     pub(crate) fn get(&self, index: u32) -> Option<&Slot> {
-        self.slots.get(index as usize)
+        self.all.get(index as usize)
     }
 
     /// Sets when a slot is due; called under its lock.
     pub(crate) fn set_deadline(&self, index: u32, deadline_ms: i64) {
         let index = index as usize;
-        let (Some(slot), Some(chunk)) = (self.slots.get(index), self.chunks.get(index / CHUNK))
+        let (Some(slot), Some(chunk)) = (self.all.get(index), self.chunks.get(index / CHUNK))
         else {
             return;
         };
@@ -159,7 +152,7 @@ impl Slots {
 
     /// Calls `f` with each slot that is due.
     pub(crate) fn each_due(&self, now_ms: i64, mut f: impl FnMut(u32, &Slot)) {
-        for (number, chunk) in self.chunks.iter() {
+        for (number, chunk) in &self.chunks {
             if chunk.earliest_ms.load(Ordering::Acquire) > now_ms {
                 continue;
             }
@@ -177,22 +170,21 @@ impl Slots {
 
     /// Calls `f` with each slot of the chunks that were debited since the last call.
     pub(crate) fn each_debited(&self, mut f: impl FnMut(u32, &Slot)) {
-        for (number, chunk) in self.chunks.iter() {
+        for (number, chunk) in &self.chunks {
             if chunk.debited.swap(false, Ordering::AcqRel) {
-                self.in_chunk(number)
-                    .for_each(|(index, slot)| f(index, slot));
+                self.in_chunk(number).for_each(|(index, slot)| f(index, slot));
             }
         }
     }
 
     /// Every slot there is.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().map(|(_, slot)| slot)
+        self.all.iter().map(|(_, slot)| slot)
     }
 
     fn in_chunk(&self, number: usize) -> impl Iterator<Item = (u32, &Slot)> {
         let first = number * CHUNK;
         (first..first + CHUNK)
-            .map_while(|index| Some((u32::try_from(index).ok()?, self.slots.get(index)?)))
+            .map_while(|index| Some((u32::try_from(index).ok()?, self.all.get(index)?)))
     }
 }

@@ -25,12 +25,10 @@ impl<J: Journal> Ledger<J> {
     pub fn tick(&self, now: Now) -> Ticked {
         let mut ticked = Ticked::default();
         let now_ms = self.time(now.wall_ms);
-        self.slots.each_due(now.mono_ms, |index, slot| {
-            match self.due(index, slot, now, now_ms) {
-                Some(State::Pending) => ticked.expired += 1,
-                Some(_) => ticked.forgotten += 1,
-                None => {}
-            }
+        self.slots.each_due(now.mono_ms, |index, slot| match self.due(index, slot, now, now_ms) {
+            Some(State::Pending) => ticked.expired += 1,
+            Some(_) => ticked.forgotten += 1,
+            None => {}
         });
         ticked
     }
@@ -43,7 +41,8 @@ impl<J: Journal> Ledger<J> {
             return None;
         }
         if reservation.state == State::Pending {
-            let settlement = Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
+            let settlement =
+                Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
             let settled = self.settle(reservation, &settlement, now_ms);
             let (_, to_parent) = settled.expect("what was used is within the hold");
             self.forget_later(reservation, now.mono_ms);
@@ -117,11 +116,7 @@ impl<J: Journal> Ledger<J> {
         };
         let mut accounts: Vec<Arc<Account>> = {
             let pinned = self.tree.accounts.pin();
-            pinned
-                .values()
-                .filter(|account| idle(account))
-                .cloned()
-                .collect()
+            pinned.values().filter(|account| idle(account)).cloned().collect()
         };
         // Children first: a branch that is idle as a whole retires at once.
         accounts.sort_by(|a, b| b.path.cmp(&a.path));
@@ -139,33 +134,18 @@ impl<J: Journal> Ledger<J> {
         let needed = account.open.load(Ordering::SeqCst) != 0
             || account.children.load(Ordering::Relaxed) != 0
             || account.frozen.load(Ordering::Acquire)
-            || self.counts_something(account, now_ms);
+            || counts_something(account, now_ms);
         if needed {
             account.retired.store(false, Ordering::SeqCst);
             return false;
         }
-        self.log(now_ms, || {
-            vec![Fact::AccountRetired {
-                account: account.id,
-            }]
-        });
+        self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
         self.tree.accounts.pin().remove(&account.path);
         if let Some(parent) = &account.parent {
             parent.children.fetch_sub(1, Ordering::Relaxed);
         }
         account.chain.store(None);
         true
-    }
-
-    fn counts_something(&self, account: &Account, now_ms: i64) -> bool {
-        account.budgets.lock().iter().any(|budget| {
-            let current = budget.current().filter(|window| now_ms < window.end_ms);
-            let standing = current.map(|window| {
-                window.roll(now_ms);
-                window.standing()
-            });
-            budget.terms().manual || standing.is_some_and(|s| s.spent != 0 || s.held != 0)
-        })
     }
 }
 
@@ -179,4 +159,17 @@ impl<J: Journal> Ledger<J> {
     pub fn account_count(&self) -> usize {
         self.tree.accounts.len()
     }
+}
+
+/// Whether something would be forgotten with the account: a limit that an operator set, or spending in
+/// a window that still runs.
+fn counts_something(account: &Account, now_ms: i64) -> bool {
+    account.budgets.lock().iter().any(|budget| {
+        let current = budget.current().filter(|window| now_ms < window.end_ms);
+        let standing = current.map(|window| {
+            window.roll(now_ms);
+            window.standing()
+        });
+        budget.terms().manual || standing.is_some_and(|s| s.spent != 0 || s.held != 0)
+    })
 }

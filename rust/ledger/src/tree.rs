@@ -51,10 +51,7 @@ impl Tree {
     pub(crate) fn new() -> Tree {
         Tree {
             accounts: Accounts::with_hasher(foldhash::fast::RandomState::default()),
-            building: Mutex::new(NextIds {
-                account: 1,
-                budget: 1,
-            }),
+            building: Mutex::new(NextIds { account: 1, budget: 1 }),
             version: AtomicU64::new(0),
         }
     }
@@ -112,11 +109,7 @@ impl<J: Journal> Ledger<J> {
 
     fn rebuild_chain(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
         let _building = self.tree.building.lock();
-        if let Some(chain) = account
-            .chain
-            .load_full()
-            .filter(|c| self.is_current(c, now_ms))
-        {
+        if let Some(chain) = account.chain.load_full().filter(|c| self.is_current(c, now_ms)) {
             return chain;
         }
         let tree_version = self.tree.version.load(Ordering::Acquire);
@@ -155,12 +148,7 @@ impl<J: Journal> Ledger<J> {
         budget.window(now_ms, |info, (start_ms, end_ms)| {
             let window = self.next_window.fetch_add(1, Ordering::Relaxed);
             self.log(now_ms, || {
-                vec![Fact::WindowOpened {
-                    window,
-                    budget: info.id,
-                    start_ms,
-                    end_ms,
-                }]
+                vec![Fact::WindowOpened { window, budget: info.id, start_ms, end_ms }]
             });
             window
         })
@@ -207,15 +195,9 @@ impl<J: Journal> Ledger<J> {
             let path = path.chars().take(80).collect();
             return Err(LedgerError::InvalidAccount { path });
         }
-        let allowed = self
-            .settings
-            .patterns
-            .iter()
-            .any(|p| p.pattern.matches(path));
+        let allowed = self.settings.patterns.iter().any(|p| p.pattern.matches(path));
         if opening == Opening::ByUse && !allowed {
-            return Err(LedgerError::AccountNotFound {
-                path: path.to_owned(),
-            });
+            return Err(LedgerError::AccountNotFound { path: path.to_owned() });
         }
         let mut next = self.tree.building.lock();
         let missing: Vec<&str> = std::iter::successors(Some(path), |path| path::parent(path))
@@ -225,10 +207,7 @@ impl<J: Journal> Ledger<J> {
         for path in missing.iter().rev() {
             self.create(&mut next, path, opening, now_ms)?;
         }
-        Ok(self
-            .tree
-            .find(path)
-            .expect("created above, and only retired under this lock"))
+        Ok(self.tree.find(path).expect("created above, and only retired under this lock"))
     }
 
     fn check_bounds(&self, missing: &[&str]) -> Result<(), LedgerError> {
@@ -270,11 +249,7 @@ impl<J: Journal> Ledger<J> {
         next.account += 1;
         let account = Arc::new(Account::new(id, path, parent, automatic, now_ms));
         self.log(now_ms, || {
-            vec![Fact::AccountOpened {
-                account: id,
-                path: path.to_owned(),
-                automatic,
-            }]
+            vec![Fact::AccountOpened { account: id, path: path.to_owned(), automatic }]
         });
         for spec in self.pattern_budgets(path) {
             self.add_budget(next, &account, spec.0, spec.1, spec.2, now_ms)?;
@@ -282,22 +257,14 @@ impl<J: Journal> Ledger<J> {
         if let Some(parent) = &account.parent {
             parent.children.fetch_add(1, Ordering::Relaxed);
         }
-        self.tree
-            .accounts
-            .pin()
-            .insert(Arc::clone(&account.path), account);
+        self.tree.accounts.pin().insert(Arc::clone(&account.path), account);
         Ok(())
     }
 
     /// The budgets that the patterns give to a path; the first pattern with a unit and period wins.
     pub(crate) fn pattern_budgets(&self, path: &str) -> Vec<(Unit, Period, BudgetTerms)> {
         let mut specs: Vec<(Unit, Period, BudgetTerms)> = Vec::new();
-        for pattern in self
-            .settings
-            .patterns
-            .iter()
-            .filter(|p| p.pattern.matches(path))
-        {
+        for pattern in self.settings.patterns.iter().filter(|p| p.pattern.matches(path)) {
             for spec in &pattern.budgets {
                 if !specs.iter().any(|s| s.0 == spec.unit && s.1 == spec.period) {
                     specs.push((spec.unit, spec.period.clone(), spec.terms.clone()));
@@ -326,13 +293,7 @@ impl<J: Journal> Ledger<J> {
         let id = next.budget;
         next.budget += 1;
         let path = Arc::clone(&account.path);
-        let info = BudgetInfo {
-            id,
-            account: account.id,
-            path,
-            unit,
-            period,
-        };
+        let info = BudgetInfo { id, account: account.id, path, unit, period };
         self.log(now_ms, || vec![budget_fact(&info, &terms)]);
         let budget = Arc::new(Budget::new(info, calendar, terms));
         budgets.push(Arc::clone(&budget));

@@ -100,10 +100,7 @@ impl Amounts {
 
     /// The units with an amount other than zero.
     pub fn iter(&self) -> impl Iterator<Item = (Unit, i64)> + '_ {
-        Unit::ALL
-            .into_iter()
-            .zip(self.0)
-            .filter(|(_, amount)| *amount != 0)
+        Unit::ALL.into_iter().zip(self.0).filter(|(_, amount)| *amount != 0)
     }
 
     /// Whether every amount is zero.
@@ -123,6 +120,18 @@ impl Amounts {
             unit: negative.expect("a sign bit is set"),
             why: "it is negative",
         })
+    }
+
+    /// An error when one of them is a capacity: it is held, and never spent.
+    #[inline]
+    pub(crate) fn check_no_capacity(&self) -> Result<(), LedgerError> {
+        let mut capacities = [Unit::VramBytes, Unit::Concurrency].into_iter();
+        match capacities.find(|unit| self.get(*unit) != 0) {
+            None => Ok(()),
+            Some(unit) => {
+                Err(LedgerError::InvalidAmount { unit, why: "a capacity is held, not spent" })
+            }
+        }
     }
 
     /// The sum, or `None` on overflow.

@@ -18,6 +18,7 @@ use crate::budget::BudgetInfo;
 use crate::fact::WindowId;
 use crate::rolling::Rolling;
 use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering, yield_now};
+use crate::unit::Unit;
 use crate::verdict::{Advice, Threshold, Verdict};
 
 /// One budget in one period.
@@ -27,13 +28,16 @@ pub struct Window {
     pub id: WindowId,
     /// The budget it belongs to.
     pub budget: Arc<BudgetInfo>,
+    /// The budget's unit, at hand: every charge on the chain asks for it.
+    pub(crate) unit: Unit,
     /// Its first millisecond.
     pub start_ms: i64,
     /// The first millisecond after it; `i64::MAX` when it never ends.
     pub end_ms: i64,
     hot: CachePadded<Hot>,
     terms: Mutex<Terms>,
-    rolling: Option<Rolling>,
+    /// Boxed: most windows have none, and it is large.
+    rolling: Option<Box<Rolling>>,
 }
 
 /// The words that every call touches, on a cache line of their own.
@@ -97,7 +101,7 @@ impl Window {
         limit: i64,
         thresholds: Arc<[Threshold]>,
     ) -> Window {
-        let rolling = Rolling::of(&budget.period);
+        let rolling = Rolling::of(&budget.period).map(Box::new);
         let hot = Hot {
             remaining: AtomicI64::new(limit),
             tentative: AtomicI64::new(0),
@@ -106,13 +110,10 @@ impl Window {
             next_mark: AtomicI64::new(i64::MAX),
             level: AtomicU8::new(0),
         };
-        let terms = Mutex::new(Terms {
-            limit,
-            thresholds,
-            fired: Vec::new(),
-        });
+        let terms = Mutex::new(Terms { limit, thresholds, fired: Vec::new() });
         let window = Window {
             id,
+            unit: budget.unit,
             budget,
             start_ms,
             end_ms,
@@ -145,13 +146,8 @@ impl Window {
     pub fn advice(&self) -> Option<Advice> {
         let terms = self.terms.lock();
         let spent = self.hot.spent.load(Ordering::Acquire);
-        let passed = terms
-            .thresholds
-            .iter()
-            .filter(|t| t.mark(terms.limit) <= spent);
-        passed
-            .max_by_key(|t| (t.verdict, t.permille))
-            .map(|t| t.advice.clone())
+        let passed = terms.thresholds.iter().filter(|t| t.mark(terms.limit) <= spent);
+        passed.max_by_key(|t| (t.verdict, t.permille)).map(|t| t.advice.clone())
     }
 
     /// The words now.
@@ -161,12 +157,7 @@ impl Window {
         let spent = self.hot.spent.load(Ordering::Acquire);
         // In flight, the three words are of three moments; a hold is never shown as negative.
         let held = limit.saturating_sub(spent).saturating_sub(remaining).max(0);
-        Standing {
-            limit,
-            held,
-            spent,
-            remaining: limit.saturating_sub(spent).saturating_sub(held),
-        }
+        Standing { limit, held, spent, remaining: limit.saturating_sub(spent).saturating_sub(held) }
     }
 
     /// Takes `amount`, unless it would not fit even if every charge under way were given back (R3).
@@ -254,9 +245,10 @@ impl Window {
         let terms = self.terms.lock();
         let floor = terms.limit - i64::MAX;
         let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
-        let taken = self.hot.remaining.fetch_update(ok, fail, |r| {
-            r.checked_sub(amount).filter(|after| *after >= floor)
-        });
+        let taken = self
+            .hot
+            .remaining
+            .fetch_update(ok, fail, |r| r.checked_sub(amount).filter(|after| *after >= floor));
         drop(terms);
         let before = taken.map_err(|_| Overflow)?;
         Ok((amount - before.max(0)).clamp(0, amount.max(0)))
@@ -289,11 +281,7 @@ impl Window {
 
     fn refresh(&self, terms: &mut Terms) -> Vec<u16> {
         let marks = |terms: &Terms| -> Vec<i64> {
-            terms
-                .thresholds
-                .iter()
-                .map(|t| t.mark(terms.limit))
-                .collect()
+            terms.thresholds.iter().map(|t| t.mark(terms.limit)).collect()
         };
         let marks = marks(terms);
         let mut crossed = Vec::new();
@@ -301,11 +289,7 @@ impl Window {
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let over = spent > terms.limit;
             let mut level = if over { Verdict::Stop } else { Verdict::Ok };
-            let mut next = if over {
-                i64::MAX
-            } else {
-                terms.limit.saturating_add(1)
-            };
+            let mut next = if over { i64::MAX } else { terms.limit.saturating_add(1) };
             for (threshold, mark) in terms.thresholds.iter().zip(&marks) {
                 if *mark > spent {
                     next = next.min(*mark);
@@ -344,11 +328,8 @@ impl Window {
             // A rolling window crosses a threshold anew once it has fallen below it.
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let (limit, thresholds) = (terms.limit, Arc::clone(&terms.thresholds));
-            let below = |share| {
-                thresholds
-                    .iter()
-                    .any(|t| t.permille == share && t.mark(limit) > spent)
-            };
+            let below =
+                |share| thresholds.iter().any(|t| t.permille == share && t.mark(limit) > spent);
             terms.fired.retain(|share| !below(*share));
             self.refresh(&mut terms);
         }
@@ -361,7 +342,9 @@ impl Window {
         if let Some(rolling) = &self.rolling {
             rolling.restore(buckets);
         }
-        fired.iter().for_each(|share| self.replay_crossed(*share));
+        for share in fired {
+            self.replay_crossed(*share);
+        }
     }
 
     /// Takes without a limit: replay states facts and does not admit again.
@@ -413,10 +396,7 @@ pub(crate) fn charge<'a>(
             for (earlier, amount) in takings.take(taken) {
                 earlier.untake(amount);
             }
-            return Err(Shortage {
-                window: Arc::clone(window),
-                shortfall,
-            });
+            return Err(Shortage { window: Arc::clone(window), shortfall });
         }
         taken += 1;
     }

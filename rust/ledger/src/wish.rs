@@ -35,26 +35,16 @@ impl Wish {
     pub(crate) fn bounds(&self) -> Result<(Portion, Portion), LedgerError> {
         let (most, least) = match self {
             Wish::Amounts { most, least } => ((*most, 0), (*least, 0)),
-            Wish::Usage {
-                rate,
-                usage,
-                min_output_tokens,
-            } => {
+            Wish::Usage { rate, usage, min_output_tokens } => {
                 let priced = |output_tokens| {
-                    let usage = Usage {
-                        output_tokens,
-                        ..*usage
-                    };
+                    let usage = Usage { output_tokens, ..*usage };
                     usage_amounts(rate.as_deref(), &usage).map(|amounts| (amounts, output_tokens))
                 };
                 (priced(usage.output_tokens)?, priced(*min_output_tokens)?)
             }
         };
         least.0.check_not_negative()?;
-        match Unit::ALL
-            .into_iter()
-            .find(|unit| least.0.get(*unit) > most.0.get(*unit))
-        {
+        match Unit::ALL.into_iter().find(|unit| least.0.get(*unit) > most.0.get(*unit)) {
             Some(unit) => Err(LedgerError::InvalidAmount {
                 unit,
                 why: "the least worth having is more than the wish",
@@ -71,11 +61,7 @@ impl Wish {
                 let part = most.min(&left.max(&Amounts::ZERO));
                 Ok((part.min(least) == *least).then_some((part, 0)))
             }
-            Wish::Usage {
-                rate,
-                usage,
-                min_output_tokens,
-            } => {
+            Wish::Usage { rate, usage, min_output_tokens } => {
                 let tokens_left = left.get(Unit::Tokens).saturating_sub(usage.input_tokens);
                 let mut output = usage.output_tokens.min(tokens_left);
                 if let Some(rate) = rate {
@@ -88,10 +74,7 @@ impl Wish {
                 if output < *min_output_tokens {
                     return Ok(None);
                 }
-                let usage = Usage {
-                    output_tokens: output,
-                    ..*usage
-                };
+                let usage = Usage { output_tokens: output, ..*usage };
                 Ok(Some((usage_amounts(rate.as_deref(), &usage)?, output)))
             }
         }
@@ -101,11 +84,9 @@ impl Wish {
     pub(crate) fn is_all_or_nothing(&self) -> bool {
         match self {
             Wish::Amounts { most, least } => most == least,
-            Wish::Usage {
-                usage,
-                min_output_tokens,
-                ..
-            } => usage.output_tokens == *min_output_tokens,
+            Wish::Usage { usage, min_output_tokens, .. } => {
+                usage.output_tokens == *min_output_tokens
+            }
         }
     }
 

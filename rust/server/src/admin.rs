@@ -33,7 +33,7 @@ impl Engine {
         &self,
         request: &v1::GetAccountRequest,
     ) -> Reply<v1::GetAccountResponse> {
-        let view = self.ledger.account(&request.account, self.now())?;
+        let view = self.ledger.account(convert::path(&request.account)?, self.now())?;
         let budget = |spec| convert::budget(&view.path, spec);
         let body = v1::GetAccountResponse {
             budgets: view.budgets.iter().map(budget).collect(),
@@ -48,8 +48,9 @@ impl Engine {
     ) -> Reply<v1::ListAccountsResponse> {
         let size = page_size(request.page_size, PAGE)?;
         let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
+        let within = convert::within(&request.account)?;
         // One more than the page tells whether there is another.
-        let mut views = self.ledger.accounts(&request.account, after, size + 1, self.now());
+        let mut views = self.ledger.accounts(within, after, size + 1, self.now());
         let more = views.len() > size;
         views.truncate(size);
         let last = views.last().filter(|_| more);

@@ -83,7 +83,7 @@ impl Engine {
         let (wish, _) = self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
         let body = match self.ledger.check(&request.account, &wish, self.now())? {
             Admission::Granted(fits) => v1::CheckResponse {
-                verdict: convert::verdict(fits.scope.verdict()),
+                verdict: convert::verdict(fits.scope.verdict().min(Verdict::Degrade)),
                 granted: convert::list(&fits.granted),
                 max_output_tokens: fits.max_output_tokens,
                 advice: advice(fits.scope.verdict(), &fits.scope),

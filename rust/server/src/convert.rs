@@ -51,6 +51,19 @@ pub(crate) fn unit(name: &str) -> Result<Unit, ApiError> {
     })
 }
 
+/// The account that a list is about; empty: all.
+pub(crate) fn within(account: &str) -> Result<&str, ApiError> {
+    if account.is_empty() { Ok(account) } else { path(account) }
+}
+
+/// The account that a question is about.
+pub(crate) fn path(account: &str) -> Result<&str, ApiError> {
+    if bursar_ledger::path::is_valid(account) {
+        return Ok(account);
+    }
+    Err(bursar_ledger::LedgerError::InvalidAccount { path: cut(account) }.into())
+}
+
 /// The start of a text, for an error message.
 pub(crate) fn cut(text: &str) -> String {
     text.chars().take(80).collect()
@@ -118,6 +131,15 @@ pub(crate) fn duration_ms(
     ms.filter(|ms| (1..=max_ms).contains(ms)).ok_or_else(|| {
         ApiError::field(field, format!("has to be from 1 ms to {max_ms} ms"))
     })
+}
+
+/// Unix milliseconds of a time; years 1 to 9999, as protobuf has them.
+pub(crate) fn time_ms(field: &'static str, time: &prost_types::Timestamp) -> Result<i64, ApiError> {
+    const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+    if !SECONDS.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
+        return Err(ApiError::field(field, "has to be a time in the years 1 to 9999"));
+    }
+    Ok(time.seconds * 1000 + i64::from(time.nanos) / 1_000_000)
 }
 
 pub(crate) fn timestamp(ms: i64) -> prost_types::Timestamp {
@@ -316,6 +338,10 @@ pub(crate) fn budget_spec(budget: &v1::Budget) -> Result<BudgetSpec, ApiError> {
 
 fn period_spec(period: &v1::Period) -> Result<Period, ApiError> {
     let zone = if period.time_zone.is_empty() { "UTC" } else { &period.time_zone };
+    if zone.len() > MAX_TEXT {
+        let message = format!("a time zone is not longer than {MAX_TEXT} bytes");
+        return Err(ApiError::field("budget.period.time_zone", message));
+    }
     let calendar = |kind| Ok(Period::calendar(kind, zone));
     match period.kind() {
         v1::period::Kind::Unspecified => {
@@ -345,6 +371,18 @@ fn threshold_spec(threshold: &v1::Threshold) -> Result<Threshold, ApiError> {
     if given.fallback_model.as_ref().is_some_and(|model| model.len() > MAX_TEXT) {
         let message = format!("longer than {MAX_TEXT} bytes");
         return Err(ApiError::field("budget.thresholds.advice.fallback_model", message));
+    }
+    if given.max_new_tokens.is_some_and(|tokens| tokens < 0) {
+        let field = "budget.thresholds.advice.max_new_tokens";
+        return Err(ApiError::field(field, "is never negative"));
+    }
+    for (field, value) in [
+        ("budget.thresholds.advice.temperature", given.temperature),
+        ("budget.thresholds.advice.repetition_penalty", given.repetition_penalty),
+    ] {
+        if value.is_some_and(|value| !value.is_finite() || value < 0.0) {
+            return Err(ApiError::field(field, "has to be a number of 0 or more"));
+        }
     }
     let advice = Advice {
         max_new_tokens: given.max_new_tokens,

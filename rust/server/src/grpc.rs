@@ -161,6 +161,7 @@ impl AccountService for Api {
     ) -> Answered<Self::WatchAccountsStream> {
         const LONGEST_MS: i64 = 60_000;
         let request = request.into_inner();
+        convert::within(&request.account)?;
         let interval_ms = match &request.min_interval {
             Some(interval) => convert::duration_ms("min_interval", interval, LONGEST_MS)?.max(50),
             None => 250,

@@ -39,7 +39,10 @@ impl Engine {
             return Ok(*id);
         }
         let missing = || {
-            let message = format!("no reservation {name:?}: it is older than the retention");
+            let name = convert::cut(name);
+            let message = format!(
+                "no reservation {name:?}: it never existed, or it is older than the retention"
+            );
             ApiError::new(ErrorReason::ReservationNotFound, message).with("reservation", name)
         };
         let reader = self.reader()?.ok_or_else(missing)?;
@@ -107,8 +110,8 @@ impl Engine {
     }
 
     fn filter(&self, request: &v1::ListEntriesRequest) -> Result<EntryFilter, ApiError> {
-        let ms = |time: &prost_types::Timestamp| {
-            time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos) / 1_000_000)
+        let ms = |field, time: &Option<prost_types::Timestamp>| {
+            time.as_ref().map(|time| convert::time_ms(field, time)).transpose()
         };
         let unit = match request.unit.as_str() {
             "" => None,
@@ -118,14 +121,21 @@ impl Engine {
             "" => None,
             name => Some(convert::parse_reservation_id(self.store_id, name)?.sequence),
         };
-        let kind = |asked| KINDS.iter().find(|(kind, _)| *kind == asked).map(|(_, kind)| *kind);
+        let kind = |asked: &i32| {
+            let found = KINDS.iter().find(|(kind, _)| *kind as i32 == *asked);
+            found.map(|(_, kind)| *kind).ok_or_else(|| {
+                ApiError::field("kinds", format!("{asked} is not a kind of entry"))
+            })
+        };
         Ok(EntryFilter {
-            account: Some(request.account.clone()).filter(|account| !account.is_empty()),
+            account: Some(convert::within(&request.account)?)
+                .filter(|account| !account.is_empty())
+                .map(str::to_owned),
             reservation,
             unit,
-            kinds: request.kinds().filter_map(kind).collect(),
-            start_ms: request.start_time.as_ref().map(ms),
-            end_ms: request.end_time.as_ref().map(ms),
+            kinds: request.kinds.iter().map(kind).collect::<Result<_, _>>()?,
+            start_ms: ms("start_time", &request.start_time)?,
+            end_ms: ms("end_time", &request.end_time)?,
         })
     }
 

@@ -221,6 +221,11 @@ fn run_thread(own: Listeners, api: Api, listen: &Listen, connections: &Arc<Semap
             .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
             .build_v1()
             .expect("the descriptors are compiled in");
+        // What most tools still ask for.
+        let reflection_v1alpha = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
+            .build_v1alpha()
+            .expect("the descriptors are compiled in");
         let limit = listen.max_message_bytes;
         let mut stop = draining.clone();
         let served = tonic::transport::Server::builder()
@@ -231,6 +236,7 @@ fn run_thread(own: Listeners, api: Api, listen: &Listen, connections: &Arc<Semap
             .add_service(AccountServiceServer::new(api).max_decoding_message_size(limit))
             .add_service(health)
             .add_service(reflection)
+            .add_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
                 let _drain = stop.wait_for(|draining| *draining).await;
             });
@@ -249,11 +255,13 @@ async fn until(mut draining: watch::Receiver<bool>, accept: impl Future<Output =
 type Accepted = mpsc::Sender<io::Result<Connection>>;
 
 async fn accept_unix(listener: UnixListener, accepted: Accepted, connections: Arc<Semaphore>) {
-    while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+    loop {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
             continue;
         };
+        // One more than allowed is closed at once: its caller learns of it and does not wait.
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
         let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
         let owner = pid.and_then(owner::identify).map(Arc::from);
         let socket = Socket::Unix(stream);
@@ -264,11 +272,12 @@ async fn accept_unix(listener: UnixListener, accepted: Accepted, connections: Ar
 }
 
 async fn accept_tcp(listener: TcpListener, accepted: Accepted, connections: Arc<Semaphore>) {
-    while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+    loop {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
             continue;
         };
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
         let _slower_without = stream.set_nodelay(true);
         let socket = Socket::Tcp(stream);
         if accepted.send(Ok(Connection { socket, owner: None, _permit: permit })).await.is_err() {

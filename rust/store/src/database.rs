@@ -149,8 +149,7 @@ pub(crate) fn create(path: &Path, now_ms: i64) -> Result<(Connection, Meta), Sto
         }
         let high = HighIds::default();
         let store_id = random_id();
-        let meta =
-            Meta { store_id, applied: 0, time_ms: now_ms, clean: true, memory: false, high };
+        let meta = Meta { store_id, applied: 0, time_ms: now_ms, clean: true, memory: false, high };
         tx.execute(
             "INSERT INTO meta VALUES (1, ?1, 0, ?2, 1, ?3, 0, 0, 0, 0, 0)",
             params![store_id, now_ms, Durability::Process.name()],

@@ -103,11 +103,7 @@ fn report(conn: &Connection, meta: &Meta) -> Result<DatabaseReport, StoreError> 
         last_time_ms: meta.time_ms,
         clean: meta.clean,
         entries: if well { count("SELECT count(*) FROM entry")? } else { 0 },
-        holding: if well {
-            count("SELECT count(*) FROM reservations WHERE holds = 1")?
-        } else {
-            0
-        },
+        holding: if well { count("SELECT count(*) FROM reservations WHERE holds = 1")? } else { 0 },
         mismatches: if well { check(conn)? } else { Vec::new() },
         damage,
     })

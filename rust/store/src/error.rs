@@ -3,6 +3,7 @@
 //! Every error can be cloned: the first failure of a store is sticky and is answered to every later
 //! call.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +118,10 @@ impl StoreError {
         StoreError::Database { what, reason: error.to_string(), busy }
     }
 
-    pub(crate) fn malformed(what: impl Into<String>, reason: impl ToString) -> StoreError {
+    pub(crate) fn malformed(
+        what: impl Into<String>,
+        reason: &(impl Display + ?Sized),
+    ) -> StoreError {
         StoreError::Malformed { what: what.into(), reason: reason.to_string() }
     }
 

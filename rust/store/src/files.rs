@@ -107,14 +107,21 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|folder| folder.sync_all()).at("sync the folder", folder)
 }
 
-/// Deletes a file that may be gone already.
-pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("delete", path, &error))
+/// Deletes segments, oldest first, each for good before the next: a power cut leaves no hole between
+/// those that are left.
+pub(crate) fn remove_in_order<'a>(
+    folder: &Path,
+    segments: impl Iterator<Item = &'a Path>,
+) -> Result<(), StoreError> {
+    for path in segments {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("delete", path, &error));
+            }
+            _ => sync_folder(folder)?,
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Held while the store is open; the system lets go of it when the process ends, however it ends.

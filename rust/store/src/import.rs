@@ -60,7 +60,7 @@ impl Importer {
             spent: HashSet::new(),
             buckets: HashMap::new(),
             touched: Touched::default(),
-            chains: HashSet::new(),
+            chains: HashMap::new(),
             rows: Rows::new(&self.conn)?,
         };
         let mut applied = self.applied;
@@ -86,8 +86,8 @@ struct Group<'a> {
     spent: HashSet<WindowId>,
     buckets: HashMap<(WindowId, i64), i64>,
     touched: Touched,
-    /// Chains that entries name.
-    chains: HashSet<ChainId>,
+    /// When entries named a chain last.
+    chains: HashMap<ChainId, i64>,
     rows: Rows<'a>,
 }
 
@@ -133,7 +133,9 @@ impl Group<'_> {
                 self.push_all(EntryKind::Hold, about, added)
             }
             Fact::Used(used) => {
-                used.iter().for_each(|(id, used)| self.touched.used(*id, used));
+                for (id, used) in used {
+                    self.touched.used(*id, used);
+                }
                 Ok(())
             }
             Fact::Settled(settled) => self.settle(settled),
@@ -161,7 +163,7 @@ impl Group<'_> {
         };
         self.high.budget = self.high.budget.max(*budget);
         let thresholds = serde_json::to_string(thresholds)
-            .map_err(|error| StoreError::malformed(format!("budget {budget}"), error))?;
+            .map_err(|error| StoreError::malformed(format!("budget {budget}"), &error))?;
         let set = "INSERT OR REPLACE INTO budgets VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
         let Period { kind, time_zone, length_ms } = period;
         let kind = period_name(*kind);
@@ -215,13 +217,14 @@ impl Group<'_> {
         self.touched.reserve(reserved, self.time_ms);
         for slice in &reserved.slices {
             let nested = reserved.parent.is_some();
-            let carved = if nested { self.known.chain(self.conn, slice.chain)?.base_units } else { 0 };
+            let carved =
+                if nested { self.known.chain(self.conn, slice.chain)?.base_units } else { 0 };
             let about = About {
                 account: reserved.account,
                 reservation: Some(id.sequence),
                 chain: Some(slice.chain),
             };
-            self.chains.insert(slice.chain);
+            self.chains.insert(slice.chain, self.time_ms);
             for (unit, amount) in slice.held.iter() {
                 let carved = carved & (1 << unit.index()) != 0;
                 let kind = if carved { EntryKind::Carve } else { EntryKind::Hold };
@@ -258,8 +261,12 @@ impl Group<'_> {
         about: About,
         amounts: &Amounts,
     ) -> Result<(), StoreError> {
-        self.chains.extend(about.chain.filter(|_| !amounts.is_zero()));
-        amounts.iter().try_for_each(|(unit, amount)| self.rows.push(kind, about, Some(unit), amount))
+        if let Some(chain) = about.chain.filter(|_| !amounts.is_zero()) {
+            self.chains.insert(chain, self.time_ms);
+        }
+        amounts
+            .iter()
+            .try_for_each(|(unit, amount)| self.rows.push(kind, about, Some(unit), amount))
     }
 
     fn spend(&mut self, chain: ChainId, amounts: &Amounts) -> Result<(), StoreError> {
@@ -287,7 +294,8 @@ impl Group<'_> {
     fn cross(&mut self, window: WindowId, permille: u16) -> Result<(), StoreError> {
         let note = "INSERT OR REPLACE INTO crossings VALUES (?1, ?2, ?3)";
         self.execute(note, params![window, permille, self.time_ms])?;
-        let Some(Window { account, unit, .. }) = self.known.window(self.conn, window)?.copied() else {
+        let Some(Window { account, unit, .. }) = self.known.window(self.conn, window)?.copied()
+        else {
             return Ok(());
         };
         let about = about_account(account);
@@ -308,13 +316,14 @@ impl Group<'_> {
             rolled.insert(window);
         }
         for window in rolled {
-            let bucket_ms = self.known.window(self.conn, window)?.map_or(1, |known| known.bucket_ms);
+            let bucket_ms =
+                self.known.window(self.conn, window)?.map_or(1, |known| known.bucket_ms);
             let left = "DELETE FROM window_buckets WHERE window = ?1 AND start_ms < ?2";
             self.execute(left, params![window, first_live_ms(self.time_ms, bucket_ms)])?;
         }
-        for chain in std::mem::take(&mut self.chains) {
+        for (chain, last_ms) in std::mem::take(&mut self.chains) {
             let name = "UPDATE chains SET last_ms = ?2 WHERE id = ?1";
-            self.execute(name, params![chain, self.time_ms])?;
+            self.execute(name, params![chain, last_ms])?;
         }
         std::mem::take(&mut self.touched).flush(self.conn)?;
         let HighIds { sequence, window, chain, budget, account } = self.high;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bursar_ledger::fact::Record;
 
 use crate::error::{At, StoreError};
-use crate::files::{remove, sync_folder};
+use crate::files::{remove_in_order, sync_folder};
 use crate::frame::{FRAME_BYTES, HEADER_BYTES, Synced, read_record};
 use crate::import::Importer;
 use crate::log::Mark;
@@ -146,7 +146,8 @@ impl Importing {
                 }
             }
         }
-        shared.log.retire(self.importer.applied).iter().try_for_each(|old| remove(&old.path))
+        let old = shared.log.retire(self.importer.applied);
+        remove_in_order(shared.log.folder(), old.iter().map(|old| old.path.as_path()))
     }
 
     /// Steps aside, unless the backlog is half full. Coming back takes a privilege: without it the

@@ -4,6 +4,7 @@
 //! which the group writes at its end. Forgotten whole when an import fails or retention has deleted.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use bursar_ledger::fact::{AccountId, ChainId, WindowId};
@@ -86,14 +87,15 @@ impl Known {
     ) -> Result<Option<&mut Window>, StoreError> {
         const QUERY: &str = "SELECT b.account, b.unit, b.period, b.length_ms, w.spent
             FROM windows w JOIN budgets b ON b.id = w.budget WHERE w.id = ?1";
-        if !self.windows.contains_key(&id) {
-            let found = conn.prepare_cached(QUERY);
-            let found = found.and_then(|mut query| query.query_row([id], read).optional());
-            let Some((window, unit)) = found.doing("read a window")? else { return Ok(None) };
-            let unit = unit.ok_or_else(|| StoreError::malformed("a budget", "unknown unit"))?;
-            self.windows.insert(id, Window { unit, ..window });
-        }
-        Ok(self.windows.get_mut(&id))
+        let vacant = match self.windows.entry(id) {
+            Entry::Occupied(known) => return Ok(Some(known.into_mut())),
+            Entry::Vacant(vacant) => vacant,
+        };
+        let found = conn.prepare_cached(QUERY);
+        let found = found.and_then(|mut query| query.query_row([id], read).optional());
+        let Some((window, unit)) = found.doing("read a window")? else { return Ok(None) };
+        let unit = unit.ok_or_else(|| StoreError::malformed("a budget", "unknown unit"))?;
+        Ok(Some(vacant.insert(Window { unit, ..window })))
     }
 }
 

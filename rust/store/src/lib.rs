@@ -9,6 +9,7 @@
 //! leaves; `import` how facts become rows, `schema.sql` what the rows mean; `restore` how rows become
 //! facts again.
 #![forbid(unsafe_code)]
+#![allow(clippy::doc_markdown, reason = "SQLite is a name and not code")]
 
 mod check;
 mod config;

@@ -14,7 +14,9 @@ use rusqlite::Connection;
 use crate::config::StoreConfig;
 use crate::database::{Looked, Meta, begin_session, create, look};
 use crate::error::{At, StoreError};
-use crate::files::{Lock, OpenLogFile, create_file, create_folder, log_folder, remove, sync_folder};
+use crate::files::{
+    Lock, OpenLogFile, create_file, create_folder, log_folder, remove_in_order, sync_folder,
+};
 use crate::frame::{HEADER_BYTES, Header, Synced, read_record};
 use crate::import::Importer;
 use crate::log::{LogWriter, Segment};
@@ -100,7 +102,7 @@ pub(crate) fn find(store: &Path, folder: &Path, write: bool) -> Result<Found, St
         clean: meta.is_some_and(|meta| meta.clean),
         memory: meta.is_some_and(|meta| meta.memory),
     };
-    let (case, decision) = decide(&observed);
+    let (case, decision) = decide(observed);
     Ok(Found { looked, scan, observed, case, decision })
 }
 
@@ -177,28 +179,28 @@ pub(crate) fn open(
         (_, _) => return Err(StoreError::malformed("the store", "it has no database")),
     };
     let mut importer = Importer::new(conn, &meta);
-    let (mut imported, mut dropped) = (0, None);
+    let (mut new_records, mut dropped) = (0, None);
     if matches!(found.decision, Decision::Import | Decision::CutThenImport) {
         let readable = &old[..found.scan.readable];
         if found.decision == Decision::CutThenImport {
             dropped = cut;
         }
         settle_log(readable)?;
-        imported = import_log(&mut importer, readable)?;
+        new_records = import_log(&mut importer, readable)?;
     }
-    let remember_from_ms =
-        now_ms.max(importer.time_ms).saturating_sub(config.key_retention_ms);
-    restore(&importer.conn, (importer.time_ms, remember_from_ms), apply)?;
+    // A clock that was set back does not make anything younger.
+    let time_ms = now_ms.max(importer.time_ms);
+    let remember_from_ms = time_ms.saturating_sub(config.key_retention_ms);
+    restore(&importer.conn, (time_ms, remember_from_ms), apply)?;
     let segment = begin_segment(&importer, &meta, &folder, open_file)?;
     begin_session(&importer.conn, config.durability)?;
-    for old in old.iter().filter(|old| old.file != segment.path) {
-        remove(&old.file)?;
-    }
+    let old = old.iter().map(|old| old.file.as_path()).filter(|old| *old != segment.path);
+    remove_in_order(&folder, old)?;
     let log = LogWriter::new(segment, &folder, config.segment_bytes, open_file);
     let HighIds { sequence, window, chain, budget, account } = importer.high;
     let recovery = Recovery {
         case,
-        imported,
+        imported: new_records,
         dropped,
         max_sequence: sequence,
         max_window: window,

@@ -17,6 +17,8 @@ use crate::reservations::{self, Body};
 
 /// With more accounts than this below one, all entries are walked instead of each account's.
 const ACCOUNTS_MAX: usize = 256;
+/// The accounts of a path and below it: '0' is the character behind '/'.
+const BELOW: &str = "path = ? OR (path > ? || '/' AND path < ? || '0')";
 
 /// Which entries; what is `None` or empty lets everything through.
 #[derive(Debug, Clone, Default)]
@@ -98,8 +100,8 @@ impl Reader {
         let Some(account) = &filter.account else { return page.read(None) };
         let accounts = self.below(account)?;
         if accounts.len() > ACCOUNTS_MAX || filter.reservation.is_some() {
-            let ids = accounts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            page.also(&format!("+e.account IN ({ids})"));
+            page.also(&format!("+e.account IN (SELECT id FROM accounts WHERE {BELOW})"));
+            page.values.extend([(); 3].map(|()| Value::Text(account.clone())));
             return page.read(None);
         }
         let mut rows = Vec::new();
@@ -115,13 +117,12 @@ impl Reader {
         Ok(rows)
     }
 
-    /// The accounts of a path and below it, retired ones included.
+    /// The accounts of a path and below it, retired ones included; one more than the most, if so many.
     fn below(&self, path: &str) -> Result<Vec<i64>, StoreError> {
-        // '0' is the character behind '/'.
-        const BELOW: &str = "SELECT id FROM accounts
-            WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')";
-        let query = self.conn.prepare_cached(BELOW);
-        let ids = query.and_then(|mut q| q.query_map([path], |row| row.get(0))?.collect());
+        let most = ACCOUNTS_MAX + 1;
+        let query = format!("SELECT id FROM accounts WHERE {BELOW} LIMIT {most}");
+        let query = self.conn.prepare_cached(&query);
+        let ids = query.and_then(|mut q| q.query_map([path; 3], |row| row.get(0))?.collect());
         ids.doing("read accounts")
     }
 
@@ -242,7 +243,8 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<EntryRow> {
         reservation: sequence
             .map(|sequence| ReservationId { sequence, slot: slot.unwrap_or_default() }),
         unit: unit.and_then(|unit| Unit::ALL.get(unit).copied()),
-        kind: EntryKind::of(kind).ok_or(rusqlite::Error::IntegralValueOutOfRange(6, kind.into()))?,
+        kind: EntryKind::of(kind)
+            .ok_or(rusqlite::Error::IntegralValueOutOfRange(6, kind.into()))?,
         amount: row.get(7)?,
         admit_ms: row.get(8)?,
         model: row.get(9)?,
@@ -252,8 +254,8 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<EntryRow> {
 /// The id of the first entry at or after a time, found by bisection: times never fall.
 pub(crate) fn first_entry_at(conn: &Connection, time_ms: i64) -> Result<i64, StoreError> {
     let find = || -> rusqlite::Result<i64> {
-        let mut at =
-            conn.prepare_cached("SELECT id, time_ms FROM entry WHERE id >= ?1 ORDER BY id LIMIT 1")?;
+        let mut at = conn
+            .prepare_cached("SELECT id, time_ms FROM entry WHERE id >= ?1 ORDER BY id LIMIT 1")?;
         let last: Option<i64> = conn.query_row("SELECT max(id) FROM entry", (), |r| r.get(0))?;
         let (mut low, mut high) = (0, last.map_or(0, |last| last + 1));
         while low < high {

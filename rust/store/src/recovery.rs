@@ -175,7 +175,7 @@ const TABLE: [Row; 14] = {
 };
 
 impl Row {
-    fn matches(&self, seen: &Observed) -> bool {
+    fn matches(&self, seen: Observed) -> bool {
         self.database == seen.database
             && (self.log.is_empty() || self.log.contains(&seen.log))
             && self.join.is_none_or(|join| join == seen.join)
@@ -185,7 +185,7 @@ impl Row {
 }
 
 /// The one row that matches, and what it says to do.
-pub fn decide(seen: &Observed) -> (Case, Decision) {
+pub fn decide(seen: Observed) -> (Case, Decision) {
     let row = TABLE.iter().find(|row| row.matches(seen));
     let row = row.expect("the table is complete: see the test that walks every combination");
     (row.case, row.decision)
@@ -217,9 +217,9 @@ mod tests {
     fn every_combination_matches_exactly_one_row_and_every_row_is_reached() {
         let mut reached = HashSet::new();
         for seen in every() {
-            let matching = TABLE.iter().filter(|row| row.matches(&seen)).count();
+            let matching = TABLE.iter().filter(|row| row.matches(seen)).count();
             assert_eq!(matching, 1, "{seen:?}");
-            reached.insert(decide(&seen).0);
+            reached.insert(decide(seen).0);
         }
         assert_eq!(reached.len(), TABLE.len());
     }
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn nothing_is_dropped_that_was_promised() {
         for seen in every() {
-            let (case, decision) = decide(&seen);
+            let (case, decision) = decide(seen);
             match decision {
                 Decision::Create => assert_eq!(seen.database, Database::Absent, "{seen:?}"),
                 Decision::CutThenImport => assert_eq!(seen.log, Log::Torn, "{seen:?}"),

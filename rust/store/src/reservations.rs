@@ -82,7 +82,7 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Result<Stored, StoreError>
     let (created_ms, ended_ms) = (row.get(0)?, row.get(1)?);
     let sequence: u64 = row.get(4)?;
     let body = postcard::from_bytes::<Body>(body)
-        .map_err(|error| StoreError::malformed(format!("reservation {sequence}"), error));
+        .map_err(|error| StoreError::malformed(format!("reservation {sequence}"), &error));
     Ok(body.map(|body| Stored { created_ms, ended_ms, used: used.map(amounts), body }))
 }
 
@@ -161,10 +161,9 @@ impl Touched {
     ) -> Result<Option<&mut Stored>, StoreError> {
         if !self.rows.contains_key(&sequence) {
             let mut stored = find(conn, sequence)?;
-            if let (Some(stored), Some(used)) = (&mut stored, self.used.remove(&sequence)) {
-                if stored.body.settled.is_none() {
-                    stored.used = Some(stored.used.map_or(used, |before| before.max(&used)));
-                }
+            let pending = stored.as_mut().filter(|stored| stored.body.settled.is_none());
+            if let (Some(stored), Some(used)) = (pending, self.used.remove(&sequence)) {
+                stored.used = Some(stored.used.map_or(used, |before| before.max(&used)));
             }
             self.rows.insert(sequence, stored);
         }
@@ -184,7 +183,7 @@ impl Touched {
             let reserved = &stored.body.reserved;
             buf.clear();
             buf = postcard::to_extend(&stored.body, buf)
-                .map_err(|error| StoreError::malformed("a reservation", error))?;
+                .map_err(|error| StoreError::malformed("a reservation", &error))?;
             let model = reserved.labels.iter().find(|(name, _)| name == "model");
             let row = params![
                 reserved.id.sequence,

@@ -37,11 +37,7 @@ impl Retention {
     }
 
     /// Deletes one batch, if it is time.
-    pub(crate) fn step(
-        &mut self,
-        importer: &mut Importer,
-        keep_ms: i64,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn step(&mut self, importer: &mut Importer, keep_ms: i64) -> Result<(), StoreError> {
         if self.is_due(importer) {
             let before_ms = importer.time_ms.saturating_sub(keep_ms);
             let deleted = batch(&importer.conn, before_ms)?;
@@ -143,7 +139,8 @@ fn chains(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
     let old: Vec<ChainId> =
         old.into_iter().filter(|chain| !held.contains(chain)).take(BATCH).collect();
     for chain in &old {
-        for sql in ["DELETE FROM chain_windows WHERE chain = ?1", "DELETE FROM chains WHERE id = ?1"]
+        for sql in
+            ["DELETE FROM chain_windows WHERE chain = ?1", "DELETE FROM chains WHERE id = ?1"]
         {
             let delete = tx.prepare_cached(sql);
             delete.and_then(|mut delete| delete.execute([chain])).doing("clean up")?;
@@ -154,8 +151,7 @@ fn chains(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
 
 /// The chains that reservations hold on.
 fn held_chains(tx: &Transaction<'_>) -> Result<HashSet<ChainId>, StoreError> {
-    let query =
-        format!("SELECT {} FROM reservations WHERE holds = 1", reservations::COLUMNS);
+    let query = format!("SELECT {} FROM reservations WHERE holds = 1", reservations::COLUMNS);
     let mut query = tx.prepare_cached(&query).doing("clean up")?;
     let mut rows = query.query(()).doing("clean up")?;
     let mut held = HashSet::new();

@@ -237,12 +237,8 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
         file_bytes: reader.end,
         synced: None,
     };
-    let spot = |offset, sequence, reason: String| Spot {
-        file: path.to_owned(),
-        offset,
-        sequence,
-        reason,
-    };
+    let spot =
+        |offset, sequence, reason: String| Spot { file: path.to_owned(), offset, sequence, reason };
     let unread = |found, log, reason: &str| {
         let bad = Some((log, spot(0, first, reason.to_owned())));
         Ok(Walked { found, bad, synced: log != Log::Torn })
@@ -262,8 +258,8 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
     if header.first != first {
         return unread(found, Log::Damaged, "its name and its header disagree");
     }
-    let slot = header.read_slot(&bytes);
-    found.synced = slot.map(|synced| synced.seq);
+    let mark = header.read_slot(&bytes);
+    found.synced = mark.map(|synced| synced.seq);
     let reason = loop {
         match reader.next(found.last + 1)? {
             Next::Frame(_) => found.last += 1,
@@ -272,28 +268,27 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
         }
     };
     found.readable_bytes = reader.offset;
-    let bad = judge(slot, &reader, reason)
+    let bad = judge(mark, &reader, reason)
         .map(|(log, reason)| (log, spot(reader.offset, found.last + 1, reason.to_owned())));
-    let synced = slot.is_none_or(|synced| synced.offset > HEADER_BYTES as u64);
+    let synced = mark.is_none_or(|synced| synced.offset > HEADER_BYTES as u64);
     Ok(Walked { found, bad, synced })
 }
 
 /// What a segment's end is, given how far it is known to be synced.
 fn judge(
-    slot: Option<Synced>,
+    mark: Option<Synced>,
     reader: &FrameReader,
     reason: Option<&'static str>,
 ) -> Option<(Log, &'static str)> {
-    match (slot, reason) {
-        (None, None) => None,
+    let ends_early = mark.is_some_and(|synced| reader.offset < synced.offset);
+    match (mark, reason) {
         (None, Some(_)) => {
             Some((Log::Damaged, "the record and the mark of what was synced are unreadable"))
         }
-        (Some(synced), Some(reason)) if reader.offset >= synced.offset => Some((Log::Torn, reason)),
-        (Some(_), Some(reason)) => Some((Log::Damaged, reason)),
-        (Some(synced), None) if reader.offset < synced.offset => {
-            Some((Log::Damaged, "the file is shorter than what was synced"))
+        (Some(_), Some(reason)) if ends_early => Some((Log::Damaged, reason)),
+        (Some(_), Some(reason)) => Some((Log::Torn, reason)),
+        (_, None) => {
+            ends_early.then_some((Log::Damaged, "the file is shorter than what was synced"))
         }
-        (Some(_), None) => None,
     }
 }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::config::StoreConfig;
 use crate::database::end_session;
 use crate::error::{At, StoreError};
-use crate::files::{Lock, OpenLogFile, open_log_file, remove, segments, sync_folder};
+use crate::files::{Lock, OpenLogFile, open_log_file, remove_in_order, segments};
 use crate::importing::Importing;
 use crate::open::{Opened, Recovery, open};
 use crate::reader::Reader;
@@ -172,10 +172,8 @@ impl Store {
         end_session(&importing.importer.conn)?;
         drop(importing);
         let folder = self.shared.log.folder();
-        for (_, segment) in segments(folder)? {
-            remove(&segment)?;
-        }
-        sync_folder(folder)
+        let segments = segments(folder)?;
+        remove_in_order(folder, segments.iter().map(|(_, path)| path.as_path()))
     }
 
     /// Ends the threads; `None` when they have ended before.

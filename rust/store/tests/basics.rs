@@ -3,7 +3,8 @@
 mod support;
 
 use bursar_ledger::fact::Fact;
-use bursar_store::{Case, Durability, EntryKind, StoreError};
+use bursar_store::EntryKind::{Hold, Limit, Return, Spend};
+use bursar_store::{Case, Durability, StoreError};
 use support::*;
 
 #[test]
@@ -37,8 +38,8 @@ fn what_is_written_is_there_after_closing_and_after_dropping() {
         assert_eq!(stood, Some(70));
         let ended = facts.iter().filter(|fact| matches!(fact, Fact::Remembered { .. })).count();
         assert_eq!(ended, 1);
-        let kinds: Vec<_> = entries(&store).iter().map(|e| (e.sequence, e.kind, e.amount)).collect();
-        use EntryKind::{Hold, Limit, Return, Spend};
+        let kinds: Vec<_> =
+            entries(&store).iter().map(|e| (e.sequence, e.kind, e.amount)).collect();
         assert_eq!(
             kinds,
             [
@@ -80,9 +81,12 @@ fn files_are_for_their_owner_only() {
     store.import_through(1).expect("imported");
     let mode = |path: &std::path::Path| path.metadata().expect("it is there").mode() & 0o777;
     assert_eq!(mode(&log_folder(&config)), 0o700);
-    for file in folder.path().read_dir().expect("folder").chain(
-        log_folder(&config).read_dir().expect("folder"),
-    ) {
+    for file in folder
+        .path()
+        .read_dir()
+        .expect("folder")
+        .chain(log_folder(&config).read_dir().expect("folder"))
+    {
         let path = file.expect("file").path();
         if path.is_file() {
             assert_eq!(mode(&path), 0o600, "{}", path.display());
@@ -134,8 +138,8 @@ fn waiters_learn_that_it_is_synced() {
     let config = config_with(&folder, Durability::Power);
     let store = open(&config);
     let heard = Arc::new(AtomicU64::new(0));
-    let hears = Arc::clone(&heard);
-    store.on_synced(Box::new(move |seq| hears.store(seq, Ordering::SeqCst)));
+    let ear = Arc::clone(&heard);
+    store.on_synced(Box::new(move |seq| ear.store(seq, Ordering::SeqCst)));
     let seq = add(&store, &world());
     store.wait_synced(seq).expect("it is synced");
     assert_eq!(store.synced(), seq);

@@ -27,10 +27,8 @@ struct Subject {
 /// Seven records in the log, four of them synced; the database has none.
 fn subject() -> Subject {
     let folder = folder();
-    let config = StoreConfig {
-        sync_interval_ms: 3_600_000,
-        ..config_with(&folder, Durability::Process)
-    };
+    let config =
+        StoreConfig { sync_interval_ms: 3_600_000, ..config_with(&folder, Durability::Process) };
     let store = open(&config);
     let database = Database::save(&config);
     let _idle = hold_import(&config);
@@ -59,21 +57,17 @@ impl Subject {
         }
         fs::write(&self.segment, bytes).expect("written");
         let diagnosis = diagnose(&self.config.path).expect("looked at");
-        match open_all(&self.config) {
-            Ok((store, recovery, _)) => {
-                assert_eq!(diagnosis.case, recovery.case);
-                let records = store.written();
-                let rows = entries(&store);
-                assert_eq!(rows.last().map_or(0, |row| row.sequence), records);
-                // What is appended now comes right behind.
-                assert_eq!(add(&store, &reserve(99, 1)), records + 1);
-                Some(records)
-            }
-            Err(_) => {
-                assert_eq!(diagnosis.case, Case::LogDamaged);
-                None
-            }
-        }
+        let Ok((store, recovery, _)) = open_all(&self.config) else {
+            assert_eq!(diagnosis.case, Case::LogDamaged);
+            return None;
+        };
+        assert_eq!(diagnosis.case, recovery.case);
+        let records = store.written();
+        let rows = entries(&store);
+        assert_eq!(rows.last().map_or(0, |row| row.sequence), records);
+        // What is appended now comes right behind.
+        assert_eq!(add(&store, &reserve(99, 1)), records + 1);
+        Some(records)
     }
 
     fn synced(&self) -> usize {
@@ -99,8 +93,11 @@ fn the_log_cut_at_every_byte() {
 #[test]
 fn the_log_flipped_at_every_byte() {
     let subject = subject();
-    let patterns: &[u8] =
-        if std::env::var_os("BURSAR_LONG").is_some() { &[1, 2, 16, 0x80, 0xff] } else { &[4, 0xff] };
+    let patterns: &[u8] = if std::env::var_os("BURSAR_LONG").is_some() {
+        &[1, 2, 16, 0x80, 0xff]
+    } else {
+        &[4, 0xff]
+    };
     for at in 0..subject.bytes.len() {
         let frame = subject.frames.iter().filter(|start| **start <= at).count().saturating_sub(1);
         let expected = match at {

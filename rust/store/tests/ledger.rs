@@ -12,9 +12,9 @@ use std::sync::{Arc, OnceLock};
 use bursar_ledger::fact::Record;
 use bursar_ledger::path::Pattern;
 use bursar_ledger::{
-    AccountPattern, Admission, Amounts, Ask, BudgetSpec, BudgetTerms, Ending, Journal, Ledger, Now,
-    Period, PeriodKind, Replay, ReservationId, Settings, Spending, Standing, State, Threshold, Unit,
-    Verdict, Wish,
+    AccountPattern, Admission, Advice, Amounts, Ask, BudgetSpec, BudgetTerms, Ending, Journal,
+    Ledger, Now, Period, PeriodKind, Replay, ReservationId, Settings, Spending, Standing, State,
+    Threshold, Unit, Verdict, Wish,
 };
 use bursar_store::{Store, StoreConfig, check_store};
 use proptest::prelude::*;
@@ -81,7 +81,7 @@ fn settings() -> Settings {
                 .map(|permille| Threshold {
                     permille,
                     verdict: Verdict::Warn,
-                    advice: Default::default(),
+                    advice: Advice::default(),
                 })
                 .into(),
             manual: false,
@@ -128,7 +128,7 @@ struct World {
 struct Seen {
     windows: BTreeMap<(String, &'static str, String), Standing>,
     frozen: BTreeMap<String, (bool, String, i64)>,
-    reservations: BTreeMap<u64, (State, String, Amounts, Amounts, Amounts, Amounts, i64)>,
+    reservations: BTreeMap<u64, (State, String, [Amounts; 4], i64)>,
 }
 
 fn build(config: &StoreConfig, now: Now) -> (ToStore, Ledger<ToStore>) {
@@ -162,33 +162,11 @@ impl World {
     fn apply(&mut self, op: &Op) {
         let now = self.now;
         match *op {
-            Op::Reserve { account, tokens, usd, vram, ttl_ms, nested } => {
-                let amounts = [
-                    (Unit::Tokens, tokens),
-                    (Unit::UsdNanos, usd),
-                    (Unit::VramBytes, vram),
-                ];
-                let most: Amounts = amounts.into_iter().collect();
-                self.keys += 1;
-                let parent = self.reservations.last().filter(|_| nested).copied();
-                let ask = Ask {
-                    account: ACCOUNTS[account],
-                    wish: Wish::Amounts { most, least: most },
-                    ttl_ms,
-                    key: self.keys << 64 | self.keys,
-                    payload: 1,
-                    parent: parent.map(|(id, _)| id),
-                    labels: vec![("model".into(), "m".into())],
-                };
-                if let Ok(Admission::Granted(granted)) = self.ledger.reserve(ask, now) {
-                    self.reservations.push((granted.view.id, account));
-                }
-            }
+            Op::Reserve { .. } => self.reserve(op),
             Op::Debit { pick, tokens } => {
                 // In a rolling window a debit counts from when it was made; the store only knows of
                 // its settlement.
-                if let Some((id, account)) = self.pick(pick).filter(|(_, account)| *account != 4) {
-                    let _ = account;
+                if let Some((id, _)) = self.pick(pick).filter(|(_, account)| *account != 4) {
                     let _ = self.ledger.debit(id, &Amounts::of(Unit::Tokens, tokens), now);
                 }
             }
@@ -202,7 +180,8 @@ impl World {
                 if let Some((id, _)) = self.pick(pick) {
                     let actual = [(Unit::Tokens, tokens), (Unit::UsdNanos, usd)];
                     let actual = actual.into_iter().collect();
-                    let _ = self.ledger.end(id, Ending::Commit { actual, named: 3, payload: 9 }, now);
+                    let _ =
+                        self.ledger.end(id, Ending::Commit { actual, named: 3, payload: 9 }, now);
                 }
             }
             Op::Release { pick } => {
@@ -245,6 +224,26 @@ impl World {
         self.store().write().expect("written");
     }
 
+    fn reserve(&mut self, op: &Op) {
+        let Op::Reserve { account, tokens, usd, vram, ttl_ms, nested } = *op else { return };
+        let amounts = [(Unit::Tokens, tokens), (Unit::UsdNanos, usd), (Unit::VramBytes, vram)];
+        let most: Amounts = amounts.into_iter().collect();
+        self.keys += 1;
+        let parent = self.reservations.last().filter(|_| nested).copied();
+        let ask = Ask {
+            account: ACCOUNTS[account],
+            wish: Wish::Amounts { most, least: most },
+            ttl_ms,
+            key: self.keys << 64 | self.keys,
+            payload: 1,
+            parent: parent.map(|(id, _)| id),
+            labels: vec![("model".into(), "m".into())],
+        };
+        if let Ok(Admission::Granted(granted)) = self.ledger.reserve(ask, self.now) {
+            self.reservations.push((granted.view.id, account));
+        }
+    }
+
     /// Everything that the ledger can be asked. The same calls before and after.
     fn seen(&self) -> Seen {
         let mut seen = Seen {
@@ -264,15 +263,8 @@ impl World {
         }
         for (id, _) in &self.reservations {
             if let Ok(view) = self.ledger.reservation(*id, self.now) {
-                let all = (
-                    view.state,
-                    view.account.to_string(),
-                    view.used,
-                    view.spent,
-                    view.returned,
-                    view.overdraft,
-                    view.ttl_ms,
-                );
+                let amounts = [view.used, view.spent, view.returned, view.overdraft];
+                let all = (view.state, view.account.to_string(), amounts, view.ttl_ms);
                 seen.reservations.insert(id.sequence, all);
             }
         }

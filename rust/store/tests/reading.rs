@@ -4,6 +4,7 @@ mod support;
 
 use bursar_ledger::fact::Fact;
 use bursar_ledger::{Amounts, State, Unit};
+use bursar_store::EntryKind::{Carve, Hold, Overdraft, Return, Spend};
 use bursar_store::{EntryFilter, EntryKind, EntryRow, Reader, Store};
 use proptest::prelude::*;
 use support::*;
@@ -13,8 +14,7 @@ use tempfile::TempDir;
 fn filled(folder: &TempDir) -> Store {
     let store = open(&config(folder));
     add(&store, &world());
-    let third =
-        Fact::AccountOpened { account: 3, path: "acme/ab".into(), automatic: true };
+    let third = Fact::AccountOpened { account: 3, path: "acme/ab".into(), automatic: true };
     let chain = |chain, base| Fact::ChainOpened { chain, account: 3, windows: vec![1], base };
     let nested = vec![third, chain(2, None), chain(3, Some((1, 1)))];
     add(&store, &at(T0 + 1, nested));
@@ -58,7 +58,8 @@ fn all(reader: &Reader, filter: &EntryFilter, page: usize) -> Vec<EntryRow> {
 }
 
 fn passes(filter: &EntryFilter, row: &EntryRow) -> bool {
-    let within = |path: &String| row.account == *path || row.account.starts_with(&format!("{path}/"));
+    let within =
+        |path: &String| row.account == *path || row.account.starts_with(&format!("{path}/"));
     filter.account.as_ref().is_none_or(within)
         && filter.reservation.is_none_or(|r| row.reservation.is_some_and(|id| id.sequence == r))
         && filter.unit.is_none_or(|unit| row.unit == Some(unit))
@@ -116,7 +117,6 @@ fn rows_say_what_moved_where() {
     let brief = |sequence| -> Vec<(EntryKind, Option<Unit>, i64)> {
         of(sequence).iter().map(|row| (row.kind, row.unit, row.amount)).collect()
     };
-    use EntryKind::{Carve, Hold, Overdraft, Return, Spend};
     let (tokens, usd) = (Some(Unit::Tokens), Some(Unit::UsdNanos));
     // Nested: tokens come out of the parent's hold, money does not.
     assert_eq!(brief(6), [(Carve, tokens, 10), (Hold, usd, 100)]);

@@ -102,9 +102,10 @@ fn a_log_without_its_database_is_refused() {
 
 #[test]
 fn a_database_that_is_none_is_refused() {
-    for content in ["garbage, and not a little of it: more than a header's worth of bytes".repeat(9),
-        String::new()]
-    {
+    for content in [
+        "garbage, and not a little of it: more than a header's worth of bytes".repeat(9),
+        String::new(),
+    ] {
         let folder = folder();
         let config = crashed(&folder, Durability::Process, 2);
         Database::remove(&config);
@@ -256,7 +257,8 @@ fn what_follows_a_torn_segment_is_dropped_if_it_was_never_synced() {
     flip_last_byte(&segments[1]);
     assert_eq!(case_of(&config), Case::TornTail);
     let store = open(&config);
-    let first: u64 = segments[2].file_stem().expect("name").to_str().expect("text").parse().expect("n");
+    let first: u64 =
+        segments[2].file_stem().expect("name").to_str().expect("text").parse().expect("n");
     assert_eq!(store.written(), first - 2, "all before the torn record");
     assert_eq!(support::segments(&config).len(), 1, "the later ones are gone");
 }
@@ -267,7 +269,8 @@ fn what_is_torn_before_a_synced_segment_is_damage() {
     let (config, segments) = rotated(&folder, 20);
     // As if the mark of the second had not reached the disk, and its last record neither.
     let store_id: [u8; 4] = fs::read(&segments[1]).expect("read")[12..16].try_into().expect("four");
-    let first: u64 = segments[1].file_stem().expect("name").to_str().expect("text").parse().expect("n");
+    let first: u64 =
+        segments[1].file_stem().expect("name").to_str().expect("text").parse().expect("n");
     let mut bytes = fs::read(&segments[1]).expect("read");
     let mut half = bytes[..32].to_vec();
     assert_eq!(half[12..16], store_id);
@@ -300,7 +303,8 @@ fn a_refusal_names_the_place_and_the_way_out() {
     let segment = segments(&config).pop().expect("one");
     flip_last_byte(&segment);
     let error = open_all(&config).expect_err("damaged").to_string();
-    for part in ["damaged", "sequence 3", "byte ", segment.to_str().expect("text"), "bursar doctor"] {
+    for part in ["damaged", "sequence 3", "byte ", segment.to_str().expect("text"), "bursar doctor"]
+    {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
 }

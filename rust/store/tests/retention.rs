@@ -43,10 +43,16 @@ fn what_is_over_goes_and_what_counts_stays() {
         let start_ms = T0 + i64::try_from(day).expect("small") * DAY_MS;
         let (chain, window) = (10 + day, 10 + day);
         let windows = vec![1, window, 3];
-        add(&store, &at(start_ms, vec![
-            Fact::WindowOpened { window, budget: 2, start_ms, end_ms: start_ms + DAY_MS },
-            Fact::ChainOpened { chain, account: 2, windows, base: None },
-        ]));
+        add(
+            &store,
+            &at(
+                start_ms,
+                vec![
+                    Fact::WindowOpened { window, budget: 2, start_ms, end_ms: start_ms + DAY_MS },
+                    Fact::ChainOpened { chain, account: 2, windows, base: None },
+                ],
+            ),
+        );
         for n in 0..600 {
             sequence += 1;
             let mut reserved = reserved(sequence, 10);

@@ -1,9 +1,5 @@
 //! A ledger with clocks that the test turns, and a journal that keeps every record.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses a part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -86,20 +82,12 @@ pub fn pattern(text: &str, budgets: Vec<BudgetSpec>) -> AccountPattern {
 }
 
 pub fn terms(limit: i64) -> BudgetTerms {
-    BudgetTerms {
-        limit,
-        thresholds: Arc::new([]),
-        manual: true,
-    }
+    BudgetTerms { limit, thresholds: Arc::new([]), manual: true }
 }
 
 pub fn spec(unit: Unit, period: Period, limit: i64) -> BudgetSpec {
     let terms = terms(limit);
-    BudgetSpec {
-        unit,
-        period,
-        terms,
-    }
+    BudgetSpec { unit, period, terms }
 }
 
 /// A budget that the patterns own, with WARN at 50 %, WARN at 80 % and DEGRADE at 90 %.
@@ -107,10 +95,7 @@ pub fn stepped(limit: i64) -> BudgetSpec {
     let threshold = |permille, verdict| Threshold {
         permille,
         verdict,
-        advice: Advice {
-            max_new_tokens: Some(i64::from(permille)),
-            ..Advice::default()
-        },
+        advice: Advice { max_new_tokens: Some(i64::from(permille)), ..Advice::default() },
     };
     let thresholds = [
         threshold(500, Verdict::Warn),
@@ -120,11 +105,7 @@ pub fn stepped(limit: i64) -> BudgetSpec {
     BudgetSpec {
         unit: Unit::Tokens,
         period: Period::total(),
-        terms: BudgetTerms {
-            limit,
-            thresholds: Arc::new(thresholds),
-            manual: true,
-        },
+        terms: BudgetTerms { limit, thresholds: Arc::new(thresholds), manual: true },
     }
 }
 
@@ -141,28 +122,16 @@ pub fn exactly(most: Amounts) -> Wish {
 }
 
 pub fn ask(account: &str, wish: Wish) -> Ask<'_> {
-    Ask {
-        account,
-        wish,
-        ttl_ms: TTL,
-        key: 0,
-        payload: 0,
-        parent: None,
-        labels: Vec::new(),
-    }
+    Ask { account, wish, ttl_ms: TTL, key: 0, payload: 0, parent: None, labels: Vec::new() }
 }
 
 /// A Commit that names the units of `actual`.
 pub fn commit(actual: &[(Unit, i64)]) -> Ending {
     let named = actual.iter().fold(0, |bits, (unit, _)| bits | 1 << unit.index());
     let payload = actual.iter().fold(1_u128, |hash, (unit, amount)| {
-        hash.wrapping_mul(31) + (unit.index() as u128) + (amount.unsigned_abs() as u128)
+        hash.wrapping_mul(31) + (unit.index() as u128) + u128::from(amount.unsigned_abs())
     });
-    Ending::Commit {
-        actual: of(actual),
-        named,
-        payload,
-    }
+    Ending::Commit { actual: of(actual), named, payload }
 }
 
 impl World {
@@ -233,6 +202,12 @@ impl World {
         Ok(balance.standing)
     }
 
+    /// Lets an account come to be, as its first use does.
+    pub fn open(&self, path: &str) -> Result<(), LedgerError> {
+        let nothing = exactly(Amounts::ZERO);
+        self.ledger.check(path, &nothing, self.now()).map(drop)
+    }
+
     pub fn freeze(&self, path: &str, frozen: bool) {
         let now = self.now();
         self.ledger.set_frozen(path, frozen, "test", now).unwrap();
@@ -257,10 +232,7 @@ impl World {
 
     /// Carves tokens from a parent.
     pub fn nest(&self, path: &str, parent: ReservationId, most: Amounts) -> Result<View, Refusal> {
-        let ask = Ask {
-            parent: Some(parent),
-            ..ask(path, exactly(most))
-        };
+        let ask = Ask { parent: Some(parent), ..ask(path, exactly(most)) };
         match self.reserve(ask).unwrap() {
             Admission::Granted(granted) => Ok(granted.view),
             Admission::Refused(refusal, _) => Err(refusal),
@@ -290,13 +262,7 @@ impl World {
     }
 
     pub fn record(&self, path: &str, amounts: Amounts) -> Result<Ended, LedgerError> {
-        let spending = Spending {
-            account: path,
-            amounts,
-            key: 0,
-            payload: 0,
-            labels: Vec::new(),
-        };
+        let spending = Spending { account: path, amounts, key: 0, payload: 0, labels: Vec::new() };
         self.ledger.record(spending, self.now())
     }
 
@@ -310,12 +276,7 @@ impl World {
         let mut balances = view.balances.iter();
         let found = balances.find(|balance| balance.window.budget.unit == unit);
         let standing = found.unwrap().standing;
-        let Standing {
-            limit,
-            held,
-            spent,
-            remaining,
-        } = standing;
+        let Standing { limit, held, spent, remaining } = standing;
         (limit, held, spent, remaining)
     }
 

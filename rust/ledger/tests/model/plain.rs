@@ -193,7 +193,13 @@ impl Plain {
     }
 
     /// What is granted of a wish: all of it, or what is left, or a refusal.
-    fn grant(&self, chain: &[usize], most: &Amounts, least: &Amounts, more: &Amounts) -> Result<Amounts, No> {
+    fn grant(
+        &self,
+        chain: &[usize],
+        most: &Amounts,
+        least: &Amounts,
+        more: &Amounts,
+    ) -> Result<Amounts, No> {
         let fitting = |unit| {
             let left = self.available(chain, unit).min(more.get(unit)).max(0);
             (unit, most.get(unit).min(left))
@@ -318,14 +324,20 @@ impl Plain {
         Ok((granted, pieces))
     }
 
-    fn nested(&mut self, own: &[usize], held: Amounts, base: Piece, covered: &BTreeSet<Unit>) -> Piece {
+    fn nested(
+        &mut self,
+        own: &[usize],
+        held: Amounts,
+        base: Piece,
+        covered: &BTreeSet<Unit>,
+    ) -> Piece {
         let mut piece = self.piece(own, held);
         for unit in covered {
             piece.counts[index(*unit)].extend(base.counts[index(*unit)].clone());
         }
         self.chains += 1;
         piece.key = vec![usize::MAX, self.chains];
-        piece.covered = covered.clone();
+        piece.covered.clone_from(covered);
         piece.base = Some(Box::new(base));
         piece
     }
@@ -379,7 +391,12 @@ impl Plain {
         Some(self.reservations[id].unused())
     }
 
-    pub(crate) fn extend(&mut self, id: usize, most: &Amounts, least: &Amounts) -> Result<Result<(), No>, ()> {
+    pub(crate) fn extend(
+        &mut self,
+        id: usize,
+        most: &Amounts,
+        least: &Amounts,
+    ) -> Result<Result<(), No>, ()> {
         let reservation = &self.reservations[id];
         if reservation.forgotten || reservation.state != State::Pending {
             return Err(());
@@ -492,7 +509,13 @@ impl Plain {
     }
 
     /// `named`: the true amounts; others count as debited. Returns whether it is no error.
-    pub(crate) fn commit(&mut self, id: usize, named: &Amounts, units: &[Unit], payload: u128) -> bool {
+    pub(crate) fn commit(
+        &mut self,
+        id: usize,
+        named: &Amounts,
+        units: &[Unit],
+        payload: u128,
+    ) -> bool {
         let reservation = &self.reservations[id];
         if reservation.forgotten {
             return false;
@@ -583,7 +606,13 @@ impl Plain {
         (expired, forgotten)
     }
 
-    pub(crate) fn set_budget(&mut self, path: &'static str, unit: Unit, kind: PeriodKind, limit: i64) {
+    pub(crate) fn set_budget(
+        &mut self,
+        path: &'static str,
+        unit: Unit,
+        kind: PeriodKind,
+        limit: i64,
+    ) {
         let same = |b: &Budget| b.path == path && b.unit == unit && b.kind == kind;
         let at = self.budgets.iter().position(same).unwrap_or(self.budgets.len());
         if at == self.budgets.len() {

@@ -56,7 +56,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     let parent = prop::option::weighted(0.4, of());
     let key = prop_oneof![4 => Just(0_u128), 1 => 1..4_u128];
     let unit = prop::sample::select(UNITS.to_vec());
-    let waits = [1, SECOND, 10 * SECOND, TTL, RETENTION, HOUR, DAY];
+    let waits = [1, SECOND, 20 * SECOND, TTL, RETENTION, HOUR, HOUR, DAY];
     let walls = [-30 * DAY, -DAY, -HOUR, -1, SECOND, HOUR];
     prop_oneof![
         6 => (at(), wish(60), parent, key).prop_map(|(at, (most, least), parent, key)| {
@@ -76,6 +76,6 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         1 => (at(), any::<bool>()).prop_map(|(at, frozen)| Step::Freeze { at, frozen }),
         3 => prop::sample::select(waits.to_vec()).prop_map(|ms| Step::Wait { ms }),
         1 => prop::sample::select(walls.to_vec()).prop_map(|ms| Step::Wall { ms }),
-        2 => Just(Step::Tick),
+        1 => Just(Step::Tick),
     ]
 }

@@ -132,12 +132,8 @@ fn r05_usage_is_granted_as_many_output_tokens_as_fit_every_unit() {
     // 1,000 input tokens cost 1,000 nanos, one output token 10.
     let world = World::tokens(&[("a", 100_000), ("a/b", 1_500)]);
     world.limit("a", Unit::UsdNanos, Period::total(), 4_009);
-    let usage = |output_tokens| Usage {
-        input_tokens: 1_000,
-        output_tokens,
-        calls: 1,
-        ..Usage::default()
-    };
+    let usage =
+        |output_tokens| Usage { input_tokens: 1_000, output_tokens, calls: 1, ..Usage::default() };
     let wish = |most, min_output_tokens| Wish::Usage {
         rate: Some(Arc::new(rate())),
         usage: usage(most),

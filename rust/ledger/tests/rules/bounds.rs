@@ -6,7 +6,8 @@ use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens
 
 #[test]
 fn r15_reservations_are_bounded_and_come_back() {
-    let mut settings = settings(vec![pattern("a", vec![spec(Unit::Tokens, Period::total(), 1_000)])]);
+    let mut settings =
+        settings(vec![pattern("a", vec![spec(Unit::Tokens, Period::total(), 1_000)])]);
     settings.max_reservations = 3;
     let world = World::with(settings);
     let ids: Vec<_> = (0..3).map(|_| world.held("a", 10)).collect();
@@ -35,13 +36,16 @@ fn r15_accounts_are_bounded_in_all_and_below_each_parent() {
     let mut settings = settings(["a", "a/*", "a/*/*"].map(|text| pattern(text, vec![])).into());
     (settings.max_accounts, settings.max_children) = (5, 3);
     let world = World::with(settings);
-    let open = |path: &str| world.ledger.account(path, world.now()).map(|view| view.path);
+    let open = |path: &str| world.open(path);
     for path in ["a/1", "a/2", "a/3"] {
         open(path).unwrap();
     }
     let (what, max) = ("the accounts below one parent", 3);
     assert_eq!(open("a/4").unwrap_err(), LedgerError::AccountLimit { what, max });
-    assert_eq!(open("a/4/1").unwrap_err(), LedgerError::AccountLimit { what: "the number of accounts", max: 5 });
+    assert_eq!(
+        open("a/4/1").unwrap_err(),
+        LedgerError::AccountLimit { what: "the number of accounts", max: 5 }
+    );
     open("a/1/1").unwrap();
     let (what, max) = ("the number of accounts", 5);
     assert_eq!(open("a/2/1").unwrap_err(), LedgerError::AccountLimit { what, max });
@@ -74,7 +78,7 @@ fn r15_budgets_of_one_account_are_bounded() {
 fn r15_a_pattern_with_too_many_budgets_makes_no_account() {
     let budgets = (1..=17).map(|length| spec(Unit::Tokens, Period::rolling(length * 1_000), 5));
     let world = World::with(settings(vec![pattern("a/*", budgets.collect())]));
-    assert!(world.ledger.account("a/b", world.now()).is_err());
+    assert!(world.open("a/b").is_err());
     assert_eq!((world.ledger.account_count(), world.tape.len()), (0, 0));
 }
 
@@ -122,7 +126,7 @@ fn r15_accounts_with_something_to_know_of_stay() {
     world.set("a/manual", spec(Unit::Calls, Period::total(), 5)).unwrap();
     world.freeze("a/frozen", true);
     world.record("a/spent", tokens(1)).unwrap();
-    world.ledger.account("a/idle/below", world.now()).unwrap();
+    world.open("a/idle/below").unwrap();
     world.held("a/pending", 1);
     world.wait(TTL.max(3 * HOUR));
     let retired = world.ledger.retire_idle(world.now());

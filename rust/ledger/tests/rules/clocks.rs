@@ -24,40 +24,92 @@ fn assert_window(kind: PeriodKind, zone: &str, inside: &[&str], bounds: (&str, &
 #[test]
 fn r14_days_weeks_and_months_in_berlin_across_both_clock_changes() {
     use PeriodKind::{Day, Hour, Month, Week};
-    let check = |kind, inside: &[&str], bounds| assert_window(kind, "Europe/Berlin", inside, bounds);
+    let check =
+        |kind, inside: &[&str], bounds| assert_window(kind, "Europe/Berlin", inside, bounds);
     // 29 March 2026 has 23 hours, 25 October 25.
     check(Day, &["2026-03-29T12:00+02:00"], ("2026-03-29T00:00+01:00", "2026-03-30T00:00+02:00"));
-    check(Day, &["2026-10-25T02:30+02:00", "2026-10-25T02:30+01:00"],
-        ("2026-10-25T00:00+02:00", "2026-10-26T00:00+01:00"));
-    check(Hour, &["2026-03-29T01:59:59+01:00"], ("2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00"));
+    check(
+        Day,
+        &["2026-10-25T02:30+02:00", "2026-10-25T02:30+01:00"],
+        ("2026-10-25T00:00+02:00", "2026-10-26T00:00+01:00"),
+    );
+    check(
+        Hour,
+        &["2026-03-29T01:59:59+01:00"],
+        ("2026-03-29T01:00+01:00", "2026-03-29T03:00+02:00"),
+    );
     check(Hour, &["2026-10-25T02:30+02:00"], ("2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00"));
     check(Hour, &["2026-10-25T02:30+01:00"], ("2026-10-25T02:00+01:00", "2026-10-25T03:00+01:00"));
-    check(Week, &["2026-03-29T23:59:59+02:00"], ("2026-03-23T00:00+01:00", "2026-03-30T00:00+02:00"));
-    check(Month, &["2026-03-31T23:59:59+02:00"], ("2026-03-01T00:00+01:00", "2026-04-01T00:00+02:00"));
-    check(Month, &["2028-02-29T23:59:59+01:00"], ("2028-02-01T00:00+01:00", "2028-03-01T00:00+01:00"));
-    check(Month, &["2026-12-31T23:59:59+01:00"], ("2026-12-01T00:00+01:00", "2027-01-01T00:00+01:00"));
+    check(
+        Week,
+        &["2026-03-29T23:59:59+02:00"],
+        ("2026-03-23T00:00+01:00", "2026-03-30T00:00+02:00"),
+    );
+    check(
+        Month,
+        &["2026-03-31T23:59:59+02:00"],
+        ("2026-03-01T00:00+01:00", "2026-04-01T00:00+02:00"),
+    );
+    check(
+        Month,
+        &["2028-02-29T23:59:59+01:00"],
+        ("2028-02-01T00:00+01:00", "2028-03-01T00:00+01:00"),
+    );
+    check(
+        Month,
+        &["2026-12-31T23:59:59+01:00"],
+        ("2026-12-01T00:00+01:00", "2027-01-01T00:00+01:00"),
+    );
     check(Week, &["2027-01-01T00:00+01:00"], ("2026-12-28T00:00+01:00", "2027-01-04T00:00+01:00"));
 }
 
 #[test]
 fn r14_zones_with_odd_offsets_missing_midnights_and_missing_days() {
     use PeriodKind::{Day, Hour, Month};
-    assert_window(Hour, "Asia/Kolkata", &["2026-05-01T10:15+05:30"],
-        ("2026-05-01T10:00+05:30", "2026-05-01T11:00+05:30"));
-    assert_window(Month, "Asia/Kolkata", &["2026-04-30T23:59+05:30"],
-        ("2026-04-01T00:00+05:30", "2026-05-01T00:00+05:30"));
+    assert_window(
+        Hour,
+        "Asia/Kolkata",
+        &["2026-05-01T10:15+05:30"],
+        ("2026-05-01T10:00+05:30", "2026-05-01T11:00+05:30"),
+    );
+    assert_window(
+        Month,
+        "Asia/Kolkata",
+        &["2026-04-30T23:59+05:30"],
+        ("2026-04-01T00:00+05:30", "2026-05-01T00:00+05:30"),
+    );
     // In São Paulo the day of the change began at one o'clock, and the day before it ended had 25 hours.
-    assert_window(Day, "America/Sao_Paulo", &["2018-11-04T12:00-02:00"],
-        ("2018-11-04T01:00-02:00", "2018-11-05T00:00-02:00"));
-    assert_window(Day, "America/Sao_Paulo", &["2019-02-16T23:30-02:00", "2019-02-16T23:30-03:00"],
-        ("2019-02-16T00:00-02:00", "2019-02-17T00:00-03:00"));
+    assert_window(
+        Day,
+        "America/Sao_Paulo",
+        &["2018-11-04T12:00-02:00"],
+        ("2018-11-04T01:00-02:00", "2018-11-05T00:00-02:00"),
+    );
+    assert_window(
+        Day,
+        "America/Sao_Paulo",
+        &["2019-02-16T23:30-02:00", "2019-02-16T23:30-03:00"],
+        ("2019-02-16T00:00-02:00", "2019-02-17T00:00-03:00"),
+    );
     // Samoa skipped 30 December 2011.
-    assert_window(Day, "Pacific/Apia", &["2011-12-29T23:59-10:00"],
-        ("2011-12-29T00:00-10:00", "2011-12-31T00:00+14:00"));
-    assert_window(Month, "Pacific/Apia", &["2011-12-31T00:00+14:00"],
-        ("2011-12-01T00:00-10:00", "2012-01-01T00:00+14:00"));
-    assert_window(Day, "Australia/Lord_Howe", &["2026-10-04T12:00+11:00"],
-        ("2026-10-04T00:00+10:30", "2026-10-05T00:00+11:00"));
+    assert_window(
+        Day,
+        "Pacific/Apia",
+        &["2011-12-29T23:59-10:00"],
+        ("2011-12-29T00:00-10:00", "2011-12-31T00:00+14:00"),
+    );
+    assert_window(
+        Month,
+        "Pacific/Apia",
+        &["2011-12-31T00:00+14:00"],
+        ("2011-12-01T00:00-10:00", "2012-01-01T00:00+14:00"),
+    );
+    assert_window(
+        Day,
+        "Australia/Lord_Howe",
+        &["2026-10-04T12:00+11:00"],
+        ("2026-10-04T00:00+10:30", "2026-10-05T00:00+11:00"),
+    );
 }
 
 /// In Lord Howe the clock changes by half an hour, in the middle of an hour of one side.
@@ -108,7 +160,8 @@ fn r14_a_clock_that_steps_back_never_reopens_a_window() {
     world.record("a", tokens(100)).unwrap();
     world.wait(DAY);
     world.record("a", tokens(60)).unwrap();
-    let window = |world: &World| world.ledger.account("a", world.now()).unwrap().balances[0].window.id;
+    let window =
+        |world: &World| world.ledger.account("a", world.now()).unwrap().balances[0].window.id;
     let present = window(&world);
     for back in [SECOND, DAY, 30 * DAY] {
         world.set_wall(world.now().wall_ms - back);

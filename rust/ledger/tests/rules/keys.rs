@@ -7,11 +7,7 @@ use crate::common::{RETENTION, TTL, World, ask, commit, exactly, of, tokens};
 
 fn keyed(account: &str, amount: i64, key: u128) -> Ask<'_> {
     let payload = u128::from(amount.unsigned_abs());
-    Ask {
-        key,
-        payload,
-        ..ask(account, exactly(tokens(amount)))
-    }
+    Ask { key, payload, ..ask(account, exactly(tokens(amount))) }
 }
 
 fn granted(world: &World, ask: Ask<'_>) -> Granted {
@@ -137,7 +133,8 @@ fn r06_any_order_of_repeats_ends_alike() {
         Commit,
         Release,
     }
-    let calls = [Call::Debit, Call::Debit, Call::Commit, Call::Release, Call::Commit, Call::Release];
+    let calls =
+        [Call::Debit, Call::Debit, Call::Commit, Call::Release, Call::Commit, Call::Release];
     let mut orders = 0;
     permute(&mut calls.to_vec(), 0, &mut |order| {
         let world = World::tokens(&[("a", 1_000), ("a/b", 500)]);

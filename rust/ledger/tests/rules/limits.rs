@@ -47,12 +47,20 @@ fn r10_a_frozen_level_stops_what_is_below_and_keeps_counting() {
         let debited = world.debit(id, 4);
         assert_eq!(debited.verdict, Verdict::Stop);
         let refusal = debited.refusal.unwrap();
-        assert_eq!((refusal.reason, refusal.account.as_str()), (RefusalReason::AccountFrozen, level));
+        assert_eq!(
+            (refusal.reason, refusal.account.as_str()),
+            (RefusalReason::AccountFrozen, level)
+        );
         assert_eq!(world.tokens_of("a"), (6, 4), "what was used still counts");
-        assert_eq!(world.hold("a/b/c", tokens(1)).unwrap_err().reason, RefusalReason::AccountFrozen);
+        assert_eq!(
+            world.hold("a/b/c", tokens(1)).unwrap_err().reason,
+            RefusalReason::AccountFrozen
+        );
         assert_eq!(world.hold("a/b/c/d", tokens(1)).unwrap_err().account, level);
         let told = world.ledger.check("a/b/c", &exactly(tokens(1)), world.now()).unwrap();
-        assert!(matches!(told, Admission::Refused(r, _) if r.reason == RefusalReason::AccountFrozen));
+        assert!(
+            matches!(told, Admission::Refused(r, _) if r.reason == RefusalReason::AccountFrozen)
+        );
         assert_eq!(world.extend(id, 20).refusal.unwrap().reason, RefusalReason::AccountFrozen);
         // A top-up of the budget does not clear it.
         world.limit("a", Unit::Tokens, Period::total(), 1_000);
@@ -94,7 +102,10 @@ fn r12_limits_and_amounts_near_the_end_of_i64_do_not_wrap() {
         assert_eq!(world.standing("a", Unit::Tokens), (limit, i64::MAX - 1, 0, remaining));
     }
     // One more than an i64 can count: an error that changes nothing.
-    assert_eq!(world.end(id, commit(&[(Unit::Tokens, i64::MAX)])).unwrap().view.spent, tokens(i64::MAX));
+    assert_eq!(
+        world.end(id, commit(&[(Unit::Tokens, i64::MAX)])).unwrap().view.spent,
+        tokens(i64::MAX)
+    );
     let before = (world.standing("a", Unit::Tokens), world.standing("a/b", Unit::Tokens));
     assert_eq!(world.record("a/b", tokens(1)).unwrap_err(), LedgerError::Overflow);
     let both = of(&[(Unit::Tokens, 1), (Unit::UsdNanos, 1)]);
@@ -238,4 +249,14 @@ fn r17_a_limit_change_after_rollover_changes_the_new_window() {
     world.set("a", budget).unwrap();
     assert!(world.tape.crossings().is_empty(), "last hour's spending is no matter any more");
     assert!(matches!(world.reserve(ask("a", exactly(tokens(50)))), Ok(Admission::Granted(_))));
+}
+
+#[test]
+fn r10_a_hold_that_stands_is_not_told_to_stop_for_a_unit_that_it_does_not_hold() {
+    let world = World::tokens(&[("a", 100)]);
+    world.limit("a", Unit::Calls, Period::total(), 1);
+    world.record("a", Amounts::of(Unit::Calls, 2)).unwrap();
+    assert_eq!(world.ledger.account("a", world.now()).unwrap().verdict, Verdict::Stop);
+    assert_eq!(world.hold("a", tokens(1)).unwrap().verdict, Verdict::Degrade);
+    assert!(world.hold("a", Amounts::of(Unit::Calls, 1)).is_err());
 }

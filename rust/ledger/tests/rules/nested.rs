@@ -1,9 +1,7 @@
 //! R16: children only narrow, and holds are carved from their parents.
 
 use bursar_ledger::fact::State;
-use bursar_ledger::{
-    Admission, Ask, LedgerError, Period, PeriodKind, RefusalReason, Unit, Wish,
-};
+use bursar_ledger::{Admission, Ask, LedgerError, Period, PeriodKind, RefusalReason, Unit, Wish};
 
 use crate::common::{HOUR, RETENTION, TTL, World, ask, exactly, of, tokens};
 
@@ -96,7 +94,11 @@ fn r16_nested_in_nested_goes_back_level_by_level() {
                     world.ledger.tick(world.now());
                 }
             }
-            assert_eq!(paths.map(|path| world.tokens_of(path)), [(0, 6), (0, 5), (0, 3)], "{order:?}");
+            assert_eq!(
+                paths.map(|path| world.tokens_of(path)),
+                [(0, 6), (0, 5), (0, 3)],
+                "{order:?}"
+            );
         }
     }
 }

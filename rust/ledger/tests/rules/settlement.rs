@@ -1,15 +1,14 @@
 //! R7 and R9: ends tell the truth, and holds end.
 
 use bursar_ledger::fact::State;
-use bursar_ledger::{
-    Amounts, Ending, LedgerError, Period, RefusalReason, Unit, Verdict,
-};
+use bursar_ledger::{Amounts, Ending, LedgerError, Period, RefusalReason, Unit, Verdict};
 
 use crate::common::{RETENTION, TTL, World, commit, of, tokens};
 
 #[test]
 fn r07_commit_below_at_and_above_the_hold_counts_what_it_says() {
-    for (actual, returned, overdraft) in [(0, 60, 0), (20, 40, 0), (60, 0, 0), (90, 0, 0), (130, 0, 30)]
+    for (actual, returned, overdraft) in
+        [(0, 60, 0), (20, 40, 0), (60, 0, 0), (90, 0, 0), (130, 0, 30)]
     {
         let world = World::tokens(&[("a", 100), ("a/b", 1_000)]);
         let id = world.held("a/b", 60);

@@ -1,7 +1,7 @@
 //! R2, R3 and R17 under real threads.
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use bursar_ledger::{Admission, Unit};
@@ -44,13 +44,42 @@ fn r02_two_thousand_reserves_of_one_on_a_limit_of_100_admit_exactly_100() {
 }
 
 /// Goal: a call that fits is never refused for the sake of one that is itself refused in the end.
-/// Method: half of the threads ask for amounts that all fit `a` together; the other half ask, at a
-/// sibling whose own budget is too small, for so much that `a` is full while they are half-way.
+/// Method: one thread holds all that `a` has, again and again; the others ask for mixed amounts at a
+/// sibling whose own budget is too small. Budgets are charged in the order of their creation, so each
+/// of them is half-way, with `a` no longer whole, before it is refused.
 #[test]
 fn r03_doomed_calls_do_not_cause_false_refusals() {
+    let world = World::tokens(&[("a", 100), ("a/x", 100), ("a/y", 0), ("a/z", 0)]);
+    let done = AtomicBool::new(false);
+    let refused = AtomicUsize::new(0);
+    at_once(|number| {
+        if number == 0 {
+            for _ in 0..20_000 {
+                match world.hold("a/x", tokens(100)) {
+                    Ok(granted) => drop(world.release(granted.view.id)),
+                    Err(_) => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                }
+                if world.ledger.reservation_count() > 5_000 {
+                    world.wait(crate::common::RETENTION);
+                    world.ledger.tick(world.now());
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        }
+        let path = ["a/y", "a/z"][number % 2];
+        while !done.load(Ordering::Relaxed) {
+            assert!(world.hold(path, tokens(number as i64)).is_err());
+        }
+    });
+    assert_eq!(refused.into_inner(), 0);
+    assert_eq!(world.standing("a", Unit::Tokens), (100, 0, 0, 100));
+}
+
+/// As above, while the calls that fit come from half of the threads and fill `a` exactly.
+#[test]
+fn r03_all_that_fit_together_are_admitted_beside_doomed_calls() {
     for round in 0..60 {
         let fitting: i64 = (0..THREADS as i64 / 2).map(|n| 50 * (n + 1)).sum();
-        // Budgets are charged in the order of their creation: the doomed calls pass `a` first.
         let world = World::tokens(&[("a", fitting), ("a/x", fitting), ("a/y", 1)]);
         let refused = AtomicUsize::new(0);
         at_once(|number| {
@@ -95,6 +124,55 @@ fn r09_every_reservation_made_by_many_threads_expires() {
         assert_eq!(world.ledger.tick(world.now()).expired, 400 * THREADS);
         assert_eq!(world.tokens_of("a"), (0, 0));
     }
+}
+
+/// Goal: however expiry, Commit, Release and a late piece of a nested hold meet, each hold is settled
+/// once. Method: all threads end the same reservations, one of them by ticks.
+#[test]
+fn r09_expiry_commit_and_release_settle_once() {
+    for _ in 0..20 {
+        let world = World::tokens(&[("a", 1 << 40), ("a/b", 1 << 40)]);
+        let ids: Vec<_> = (0..100)
+            .flat_map(|_| {
+                let parent = world.held("a", 10);
+                [parent, world.nest("a/b", parent, tokens(4)).unwrap().id]
+            })
+            .collect();
+        world.wait(crate::common::TTL);
+        at_once(|number| {
+            for id in &ids {
+                match number % 3 {
+                    0 => drop(world.ledger.tick(world.now())),
+                    1 => drop(world.commit(*id, 3)),
+                    _ => drop(world.release(*id)),
+                }
+            }
+        });
+        assert_eq!(world.tokens_of("a"), (0, 600));
+        assert_eq!(world.tokens_of("a/b"), (0, 300));
+    }
+}
+
+#[test]
+fn r16_nested_holds_made_and_returned_by_many_threads_add_up() {
+    let world = World::tokens(&[("a", 1_000), ("a/b", 1_000)]);
+    let parent = world.held("a", 100);
+    at_once(|number| {
+        for _ in 0..300 {
+            if let Ok(child) = world.nest("a/b", parent, tokens(20)) {
+                world.debit(child.id, 1);
+                drop(world.release(child.id));
+            } else if number == 0 {
+                world.extend(parent, 150);
+            }
+        }
+    });
+    let (held, spent) = world.tokens_of("a");
+    let (below_held, below_spent) = world.tokens_of("a/b");
+    assert_eq!((below_held, below_spent), (0, spent));
+    assert_eq!(world.view(parent).granted, tokens(held));
+    world.release(parent);
+    assert_eq!(world.tokens_of("a"), (0, spent));
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use bursar_ledger::fact::{Fact, Record, Reserved, Settled, SliceFact};
-use bursar_ledger::{Amounts, Period, PeriodKind, ReservationId, State, Threshold, Unit, Verdict};
+use bursar_ledger::{
+    Advice, Amounts, Period, PeriodKind, ReservationId, State, Threshold, Unit, Verdict,
+};
 use bursar_store::{Durability, EntryFilter, EntryRow, Recovery, Store, StoreConfig, StoreError};
 use tempfile::TempDir;
 
@@ -75,11 +77,12 @@ pub(crate) fn world() -> Record {
         thresholds: vec![Threshold {
             permille: 500,
             verdict: Verdict::Warn,
-            advice: Default::default(),
+            advice: Advice::default(),
         }],
         manual: budget == 2,
     };
-    let window = |window, budget, end_ms| Fact::WindowOpened { window, budget, start_ms: T0, end_ms };
+    let window =
+        |window, budget, end_ms| Fact::WindowOpened { window, budget, start_ms: T0, end_ms };
     let account = |account, path: &str| Fact::AccountOpened {
         account,
         path: path.into(),

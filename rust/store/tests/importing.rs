@@ -1,0 +1,129 @@
+//! The import: exactly once, whoever looks at the database meanwhile, however far behind it is.
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use bursar_store::{Case, Durability, StoreConfig, check_store, diagnose};
+use support::*;
+
+#[test]
+fn what_is_imported_and_still_in_the_log_is_not_imported_again() {
+    let folder = folder();
+    let config = config(&folder);
+    let store = open(&config);
+    let idle = hold_import(&config);
+    add(&store, &world());
+    for sequence in 1..50 {
+        add(&store, &reserve(sequence, 10));
+        add(&store, &settle(sequence, 10, 7));
+    }
+    store.wait_synced(store.written()).expect("synced");
+    let segment = segments(&config).pop().expect("one");
+    let log = fs::read(&segment).expect("read");
+    drop(idle);
+    let before = entries(&store);
+    drop(store);
+    // As if the process had died between the import's transaction and the end of the segment.
+    for segment in segments(&config) {
+        fs::remove_file(segment).expect("removed");
+    }
+    fs::write(&segment, log).expect("written");
+    let (store, recovery, _) = open_all(&config).expect("it opens");
+    assert_eq!((recovery.case, recovery.imported), (Case::CleanEnd, 0));
+    assert_eq!(entries(&store), before);
+    assert_eq!(check_store(&config.path).expect("checked"), []);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "it measures how long a writer is held up")]
+fn a_locked_database_holds_writers_up_and_loses_nothing() {
+    let folder = folder();
+    let config = StoreConfig { max_backlog_bytes: 2_000, ..config(&folder) };
+    let store = open(&config);
+    let idle = hold_import(&config);
+    add(&store, &world());
+    let mut longest = Duration::ZERO;
+    for sequence in 1..=60 {
+        let start = Instant::now();
+        add(&store, &reserve(sequence, 1));
+        longest = longest.max(start.elapsed());
+    }
+    assert!(longest >= Duration::from_millis(15), "{longest:?}: nobody was held up");
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    assert_eq!(store.failure(), None);
+    drop(idle);
+    assert_eq!(entries(&store).len(), 3 + 2 * 60);
+}
+
+#[test]
+fn readers_see_what_was_written_before_they_asked() {
+    for durability in [Durability::Process, Durability::Power, Durability::Memory] {
+        let folder = folder();
+        let store = open(&config_with(&folder, durability));
+        add(&store, &world());
+        for sequence in 1..=30 {
+            store.append(&reserve(sequence, 1));
+            store.write().expect("written");
+            assert_eq!(entries(&store).len(), 3 + 2 * usize::try_from(sequence).expect("small"));
+        }
+    }
+}
+
+#[test]
+fn records_come_in_order_from_many_threads() {
+    let folder = folder();
+    let config = StoreConfig { segment_bytes: 10_000, ..config(&folder) };
+    let store = open(&config);
+    add(&store, &world());
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..500 {
+                    let seq = store.append(&reserve(1 + thread * 500 + n, 1));
+                    store.write().expect("written");
+                    assert!(store.written() >= seq);
+                }
+            });
+        }
+    });
+    let rows = entries(&store);
+    assert_eq!(rows.len(), 3 + 2 * 2000);
+    let mut holds: Vec<u64> = rows.iter().filter_map(|r| Some(r.reservation?.sequence)).collect();
+    holds.sort_unstable();
+    holds.dedup();
+    assert_eq!(holds, (1..=2000).collect::<Vec<_>>());
+    store.close().expect("closed");
+    drop(store);
+    let (store, ..) = open_all(&config).expect("it opens");
+    assert_eq!(entries(&store), rows);
+}
+
+#[test]
+fn the_doctor_finds_a_window_that_does_not_add_up() {
+    let folder = folder();
+    let config = config(&folder);
+    let store = open(&config);
+    add(&store, &world());
+    add(&store, &reserve(1, 10));
+    add(&store, &settle(1, 10, 7));
+    assert!(entries(&store).len() > 3);
+    let diagnosis = diagnose(&config.path).expect("looked at");
+    assert_eq!(diagnosis.in_use_by, Some(std::process::id().to_string()));
+    assert!(diagnosis.is_well());
+    store.close().expect("closed");
+    drop(store);
+    let conn = rusqlite::Connection::open(&config.path).expect("opened");
+    conn.execute("UPDATE windows SET spent = spent + 1 WHERE id = 2", ()).expect("changed");
+    drop(conn);
+    let diagnosis = diagnose(&config.path).expect("looked at");
+    assert!(!diagnosis.is_well());
+    let json = serde_json::to_value(&diagnosis).expect("it is JSON");
+    let found = &json["database"]["mismatches"][0];
+    assert_eq!(
+        (&found["window"], &found["spent"], &found["entries"]),
+        (&2.into(), &71.into(), &70.into())
+    );
+}
