@@ -4,11 +4,12 @@ A `Call` holds the request and knows how to read the answer. The sync and the as
 these, so what a method means is written once, here. Nothing in this module does I/O.
 """
 
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
 
@@ -20,6 +21,7 @@ from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 Spending = models.Usage | models.UsageEstimate
 ENTRIES_PAGE_MAX: Final = 10_000
@@ -62,6 +64,20 @@ class Page(Generic[T]):
     next_token: str
 
 
+def _sendable(build: "Callable[P, Call[T]]") -> "Callable[P, Call[T]]":
+    """Turns text that has no UTF-8 form (a lone surrogate) into an error of ours."""
+
+    @functools.wraps(build)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        try:
+            return build(*args, **kwargs)
+        except UnicodeEncodeError as error:
+            near = error.object[max(0, error.start - 20) : error.end]
+            raise convert.invalid(f"text that is not Unicode cannot be sent: {near!r}") from None
+
+    return checked
+
+
 def one_of(
     tokens: int | None,
     amounts: models.Amounts | None,
@@ -85,6 +101,7 @@ def _key(key: str | None) -> str:
     return uuid.uuid4().hex if key is None else key
 
 
+@_sendable
 def reserve(
     account: str,
     *,
@@ -125,6 +142,7 @@ def reserve(
     return Call("LedgerService/Reserve", request, lg.ReserveResponse, read)
 
 
+@_sendable
 def debit(
     reservation: str,
     *,
@@ -151,6 +169,7 @@ def debit(
     return Call("LedgerService/Debit", request, lg.DebitResponse, read)
 
 
+@_sendable
 def extend(
     reservation: str,
     *,
@@ -180,6 +199,7 @@ def extend(
     return Call("LedgerService/Extend", request, lg.ExtendResponse, read)
 
 
+@_sendable
 def commit(
     reservation: str,
     *,
@@ -207,6 +227,7 @@ def commit(
     return Call("LedgerService/Commit", request, lg.CommitResponse, read)
 
 
+@_sendable
 def release(reservation: str) -> Call[models.ReleaseResult]:
     """LedgerService/Release."""
 
@@ -221,6 +242,7 @@ def release(reservation: str) -> Call[models.ReleaseResult]:
     return Call("LedgerService/Release", request, lg.ReleaseResponse, read)
 
 
+@_sendable
 def record(
     account: str,
     *,
@@ -251,6 +273,7 @@ def record(
     return Call("LedgerService/Record", request, lg.RecordResponse, read)
 
 
+@_sendable
 def check(
     account: str,
     *,
@@ -281,6 +304,7 @@ def check(
     return Call("LedgerService/Check", request, lg.CheckResponse, read)
 
 
+@_sendable
 def get_reservation(reservation: str) -> Call[models.ReservationInfo]:
     """LedgerService/GetReservation."""
     return Call(
@@ -291,6 +315,7 @@ def get_reservation(reservation: str) -> Call[models.ReservationInfo]:
     )
 
 
+@_sendable
 def count_tokens(model: str, *, text: str) -> Call[models.TokenCount]:
     """LedgerService/CountTokens."""
     return Call(
@@ -301,6 +326,7 @@ def count_tokens(model: str, *, text: str) -> Call[models.TokenCount]:
     )
 
 
+@_sendable
 def set_budget(
     account: str,
     *,
@@ -325,6 +351,7 @@ def set_budget(
     )
 
 
+@_sendable
 def get_account(account: str) -> Call[models.Account]:
     """AccountService/GetAccount."""
     return Call(
@@ -335,6 +362,7 @@ def get_account(account: str) -> Call[models.Account]:
     )
 
 
+@_sendable
 def list_accounts(
     account: str, *, page_size: int, page_token: str = ""
 ) -> Call[Page[models.Account]]:
@@ -349,6 +377,7 @@ def list_accounts(
     )
 
 
+@_sendable
 def freeze(account: str, *, reason: str) -> Call[models.Account]:
     """AccountService/Freeze."""
     return Call(
@@ -359,6 +388,7 @@ def freeze(account: str, *, reason: str) -> Call[models.Account]:
     )
 
 
+@_sendable
 def unfreeze(account: str) -> Call[models.Account]:
     """AccountService/Unfreeze."""
     return Call(
@@ -399,6 +429,7 @@ def entry_filter(
     return EntryFilter(account, reservation, unit, known, start_time, end_time)
 
 
+@_sendable
 def list_entries(
     wanted: EntryFilter, *, page_size: int, page_token: str = ""
 ) -> Call[Page[models.Entry]]:
@@ -423,6 +454,7 @@ def list_entries(
     )
 
 
+@_sendable
 def watch_accounts(account: str, *, min_interval_s: float | None) -> Call[models.AccountChanges]:
     """AccountService/WatchAccounts; `read` turns each message into changes."""
     request = ac.WatchAccountsRequest(

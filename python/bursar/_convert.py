@@ -16,6 +16,8 @@ from bursar.exceptions import InvalidRequest
 from bursar.units import INT64_MAX
 from bursar.v1 import account_pb2, ledger_pb2
 
+DURATION_S_MAX = 315_576_000_000  # 10,000 years: the longest that protobuf has
+
 
 def invalid(message: str, *, reason: str = "INVALID_FIELD", field: str = "") -> InvalidRequest:
     """Builds the exception for a call that is wrong before it is sent."""
@@ -46,9 +48,10 @@ def duration(seconds: float | None, *, field: str) -> Duration | None:
     """Writes a duration given in seconds, to the millisecond."""
     if seconds is None:
         return None
+    if not 0 < seconds <= DURATION_S_MAX or round(seconds * 1000) == 0:  # NaN is not between
+        right = "it must be at least a millisecond and at most 10,000 years"
+        raise invalid(f"{field} is {seconds!r}; {right}", field=field)
     milliseconds = round(seconds * 1000)
-    if milliseconds <= 0:
-        raise invalid(f"{field} is {seconds!r}; it must be at least a millisecond", field=field)
     wire = Duration()
     wire.FromMilliseconds(milliseconds)
     return wire

@@ -26,6 +26,7 @@ _BY_CODE: Final[Mapping[str, type[BursarError]]] = {
     "UNAVAILABLE": SidecarUnavailable,
     "DEADLINE_EXCEEDED": SidecarTimeout,
     "INVALID_ARGUMENT": InvalidRequest,
+    "OUT_OF_RANGE": InvalidRequest,  # a message that is larger than the sidecar reads
 }
 """What an error without a reason of ours becomes: it came from gRPC itself, not from the ledger."""
 

@@ -9,10 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), prost_bytes(&descriptors))?;
-    tonic_prost_build::configure()
-        .build_client(false)
-        .btree_map(".")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().build_client(false).btree_map(".").compile_fds(descriptors)?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 """The figures of the ledger in this process, without a wire: `cargo bench -p bursar-ledger`.
 
-That prints a line of JSON for each figure; the one named `floor` is a bare compare-and-swap.
+That prints a line of JSON for each figure; `cas_floor` is a bare compare-and-swap.
 """
 
 import json
@@ -21,11 +21,9 @@ def measure(*, quick: bool) -> dict[str, list[tuple[float, float]]]:
         command, cwd=_servers.PROJECT, stdout=subprocess.PIPE, check=True, text=True
     )
     lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
-    figures: dict[str, dict[str, Any]] = {line["name"]: line for line in lines}
-    floor = float(figures.pop("floor")["ns_median"])
+    figures: dict[str, dict[str, Any]] = {line["case"]: line for line in lines}
+    floor = float(figures.pop("cas_floor")["median"])
     return {
-        f"ledger_{name}": [
-            (float(each[field]), floor) for field in ("ns_min", "ns_median", "ns_max")
-        ]
+        f"ledger_{name}": [(float(each[field]), floor) for field in ("min", "median", "max")]
         for name, each in figures.items()
     }

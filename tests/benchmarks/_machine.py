@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 QUIET_SHARE = 0.15  # of the CPUs measured: with more, somebody else decides the figures
-QUIET_WAIT_S = 8.0
+QUIET_WAIT_S = 3.0
 SETTLE_WAIT_S = 60.0
 
 

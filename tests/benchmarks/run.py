@@ -139,13 +139,14 @@ class Bench:
 
 def over_the_wire(
     programs: dict[str, Path],
-    folder: Path,
-    sockets: Path,
+    folders: tuple[Path, Path],
+    wanted: list[Metric],
+    *,
     rounds: int,
     seconds: float,
-    wanted: list[Metric],
 ) -> dict[str, Any]:
     """Starts the servers and measures everything once a round."""
+    folder, sockets = folders
     series = list(dict.fromkeys(each for metric in wanted for each in (metric.floor, metric.ours)))
     series.sort(key=lambda each: each.concurrency)
     with contextlib.ExitStack() as stack:
@@ -259,7 +260,9 @@ def main() -> None:
     ):
         folder, sockets = Path(disk), Path(short)
         if wanted:
-            results |= over_the_wire(programs, folder, sockets, rounds, seconds, wanted)
+            results |= over_the_wire(
+                programs, (folder, sockets), wanted, rounds=rounds, seconds=seconds
+            )
         if options.only in _startup.NAME:
             say("start-up")
             scale = 100 if options.quick else 1

@@ -36,8 +36,15 @@ def client(daemon: Daemon) -> Iterator[bursar.Client]:
 
 @pytest.fixture
 def wire(daemon: Daemon) -> Iterator[Wire]:
-    with Wire(daemon.socket_path, connections=CONNECTIONS) as one:
+    # They are taken when all threads wake up at once: one that is awake alone would take them all.
+    with daemon.stopped():
+        one = Wire(daemon.socket_path, connections=CONNECTIONS)
+    with one:
+        before = daemon.thread_work_ns()
         yield one
+        work = [after - before[name] for name, after in daemon.thread_work_ns().items()]
+    print(f"the threads worked for {[ns // 1_000_000 for ns in work]} ms")
+    assert sum(ns > max(work) / 20 for ns in work) > 1, "one thread served everybody"
 
 
 def reserve(account: str, tokens: int, **more: int) -> Call:

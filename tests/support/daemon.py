@@ -81,6 +81,15 @@ class Daemon(Sidecar):
         )
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def thread_work_ns(self) -> dict[str, int]:
+        """The processor time of each data-plane thread so far, by name."""
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            name = (task / "comm").read_text(encoding="ascii").strip()
+            if name.removeprefix("bursar-").isdigit():
+                found[name] = int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        return found
+
 
 def picture(client: bursar.Client, account: str = "") -> dict[str, Any]:
     """Every account with its balances, budgets and freezes: two ledgers alike have one picture."""

@@ -101,8 +101,9 @@ def _findings(store: Path, report: dict[str, Any]) -> list[str]:
     if database is None:
         return [*lines, "database: cannot be read"]
     lines.append(
-        f"database: {database['entries']:,} entries, {database['holding']:,} reservations that hold,"
-        f" {'closed cleanly' if database['clean'] else 'not closed'}"
+        f"database: {database['entries']:,} entries, "
+        f"{database['holding']:,} reservations that hold, "
+        f"{'closed cleanly' if database['clean'] else 'not closed'}"
     )
     lines += [f"damage: {one}" for one in database["damage"]]
     return lines + [f"a window differs from its entries: {one}" for one in database["mismatches"]]

@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 /// The echo's wire types.
 #[allow(
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     missing_docs,
     unreachable_pub,
     reason = "generated code; the proto file is its documentation"

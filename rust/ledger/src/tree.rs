@@ -62,8 +62,8 @@ impl Tree {
 }
 
 impl<J: Journal> Ledger<J> {
-    /// The current chain of an account, its windows rolled to `now_ms`; creates the account if a pattern
-    /// allows it.
+    /// The current chain of an account, its windows rolled to `now_ms`; creates the account if a
+    /// pattern allows it.
     pub(crate) fn chain(&self, path: &str, now_ms: i64) -> Result<Arc<Chain>, LedgerError> {
         let found = {
             let accounts = self.tree.accounts.pin();

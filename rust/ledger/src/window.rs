@@ -240,8 +240,8 @@ impl Window {
     /// Takes `amount` whether it fits or not: truth is recorded (R7). Returns what of it passes the
     /// limit.
     pub(crate) fn take_anyway(&self, amount: i64) -> Result<i64, Overflow> {
-        // spent + held = limit − remaining stays within i64 when remaining ≥ limit − i64::MAX; the limit
-        // does not change while its lock is held.
+        // spent + held = limit − remaining stays within i64 when remaining ≥ limit − i64::MAX; the
+        // limit does not change while its lock is held.
         let terms = self.terms.lock();
         let floor = terms.limit - i64::MAX;
         let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
@@ -369,8 +369,8 @@ impl Window {
         }
     }
 
-    /// Finds verdict and mark anew, after recovery. A threshold that is passed and was never reported is
-    /// left to the next spending.
+    /// Finds verdict and mark anew, after recovery. A threshold that is passed and was never
+    /// reported is left to the next spending.
     pub(crate) fn recovered(&self) {
         let mut terms = self.terms.lock();
         let fired = terms.fired.clone();

@@ -24,8 +24,12 @@ pub(crate) fn open_error(py: Python<'_>, error: OpenError) -> PyErr {
             Some(number) => PyOSError::new_err((number, message)),
             None => PyOSError::new_err(message),
         },
-        OpenError::Config(_) => build(py, "INVALID_ARGUMENT", "INVALID_FIELD", &message, HashMap::new()),
-        OpenError::Store(_) => build(py, "UNAVAILABLE", "STORE_UNAVAILABLE", &message, HashMap::new()),
+        OpenError::Config(_) => {
+            build(py, "INVALID_ARGUMENT", "INVALID_FIELD", &message, HashMap::new())
+        }
+        OpenError::Store(_) => {
+            build(py, "UNAVAILABLE", "STORE_UNAVAILABLE", &message, HashMap::new())
+        }
         OpenError::Accounts(error) => core_error(py, &ApiError::from(error)),
     }
 }

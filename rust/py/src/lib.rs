@@ -63,7 +63,11 @@ impl PyServer {
         let config = Config::parse(config_json).map_err(|error| open_error(py, error.into()))?;
         let running = py.detach(|| bursar_server::serve(config));
         let running = running.map_err(|error| open_error(py, error))?;
-        Ok(PyServer { running, stopped: std::sync::Mutex::new(false), stop: Default::default() })
+        Ok(PyServer {
+            running,
+            stopped: std::sync::Mutex::new(false),
+            stop: std::sync::Condvar::new(),
+        })
     }
 
     #[getter]
@@ -105,8 +109,7 @@ fn poisoned<T>(_error: T) -> PyErr {
 #[pyfunction]
 fn count_tokens(py: Python<'_>, encoding: &str, text: &str) -> PyResult<i64> {
     let counted = py.detach(|| {
-        let (_, tokenizer) =
-            tokens::encoding(encoding).ok_or_else(|| tokens::unknown(encoding))?;
+        let (_, tokenizer) = tokens::encoding(encoding).ok_or_else(|| tokens::unknown(encoding))?;
         tokens::count(tokenizer, text)
     });
     counted.map_err(|error: ApiError| core_error(py, &error))
@@ -120,8 +123,7 @@ fn split_tokens<'py>(
     text: &str,
 ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
     let split = py.detach(|| {
-        let (_, tokenizer) =
-            tokens::encoding(encoding).ok_or_else(|| tokens::unknown(encoding))?;
+        let (_, tokenizer) = tokens::encoding(encoding).ok_or_else(|| tokens::unknown(encoding))?;
         tokens::split(tokenizer, text)
     });
     let split = split.map_err(|error: ApiError| core_error(py, &error))?;

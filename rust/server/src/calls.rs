@@ -33,7 +33,8 @@ impl Engine {
         owner: Option<&str>,
     ) -> Reply<v1::ReserveResponse> {
         self.check_open()?;
-        let (wish, model) = self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
+        let (wish, model) =
+            self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
         let mut labels = convert::labels(&request.labels, model)?;
         if let Some(owner) = owner.filter(|_| self.capacity_is_budgeted.load(Ordering::Relaxed)) {
             labels.push((owner::LABEL.to_owned(), owner.to_owned()));
@@ -80,7 +81,8 @@ impl Engine {
     }
 
     pub(crate) fn check(&self, request: &v1::CheckRequest) -> Reply<v1::CheckResponse> {
-        let (wish, _) = self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
+        let (wish, _) =
+            self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
         let body = match self.ledger.check(&request.account, &wish, self.now())? {
             Admission::Granted(fits) => v1::CheckResponse {
                 verdict: convert::verdict(fits.scope.verdict().min(Verdict::Degrade)),
@@ -94,9 +96,9 @@ impl Engine {
                 verdict: v1::Verdict::Stop.into(),
                 advice: scope.advice().map(convert::advice),
                 refusal: Some(convert::refusal(&refusal)),
-                balances: refusal.unit.map_or_else(Vec::new, |unit| {
-                    balances(&scope, &Amounts::of(unit, 1))
-                }),
+                balances: refusal
+                    .unit
+                    .map_or_else(Vec::new, |unit| balances(&scope, &Amounts::of(unit, 1))),
                 ..v1::CheckResponse::default()
             },
         };
@@ -156,7 +158,9 @@ impl Engine {
         };
         if let Some((unit, _)) = actual.iter().find(|(unit, _)| unit.is_capacity()) {
             let message = format!("actual: {} is a capacity: it is held, not spent", unit.name());
-            return Err(ApiError::new(ErrorReason::InvalidAmount, message).with("unit", unit.name()));
+            return Err(
+                ApiError::new(ErrorReason::InvalidAmount, message).with("unit", unit.name())
+            );
         }
         let payload = self.payload(request);
         let ended = self.ledger.end(id, Ending::Commit { actual, named, payload }, self.now())?;
@@ -348,7 +352,9 @@ fn merge_least(most: &Amounts, least: &Amounts, named: u8) -> Result<Amounts, Ap
     for unit in Unit::ALL.into_iter().filter(|unit| named & (1 << unit.index()) != 0) {
         if least.get(unit) > most.get(unit) {
             let message = format!("min_acceptable: more {} than is asked for", unit.name());
-            return Err(ApiError::new(ErrorReason::InvalidAmount, message).with("unit", unit.name()));
+            return Err(
+                ApiError::new(ErrorReason::InvalidAmount, message).with("unit", unit.name())
+            );
         }
         merged.set(unit, least.get(unit));
     }

@@ -18,9 +18,8 @@ impl Clock {
 
     pub(crate) fn now(&self) -> Now {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let ms = |duration: std::time::Duration| {
-            i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-        };
+        let ms =
+            |duration: std::time::Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Now { wall_ms: ms(wall), mono_ms: ms(self.start.elapsed()) }
     }
 }

@@ -173,7 +173,8 @@ impl Config {
 
     /// What the ledger needs of it.
     pub(crate) fn settings(&self) -> Result<Settings, ConfigError> {
-        let patterns: Result<Vec<_>, _> = self.accounts.iter().map(AccountSection::pattern).collect();
+        let patterns: Result<Vec<_>, _> =
+            self.accounts.iter().map(AccountSection::pattern).collect();
         Ok(Settings {
             patterns: patterns?,
             max_accounts: self.limits.max_accounts,
@@ -209,7 +210,8 @@ impl AccountSection {
 
 impl BudgetSection {
     fn spec(&self) -> Result<BudgetSpec, String> {
-        let unit = Unit::parse(&self.unit).ok_or_else(|| format!("unknown unit {:?}", self.unit))?;
+        let unit =
+            Unit::parse(&self.unit).ok_or_else(|| format!("unknown unit {:?}", self.unit))?;
         let kind = match self.period.kind.as_str() {
             "total" => PeriodKind::Total,
             "hour" => PeriodKind::Hour,
@@ -228,7 +230,7 @@ impl BudgetSection {
         if self.limit < 0 {
             return Err(format!("a negative limit of {}", self.unit));
         }
-        let thresholds = self.thresholds.iter().map(|t| t.threshold());
+        let thresholds = self.thresholds.iter().map(ThresholdSection::threshold);
         let thresholds: Vec<Threshold> = thresholds.collect::<Result<_, _>>()?;
         check_thresholds(&thresholds)?;
         let terms =

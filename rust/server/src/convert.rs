@@ -18,10 +18,7 @@ pub(crate) const MAX_TEXT: usize = 256;
 const MAX_LABELS: usize = 16;
 
 /// Amounts off the wire, and the units that they name, one bit per unit index.
-pub(crate) fn amounts(
-    field: &'static str,
-    list: &[v1::Amount],
-) -> Result<(Amounts, u8), ApiError> {
+pub(crate) fn amounts(field: &'static str, list: &[v1::Amount]) -> Result<(Amounts, u8), ApiError> {
     let mut amounts = Amounts::ZERO;
     let mut named = 0;
     for amount in list {
@@ -105,7 +102,10 @@ pub(crate) fn labels(
             return Err(ApiError::field("labels", format!("longer than {MAX_TEXT} bytes")));
         }
         if name.starts_with("bursar.") {
-            return Err(ApiError::field("labels", "names that start with \"bursar.\" are reserved"));
+            return Err(ApiError::field(
+                "labels",
+                "names that start with \"bursar.\" are reserved",
+            ));
         }
         if name != "model" || model.is_empty() {
             list.push((name.clone(), value.clone()));
@@ -128,9 +128,8 @@ pub(crate) fn duration_ms(
 ) -> Result<i64, ApiError> {
     let nanos_ms = i64::from(duration.nanos) / 1_000_000;
     let ms = duration.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(nanos_ms));
-    ms.filter(|ms| (1..=max_ms).contains(ms)).ok_or_else(|| {
-        ApiError::field(field, format!("has to be from 1 ms to {max_ms} ms"))
-    })
+    ms.filter(|ms| (1..=max_ms).contains(ms))
+        .ok_or_else(|| ApiError::field(field, format!("has to be from 1 ms to {max_ms} ms")))
 }
 
 /// Unix milliseconds of a time; years 1 to 9999, as protobuf has them.
@@ -160,8 +159,9 @@ pub(crate) fn list(amounts: &Amounts) -> Vec<v1::Amount> {
 
 /// The amounts of every unit that `which` has, zeros included.
 pub(crate) fn list_for(amounts: &Amounts, which: &Amounts) -> Vec<v1::Amount> {
-    let amount = |(unit, _): (Unit, i64)| {
-        v1::Amount { unit: unit.name().to_owned(), value: amounts.get(unit) }
+    let amount = |(unit, _): (Unit, i64)| v1::Amount {
+        unit: unit.name().to_owned(),
+        value: amounts.get(unit),
     };
     which.iter().map(amount).collect()
 }

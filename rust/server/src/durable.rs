@@ -1,12 +1,12 @@
 //! Waiting until what was answered cannot be lost, at the least cost.
 //!
-//! Calls append their facts to a batch in memory. The first call that comes to wait lets the others
-//! that are ready run before it, then writes the whole batch with one `write(2)`; the others find
-//! their part written. Nobody is woken from another thread on this path.
+//! Calls append their facts to a batch in memory. A call that comes to wait goes to the back of its
+//! thread's queue once; the first whose turn comes again writes the whole batch with one `write(2)`,
+//! and the others find their part written. With nobody else ready, that is its turn at once. Nobody is
+//! woken from another thread on this path.
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use bursar_ledger::Journal;
@@ -32,19 +32,7 @@ impl Journal for StoreJournal {
 pub(crate) struct Durable {
     store: Option<Arc<Store>>,
     durability: Durability,
-    /// Calls between their start and their answer.
-    in_flight: AtomicUsize,
     synced: watch::Receiver<u64>,
-}
-
-/// Counts a call as in flight while it lives.
-#[derive(Debug)]
-pub(crate) struct InFlight<'a>(&'a AtomicUsize);
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Durable {
@@ -55,12 +43,7 @@ impl Durable {
                 sender.send_replace(sequence);
             }));
         }
-        Durable { store, durability, in_flight: AtomicUsize::new(0), synced }
-    }
-
-    pub(crate) fn enter(&self) -> InFlight<'_> {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(&self.in_flight)
+        Durable { store, durability, synced }
     }
 
     /// Whether the store still takes writes.
@@ -75,7 +58,7 @@ impl Durable {
     /// to wait for; `u64::MAX`: everything so far.
     pub(crate) async fn wait(&self, ticket: u64) -> Result<(), ApiError> {
         let Some(store) = self.store.as_ref().filter(|_| ticket != 0) else { return Ok(()) };
-        if self.in_flight.load(Ordering::Relaxed) > 1 && store.written() < ticket {
+        if store.written() < ticket {
             yield_once().await;
         }
         if store.written() < ticket {

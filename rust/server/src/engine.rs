@@ -91,14 +91,13 @@ impl Engine {
         let patterns = settings.patterns.clone();
         let rates = config.rate_card()?;
         let durability = config.store.durability;
-        let (ledger, store, recovery) =
-            match store_config(&config.store, config.reservations.key_retention_ms) {
-                Some(store_config) => recover(settings, store_config, now)?,
-                None => {
-                    let ledger = Ledger::new(settings, StoreJournal(None));
-                    (ledger, None, "no store: everything is forgotten at the end".to_owned())
-                }
-            };
+        let store_config = store_config(&config.store, config.reservations.key_retention_ms);
+        let (ledger, store, recovery) = if let Some(store_config) = store_config {
+            recover(settings, store_config, now)?
+        } else {
+            let ledger = Ledger::new(settings, StoreJournal(None));
+            (ledger, None, "no store: everything is forgotten at the end".to_owned())
+        };
         ledger.configure(now)?;
         let mut accounts = ledger.accounts("", None, usize::MAX, now).into_iter();
         let configured = patterns.iter().flat_map(|p| &p.budgets).any(|b| b.unit.is_capacity());
@@ -200,10 +199,10 @@ impl Engine {
         }
         let now = self.now();
         self.ledger.tick(now);
-        if count % 2 == 0 {
+        if count.is_multiple_of(2) {
             self.ledger.log_used(now);
         }
-        if count % SLOW_TICKS == 0 {
+        if count.is_multiple_of(SLOW_TICKS) {
             self.ledger.retire_idle(now);
             for (id, labels) in self.ledger.kept() {
                 let owner = labels.iter().find(|(name, _)| name == owner::LABEL);

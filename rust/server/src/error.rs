@@ -131,8 +131,11 @@ impl From<bursar_store::StoreError> for ApiError {
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Status {
-        let metadata: HashMap<String, String> =
-            error.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let metadata: HashMap<String, String> = error
+            .metadata
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
         let details = ErrorDetails::with_error_info(error.reason_name(), DOMAIN, metadata);
         Status::with_error_details(error.code(), error.message, details)
     }

@@ -28,7 +28,6 @@ type Answered<T> = Result<Response<T>, Status>;
 impl Api {
     /// Runs a call on the ledger and lets its answer leave once it is durable.
     async fn answer<T>(&self, call: impl FnOnce(&Engine) -> Reply<T>) -> Answered<T> {
-        let _in_flight = self.engine.durable.enter();
         let answer = call(&self.engine)?;
         if let Err(error) = self.engine.durable.wait(answer.ticket).await {
             self.engine.undo(answer.hold);

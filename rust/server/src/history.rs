@@ -123,9 +123,9 @@ impl Engine {
         };
         let kind = |asked: &i32| {
             let found = KINDS.iter().find(|(kind, _)| *kind as i32 == *asked);
-            found.map(|(_, kind)| *kind).ok_or_else(|| {
-                ApiError::field("kinds", format!("{asked} is not a kind of entry"))
-            })
+            found
+                .map(|(_, kind)| *kind)
+                .ok_or_else(|| ApiError::field("kinds", format!("{asked} is not a kind of entry")))
         };
         Ok(EntryFilter {
             account: Some(convert::within(&request.account)?)

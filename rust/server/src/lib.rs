@@ -26,6 +26,7 @@ pub use serve::{Running, serve};
 /// The wire types, generated from `proto/bursar/v1`.
 #[allow(
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     missing_docs,
     unreachable_pub,
     reason = "generated code; the proto files are its documentation"

@@ -1,13 +1,15 @@
 //! Sockets, threads and the drain.
 //!
-//! The data plane is thread-per-core: each runtime thread accepts connections from the shared
-//! listeners and keeps them; the threads share nothing but the engine.
+//! The data plane is thread-per-core: the first runtime thread accepts, hands each connection to the
+//! thread that has the fewest, and that one keeps it; the threads share nothing but the engine. (Were
+//! all to accept, the one that is awake would take nearly everything.)
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
@@ -56,19 +59,22 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let engine = Engine::open(config)?;
     let (drain, draining) = watch::channel(false);
     let connections = Arc::new(Semaphore::new(listen.max_connections));
+    let addresses = listeners.addresses();
+    let (lanes, incoming): (Vec<_>, Vec<_>) =
+        (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
+    let mut door = Some(Door { listeners, lanes, connections });
     let mut threads = Vec::new();
-    for number in 0..listen.runtime_threads.max(1) {
-        let own = listeners.share().map_err(|error| OpenError::Io("a listener".into(), error))?;
+    for (number, incoming) in incoming.into_iter().enumerate() {
         let api = Api { engine: Arc::clone(&engine), draining: draining.clone() };
-        let (listen, connections) = (listen.clone(), Arc::clone(&connections));
+        let (listen, door) = (listen.clone(), door.take());
         let name = format!("bursar-{number}");
-        let run = move || run_thread(own, api, &listen, &connections);
+        let run = move || run_thread(door, incoming, api, &listen);
         let thread = std::thread::Builder::new().name(name).spawn(run);
         threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
     }
     Ok(Running {
         engine,
-        addresses: listeners.addresses(),
+        addresses,
         unix: listen.unix.clone(),
         drain,
         threads: Mutex::new(threads),
@@ -150,15 +156,6 @@ impl Listeners {
         Ok(Listeners { unix, tcp })
     }
 
-    fn share(&self) -> io::Result<Listeners> {
-        let unix = match &self.unix {
-            Some((listener, path)) => Some((listener.try_clone()?, path.clone())),
-            None => None,
-        };
-        let tcp = self.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
-        Ok(Listeners { unix, tcp })
-    }
-
     fn addresses(&self) -> Vec<String> {
         let unix = self.unix.iter().map(|(_, path)| format!("unix:{}", path.display()));
         let tcp = self.tcp.iter().filter_map(|listener| listener.local_addr().ok());
@@ -195,25 +192,19 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListe
     Ok(listener)
 }
 
-/// One data-plane thread, from its start to the end of the drain.
-fn run_thread(own: Listeners, api: Api, listen: &Listen, connections: &Arc<Semaphore>) {
+/// One data-plane thread, from its start to the end of the drain. The first one has the door.
+fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, listen: &Listen) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(ASIDE_THREADS)
         .build()
         .expect("a runtime needs an epoll descriptor, which the listeners had as well");
     runtime.block_on(async {
-        let (sender, incoming) = mpsc::channel(16);
         let draining = api.draining.clone();
-        if let Some(listener) = own.unix.and_then(|(unix, _)| UnixListener::from_std(unix).ok()) {
-            let accept = accept_unix(listener, sender.clone(), Arc::clone(connections));
-            tokio::spawn(until(draining.clone(), accept));
+        if let Some(door) = door {
+            door.open(&draining);
         }
-        if let Some(listener) = own.tcp.and_then(|tcp| TcpListener::from_std(tcp).ok()) {
-            let accept = accept_tcp(listener, sender.clone(), Arc::clone(connections));
-            tokio::spawn(until(draining.clone(), accept));
-        }
-        drop(sender);
+        let incoming = ReceiverStream::new(incoming).filter_map(|one| one.adopt().ok());
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<LedgerServiceServer<Api>>().await;
         reporter.set_serving::<AccountServiceServer<Api>>().await;
@@ -237,7 +228,7 @@ fn run_thread(own: Listeners, api: Api, listen: &Listen, connections: &Arc<Semap
             .add_service(health)
             .add_service(reflection)
             .add_service(reflection_v1alpha)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+            .serve_with_incoming_shutdown(incoming.map(io::Result::Ok), async move {
                 let _drain = stop.wait_for(|draining| *draining).await;
             });
         let _ended = served.await;
@@ -252,9 +243,45 @@ async fn until(mut draining: watch::Receiver<bool>, accept: impl Future<Output =
     }
 }
 
-type Accepted = mpsc::Sender<io::Result<Connection>>;
+/// One data-plane thread as the door sees it.
+#[derive(Clone)]
+struct Lane {
+    sender: mpsc::Sender<Accepted>,
+    /// How many connections it has.
+    load: Arc<AtomicUsize>,
+}
 
-async fn accept_unix(listener: UnixListener, accepted: Accepted, connections: Arc<Semaphore>) {
+impl Lane {
+    fn new() -> (Lane, mpsc::Receiver<Accepted>) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Lane { sender, load: Arc::default() }, receiver)
+    }
+}
+
+/// Where connections come in.
+struct Door {
+    listeners: Listeners,
+    lanes: Vec<Lane>,
+    connections: Arc<Semaphore>,
+}
+
+impl Door {
+    /// Accepts until the drain begins.
+    fn open(self, draining: &watch::Receiver<bool>) {
+        let Door { listeners, lanes, connections } = self;
+        if let Some(listener) =
+            listeners.unix.and_then(|(unix, _)| UnixListener::from_std(unix).ok())
+        {
+            let accept = accept_unix(listener, lanes.clone(), Arc::clone(&connections));
+            tokio::spawn(until(draining.clone(), accept));
+        }
+        if let Some(listener) = listeners.tcp.and_then(|tcp| TcpListener::from_std(tcp).ok()) {
+            tokio::spawn(until(draining.clone(), accept_tcp(listener, lanes, connections)));
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, connections: Arc<Semaphore>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
@@ -264,14 +291,12 @@ async fn accept_unix(listener: UnixListener, accepted: Accepted, connections: Ar
         let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
         let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
         let owner = pid.and_then(owner::identify).map(Arc::from);
-        let socket = Socket::Unix(stream);
-        if accepted.send(Ok(Connection { socket, owner, _permit: permit })).await.is_err() {
-            return;
-        }
+        let Ok(stream) = stream.into_std() else { continue };
+        hand_over(&lanes, StdSocket::Unix(stream), owner, permit).await;
     }
 }
 
-async fn accept_tcp(listener: TcpListener, accepted: Accepted, connections: Arc<Semaphore>) {
+async fn accept_tcp(listener: TcpListener, lanes: Vec<Lane>, connections: Arc<Semaphore>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
@@ -279,10 +304,64 @@ async fn accept_tcp(listener: TcpListener, accepted: Accepted, connections: Arc<
         };
         let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
         let _slower_without = stream.set_nodelay(true);
-        let socket = Socket::Tcp(stream);
-        if accepted.send(Ok(Connection { socket, owner: None, _permit: permit })).await.is_err() {
-            return;
-        }
+        let Ok(stream) = stream.into_std() else { continue };
+        hand_over(&lanes, StdSocket::Tcp(stream), None, permit).await;
+    }
+}
+
+/// Gives a connection to the thread that has the fewest.
+async fn hand_over(
+    lanes: &[Lane],
+    socket: StdSocket,
+    owner: Option<Arc<str>>,
+    permit: OwnedSemaphorePermit,
+) {
+    let lane = lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed));
+    let lane = lane.expect("there is at least one thread");
+    let place = Place::new(&lane.load, permit);
+    // A thread that has ended drops it, which closes it.
+    let _taken = lane.sender.send(Accepted { socket, owner, place }).await;
+}
+
+/// A connection's place: it counts against the maximum, and as its thread's load, while it lives.
+struct Place {
+    load: Arc<AtomicUsize>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn new(load: &Arc<AtomicUsize>, permit: OwnedSemaphorePermit) -> Place {
+        load.fetch_add(1, Ordering::Relaxed);
+        Place { load: Arc::clone(load), _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection on its way from one runtime to another.
+struct Accepted {
+    socket: StdSocket,
+    owner: Option<Arc<str>>,
+    place: Place,
+}
+
+enum StdSocket {
+    Unix(std::os::unix::net::UnixStream),
+    Tcp(std::net::TcpStream),
+}
+
+impl Accepted {
+    /// Takes it into this thread's runtime.
+    fn adopt(self) -> io::Result<Connection> {
+        let socket = match self.socket {
+            StdSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+            StdSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+        };
+        Ok(Connection { socket, owner: self.owner, _place: self.place })
     }
 }
 
@@ -296,11 +375,11 @@ enum Socket {
     Tcp(TcpStream),
 }
 
-/// A connection that counts against the maximum while it lives.
+/// A connection of this thread.
 struct Connection {
     socket: Socket,
     owner: Option<Arc<str>>,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Connected for Connection {
@@ -355,10 +434,7 @@ impl AsyncWrite for Connection {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.socket {
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),

@@ -66,8 +66,8 @@ impl StoreConfig {
 
     /// How far back anything may still be asked for.
     pub(crate) fn keep_ms(&self) -> i64 {
-        /// Chains and windows are in use for a moment after they are replaced.
-        const LEAST_MS: i64 = 3_600_000;
-        self.entry_retention_ms.max(self.key_retention_ms).max(LEAST_MS)
+        /// Chains, windows and keys are in use for a moment after they are over.
+        const SLACK_MS: i64 = 3_600_000;
+        self.entry_retention_ms.max(self.key_retention_ms).max(0).saturating_add(SLACK_MS)
     }
 }

@@ -49,6 +49,8 @@ impl Stored {
             let slices = fact.slices.iter().map(kept).filter(|slice| !slice.held.is_zero());
             self.body.reserved.slices = slices.collect();
         }
+        // Another account may stand in for one that has retired since.
+        self.body.reserved.account = fact.account;
         self.ended_ms = Some(time_ms);
         self.used = None;
         let before = self.body.settled.take();

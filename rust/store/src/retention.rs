@@ -2,8 +2,9 @@
 //!
 //! In this order, so that nothing is left pointing at what is gone: entries, ended reservations,
 //! chains, windows, budgets and accounts that have retired. Never touched: what a reservation holds,
-//! chains that the ledger may still use (the newest of each account), each budget's newest window. The
-//! spending of deleted entries is noted in `windows.pruned`, so sums can still be checked.
+//! or was carved from, chains that the ledger may still use (the newest of each account), each budget's
+//! newest window. The spending of deleted entries is noted in `windows.pruned`, so sums can still
+//! be checked.
 //!
 //! The clock is the time of what is recorded: where nothing happens, nothing has to go.
 
@@ -71,8 +72,11 @@ pub(crate) fn batch(conn: &Connection, before_ms: i64) -> Result<usize, StoreErr
     Ok(deleted)
 }
 
+/// Not those that a holding reservation was carved from: what it gives back passes through them.
 const RESERVATIONS: &str = "DELETE FROM reservations WHERE sequence IN
-    (SELECT sequence FROM reservations WHERE ended_ms < ?1 AND holds = 0 LIMIT ?2)";
+    (SELECT r.sequence FROM reservations r WHERE r.ended_ms < ?1 AND r.holds = 0
+        AND NOT EXISTS (SELECT 1 FROM reservations c
+            WHERE c.parent = r.sequence AND c.parent IS NOT NULL AND c.holds = 1) LIMIT ?2)";
 
 const WINDOWS: &str = "DELETE FROM windows WHERE id IN
     (SELECT w.id FROM windows w JOIN budgets b ON b.id = w.budget
@@ -90,7 +94,8 @@ const ACCOUNTS: &str = "DELETE FROM accounts WHERE id IN
     (SELECT a.id FROM accounts a WHERE a.retired_ms < ?1
         AND NOT EXISTS (SELECT 1 FROM budgets b WHERE b.account = a.id)
         AND NOT EXISTS (SELECT 1 FROM chains c WHERE c.account = a.id)
-        AND NOT EXISTS (SELECT 1 FROM entry e WHERE e.account = a.id) LIMIT ?2)";
+        AND NOT EXISTS (SELECT 1 FROM entry e WHERE e.account = a.id)
+        AND a.id NOT IN (SELECT account FROM reservations WHERE holds = 1) LIMIT ?2)";
 
 fn delete(tx: &Transaction<'_>, sql: &str, before_ms: i64) -> Result<usize, StoreError> {
     tx.prepare_cached(sql)

@@ -118,6 +118,7 @@ CREATE TABLE reservations (
   body       BLOB NOT NULL            -- postcard of the facts Reserved (as it is now) and Settled
 ) STRICT;
 CREATE INDEX reservations_holding ON reservations (sequence) WHERE holds = 1;
+CREATE INDEX reservations_parent ON reservations (parent) WHERE holds = 1 AND parent IS NOT NULL;
 CREATE INDEX reservations_ended ON reservations (ended_ms) WHERE ended_ms IS NOT NULL;
 
 -- Every movement, append-only. Rows of one log record share the high part of the id. Times never fall

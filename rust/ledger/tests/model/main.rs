@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod ends;
 mod plain;
 mod replay;
 mod steps;

@@ -36,12 +36,12 @@ pub(crate) struct Window {
 /// A part of a hold: where it counts, by unit, and which piece of the parent it came from.
 #[derive(Debug, Clone)]
 pub(crate) struct Piece {
-    key: Vec<usize>,
-    counts: [Vec<usize>; 3],
-    covered: BTreeSet<Unit>,
-    base: Option<Box<Piece>>,
-    held: Amounts,
-    used: Amounts,
+    pub(crate) key: Vec<usize>,
+    pub(crate) counts: [Vec<usize>; 3],
+    pub(crate) covered: BTreeSet<Unit>,
+    pub(crate) base: Option<Box<Piece>>,
+    pub(crate) held: Amounts,
+    pub(crate) used: Amounts,
 }
 
 #[derive(Debug, Clone)]
@@ -81,11 +81,11 @@ pub(crate) fn within(path: &str, above: &str) -> bool {
     path == above || path.starts_with(&format!("{above}/"))
 }
 
-fn index(unit: Unit) -> usize {
+pub(crate) fn index(unit: Unit) -> usize {
     UNITS.iter().position(|u| *u == unit).unwrap()
 }
 
-fn add(to: &mut Amounts, unit: Unit, amount: i64) {
+pub(crate) fn add(to: &mut Amounts, unit: Unit, amount: i64) {
     to.set(unit, to.get(unit) + amount);
 }
 
@@ -342,7 +342,7 @@ impl Plain {
         piece
     }
 
-    fn spend(&mut self, windows: &[usize], amount: i64) {
+    pub(crate) fn spend(&mut self, windows: &[usize], amount: i64) {
         let bucket = self.wall.div_euclid(BUCKET);
         for window in windows {
             let rolling = self.budgets[self.windows[*window].budget].kind == PeriodKind::Rolling;
@@ -365,7 +365,7 @@ impl Plain {
         }
     }
 
-    fn use_piece(&mut self, reservation: usize, at: usize, unit: Unit, amount: i64) {
+    pub(crate) fn use_piece(&mut self, reservation: usize, at: usize, unit: Unit, amount: i64) {
         let piece = &mut self.reservations[reservation].pieces[at];
         add(&mut piece.used, unit, amount);
         let counts = piece.counts[index(unit)].clone();
@@ -451,159 +451,6 @@ impl Plain {
             }
         }
         over
-    }
-
-    /// Ends a pending reservation.
-    fn settle(&mut self, id: usize, state: State, spent: Amounts) {
-        let keeps = |unit: Unit| state == State::Expired && unit == Unit::VramBytes;
-        let held = self.reservations[id].held();
-        let excess = spent.max(&held).checked_sub(&held).unwrap();
-        let path = self.reservations[id].path;
-        let overdraft = self.spend_now(path, &excess);
-        let mut rest = spent.min(&held);
-        let mut returned = Amounts::ZERO;
-        let mut up = Vec::new();
-        for at in 0..self.reservations[id].pieces.len() {
-            for unit in UNITS {
-                let piece = self.reservations[id].pieces[at].clone();
-                let part = rest.get(unit).min(piece.held.get(unit));
-                add(&mut rest, unit, -part);
-                if part != piece.used.get(unit) {
-                    self.use_piece(id, at, unit, part - piece.used.get(unit));
-                }
-                let back = piece.held.get(unit) - part;
-                if back == 0 || keeps(unit) {
-                    continue;
-                }
-                add(&mut self.reservations[id].pieces[at].held, unit, -back);
-                add(&mut returned, unit, back);
-                up.push((piece, unit, back));
-            }
-        }
-        let due = self.mono + self.retention;
-        let reservation = &mut self.reservations[id];
-        reservation.kept = UNITS.into_iter().any(|unit| keeps(unit) && held.get(unit) > 0);
-        reservation.due = if reservation.kept { i64::MAX } else { due };
-        reservation.state = state;
-        (reservation.spent, reservation.returned) = (spent, returned);
-        reservation.overdraft = overdraft;
-        let parent = reservation.parent;
-        for (piece, unit, back) in up {
-            self.hand_up(parent, &piece, unit, back);
-        }
-    }
-
-    /// Gives a returned amount to the nearest pending reservation that it was carved from.
-    fn hand_up(&mut self, parent: Option<usize>, piece: &Piece, unit: Unit, amount: i64) {
-        let Some((parent, base)) = parent.zip(piece.base.as_ref()) else { return };
-        if !piece.covered.contains(&unit) {
-            return;
-        }
-        let above = &mut self.reservations[parent];
-        if above.state == State::Pending && !above.forgotten {
-            let found = above.pieces.iter_mut().find(|piece| piece.key == base.key);
-            return add(&mut found.unwrap().held, unit, amount);
-        }
-        let further = above.parent.filter(|_| !above.forgotten);
-        self.hand_up(further, base, unit, amount);
-    }
-
-    /// `named`: the true amounts; others count as debited. Returns whether it is no error.
-    pub(crate) fn commit(
-        &mut self,
-        id: usize,
-        named: &Amounts,
-        units: &[Unit],
-        payload: u128,
-    ) -> bool {
-        let reservation = &self.reservations[id];
-        if reservation.forgotten {
-            return false;
-        }
-        let pending = reservation.state == State::Pending;
-        let debited = if pending { reservation.used() } else { reservation.spent };
-        let true_amount = |unit: Unit| {
-            let amount = if units.contains(&unit) { named.get(unit) } else { debited.get(unit) };
-            (unit, if unit == Unit::VramBytes { 0 } else { amount })
-        };
-        let spent: Amounts = UNITS.into_iter().map(true_amount).collect();
-        match reservation.state {
-            State::Committed => return reservation.payload == payload,
-            State::Pending => self.settle(id, State::Committed, spent),
-            State::Released | State::Expired => self.correct(id, spent),
-        }
-        self.reservations[id].payload = payload;
-        true
-    }
-
-    fn correct(&mut self, id: usize, spent: Amounts) {
-        let path = self.reservations[id].path;
-        let before = self.reservations[id].spent;
-        let over = self.spend_now(path, &spent.max(&before).checked_sub(&before).unwrap());
-        let mut less = before.max(&spent).checked_sub(&spent).unwrap();
-        for at in (0..self.reservations[id].pieces.len()).rev() {
-            for unit in UNITS {
-                let part = less.get(unit).min(self.reservations[id].pieces[at].used.get(unit));
-                if part > 0 {
-                    add(&mut less, unit, -part);
-                    self.use_piece(id, at, unit, -part);
-                    add(&mut self.reservations[id].pieces[at].held, unit, -part);
-                }
-            }
-        }
-        self.owner_gone(id);
-        let due = self.mono + self.retention;
-        let reservation = &mut self.reservations[id];
-        (reservation.state, reservation.spent, reservation.due) = (State::Committed, spent, due);
-        reservation.overdraft = reservation.overdraft.checked_add(&over).unwrap();
-    }
-
-    pub(crate) fn release(&mut self, id: usize) -> bool {
-        if self.reservations[id].forgotten {
-            return false;
-        }
-        match self.reservations[id].state {
-            State::Pending => {
-                let used = self.reservations[id].used();
-                self.settle(id, State::Released, used);
-            }
-            State::Expired => self.owner_gone(id),
-            _ => {}
-        }
-        true
-    }
-
-    pub(crate) fn owner_gone(&mut self, id: usize) {
-        if !self.reservations[id].kept {
-            return;
-        }
-        let due = self.mono + self.retention;
-        let reservation = &mut self.reservations[id];
-        (reservation.kept, reservation.due) = (false, due);
-        for piece in &mut reservation.pieces {
-            let back = piece.held.get(Unit::VramBytes);
-            piece.held.set(Unit::VramBytes, 0);
-            add(&mut reservation.returned, Unit::VramBytes, back);
-        }
-    }
-
-    pub(crate) fn tick(&mut self) -> (usize, usize) {
-        let (mut expired, mut forgotten) = (0, 0);
-        for id in 0..self.reservations.len() {
-            let reservation = &mut self.reservations[id];
-            if reservation.forgotten || reservation.due > self.mono {
-                continue;
-            }
-            if reservation.state == State::Pending {
-                let used = reservation.used();
-                self.settle(id, State::Expired, used);
-                expired += 1;
-            } else {
-                reservation.forgotten = true;
-                forgotten += 1;
-            }
-        }
-        (expired, forgotten)
     }
 
     pub(crate) fn set_budget(

@@ -78,7 +78,8 @@ fn r14_zones_with_odd_offsets_missing_midnights_and_missing_days() {
         &["2026-04-30T23:59+05:30"],
         ("2026-04-01T00:00+05:30", "2026-05-01T00:00+05:30"),
     );
-    // In São Paulo the day of the change began at one o'clock, and the day before it ended had 25 hours.
+    // In São Paulo the day of the change began at one o'clock, and the day before it ended had 25
+    // hours.
     assert_window(
         Day,
         "America/Sao_Paulo",
