@@ -24,14 +24,8 @@ def project() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def core() -> None:
-    """Skips where the Rust extension is not built; `maturin develop` builds it."""
-    pytest.importorskip("bursar._core", reason="the Rust extension is not built")
-
-
 @pytest.fixture(params=["embedded", "sidecar"])
-def client(request: pytest.FixtureRequest, tmp_path: Path, core: None) -> Iterator[bursar.Client]:
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[bursar.Client]:
     """A client of an empty ledger that accepts any account: the same tests for both transports."""
     if request.param == "embedded":
         config = tmp_path / "bursar.toml"

@@ -221,7 +221,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(problems_of('[server]\ntcp = "x"\nmax_connections = 0\n[store]\npath = 1')) == 3
 
 
-def test_a_time_zone_is_looked_up(core: None) -> None:
+def test_a_time_zone_is_looked_up() -> None:
     text = 'unit = "tokens"\nlimit = 1\nperiod = "day@{}"'
     zone = core_of(budget(text.format("Europe/Berlin")))["accounts"][0]["budgets"][0]["period"]
     assert zone == {"kind": "day", "time_zone": "Europe/Berlin", "length_ms": 0}
@@ -331,7 +331,7 @@ def test_overrides_replace_socket_and_store(tmp_path: Path) -> None:
         config.with_overrides(socket="/" + "a" * 200)
 
 
-def test_the_example_is_valid(project: Path, core: None) -> None:
+def test_the_example_is_valid(project: Path) -> None:
     config = load_config(project / "sidecar/config.example.toml")
     assert [account.path for account in config.accounts][:2] == ["acme", "acme/*"]
 
@@ -364,7 +364,7 @@ def test_any_accounts_are_taken_or_explained(value: object) -> None:
     try:
         Config.from_dict({"accounts": value})
     except ConfigError as error:
-        assert all(str(problem).startswith("accounts") for problem in error.problems)  # noqa: PT017 -- either is right
+        assert all(str(problem).startswith("accounts") for problem in error.problems)
 
 
 def test_a_mapping_is_written_as_toml_that_reads_back() -> None:

@@ -41,7 +41,7 @@ def test_the_command_lines_run_against_the_configuration(tmp_path: Path) -> None
         for command in commands:
             line = command.replace("bursar", f"{sys.executable} -m bursar", 1)
             ran = subprocess.run(
-                ["sh", "-c", line],
+                ["/bin/sh", "-c", line],
                 cwd=tmp_path,
                 env=environment,
                 capture_output=True,
@@ -52,7 +52,7 @@ def test_the_command_lines_run_against_the_configuration(tmp_path: Path) -> None
 
 
 def test_a_generation_pays_for_every_token() -> None:
-    names: dict[str, object] = {"my_model": lambda prompt, limit: (str(i) for i in range(limit))}  # noqa: ARG005
+    names: dict[str, object] = {"my_model": lambda prompt, limit: (str(i) for i in range(limit))}
     exec(blocks("python")[1], names)  # noqa: S102 -- the README is ours
     config = {
         "rates": {

@@ -16,7 +16,7 @@ from bursar.v1 import ledger_pb2
 
 
 @pytest.fixture
-def sidecar(core: None) -> Iterator[Sidecar]:
+def sidecar() -> Iterator[Sidecar]:
     with Sidecar() as running:
         yield running
 
@@ -80,7 +80,7 @@ def eventually(sidecar: Sidecar) -> Iterator[str]:
         time.sleep(0.02)
 
 
-def test_tcp_on_loopback_serves_too(core: None) -> None:
+def test_tcp_on_loopback_serves_too() -> None:
     config = {"server": {"tcp": "127.0.0.1:0"}, "accounts": [{"path": "**"}]}
     with Sidecar(config) as sidecar:
         line = next(one for one in eventually(sidecar) if "listening" in one)

@@ -302,32 +302,6 @@ impl World {
             assert_eq!(is.held, 0, "{window:?}");
         }
         for (sequence, was) in &before.reservations {
-            if Some(was) != after.reservations.get(sequence) {
-                let conn = rusqlite::Connection::open(&self.config.path).unwrap();
-                let row: Result<String, _> = conn.query_row("SELECT state||' holds '||holds||' created '||created_ms||' ended '||ended_ms||' slot '||slot||' parent '||coalesce(parent,0)||' account '||account FROM reservations WHERE sequence=?1", [sequence], |r| r.get(0));
-                eprintln!("ROW {row:?} now {} sequence {sequence}", self.now.wall_ms);
-                let mut q = conn
-                    .prepare(
-                        "SELECT seq,kind,unit,amount,time_ms FROM entries WHERE reservation=?1",
-                    )
-                    .unwrap();
-                let rows: Vec<(i64, String, String, i64, i64)> = q
-                    .query_map([sequence], |r| {
-                        Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?))
-                    })
-                    .unwrap()
-                    .map(|r| r.unwrap())
-                    .collect();
-                eprintln!("ENTRIES {rows:?}");
-                let mut q = conn.prepare("SELECT r.sequence||' '||r.state||' holds '||r.holds||' created '||r.created_ms||' ended '||coalesce(r.ended_ms,0)||' parent '||coalesce(r.parent,0)||' account '||r.account FROM reservations r JOIN reservations o ON o.slot=r.slot WHERE o.sequence=?1").unwrap();
-                let rows: Vec<String> =
-                    q.query_map([sequence], |r| r.get(0)).unwrap().map(|r| r.unwrap()).collect();
-                eprintln!("SLOT {rows:#?}");
-                let mut q = conn.prepare("SELECT id||' '||path||' created '||created_ms||' retired '||coalesce(retired_ms,0) FROM accounts").unwrap();
-                let rows: Vec<String> =
-                    q.query_map([], |r| r.get(0)).unwrap().map(|r| r.unwrap()).collect();
-                eprintln!("ACC {rows:#?}");
-            }
             assert_eq!(Some(was), after.reservations.get(sequence), "reservation {sequence}");
         }
         let (store, path) = (self.store(), &self.config.path);
