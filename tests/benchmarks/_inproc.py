@@ -9,8 +9,6 @@ from typing import Any
 
 import _servers
 
-GOALS: dict[str, str] = {}
-
 
 def measure(*, quick: bool) -> dict[str, list[tuple[float, float]]]:
     """Name → nanoseconds and the floor's, for the least, the median and the most."""

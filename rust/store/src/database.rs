@@ -1,7 +1,7 @@
 //! The SQLite file: creation, version, and the one row about the store itself.
 //!
-//! Says what a file is without changing it (`look`), makes a new one (`create`), and sets a connection
-//! up. What the tables mean is written in `schema.sql`.
+//! Says what a file is without changing it (`look`), makes a new one (`create`), and sets a
+//! connection up. What the tables mean is written in `schema.sql`.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
@@ -133,7 +133,8 @@ pub(crate) fn connect(path: &Path, write: bool) -> rusqlite::Result<Connection> 
     Ok(conn)
 }
 
-/// Makes the schema in the (empty) file at `path`. The store counts as cleanly shut: its log follows.
+/// Makes the schema in the (empty) file at `path`. The store counts as cleanly shut: its log
+/// follows.
 pub(crate) fn create(path: &Path, now_ms: i64) -> Result<(Connection, Meta), StoreError> {
     let make = || -> rusqlite::Result<(Connection, Meta)> {
         let mut conn = connect(path, true)?;

@@ -1,7 +1,7 @@
 //! Entries: the rows that facts turn into.
 //!
-//! Owns the kinds of movements and the numbering of rows. A row's id is its record's sequence and its
-//! place in the record, so ids rise with time and rows of one record stay together.
+//! Owns the kinds of movements and the numbering of rows. A row's id is its record's sequence and
+//! its place in the record, so ids rise with time and rows of one record stay together.
 
 use bursar_ledger::Unit;
 use bursar_ledger::fact::{AccountId, ChainId};

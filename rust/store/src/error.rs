@@ -51,7 +51,8 @@ pub enum StoreError {
     },
     /// The log could not be written. Nothing of the failed batch is in it.
     #[error(
-        "cannot append to the log {}: {reason}; the store takes nothing more until it is opened anew",
+        "cannot append to the log {}: {reason}; the store takes nothing more until it is opened \
+         anew",
         path.display()
     )]
     Append {
@@ -101,6 +102,12 @@ pub enum StoreError {
     /// The caller did not take a fact during recovery.
     #[error("the ledger cannot take what the store holds: {0}")]
     Apply(String),
+    /// A thread of the store has panicked.
+    #[error("the {thread} thread of the store has died: start again, and report it with the log")]
+    Died {
+        /// Which.
+        thread: &'static str,
+    },
     /// It was closed.
     #[error("the store is closed")]
     Closed,

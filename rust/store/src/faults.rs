@@ -223,8 +223,9 @@ fn a_record_over_the_limit_fails_the_store() {
 
 const ABORTS: &str = "BURSAR_TEST_ABORTS";
 
-/// Goal: a torn record that cannot be cut away must never be appended to. Method: in a process of its
-/// own the disk is full and cannot cut; that process must abort, and the next one finds a torn tail.
+/// Goal: a torn record that cannot be cut away must never be appended to. Method: in a process of
+/// its own the disk is full and cannot cut; that process must abort, and the next one finds a torn
+/// tail.
 #[test]
 fn a_batch_that_cannot_be_cut_away_ends_the_process() {
     if let Ok(path) = std::env::var(ABORTS) {

@@ -1,8 +1,8 @@
 //! The log's folder and the few file operations that it needs.
 //!
 //! `ledger.db` has its log in `ledger.db-log/`: segments named by their first sequence, and `lock`.
-//! Files are 0600, folders 0700. What appends to a segment goes through [`LogFile`], so that tests can
-//! make it fail.
+//! Files are 0600, folders 0700. What appends to a segment goes through [`LogFile`], so that tests
+//! can make it fail.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -107,8 +107,8 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|folder| folder.sync_all()).at("sync the folder", folder)
 }
 
-/// Deletes segments, oldest first, each for good before the next: a power cut leaves no hole between
-/// those that are left.
+/// Deletes segments, oldest first, each for good before the next: a power cut leaves no hole
+/// between those that are left.
 pub(crate) fn remove_in_order<'a>(
     folder: &Path,
     segments: impl Iterator<Item = &'a Path>,

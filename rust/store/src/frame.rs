@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! segment  header (64 bytes) | frame | frame | …
-//! header   magic 8 | version u32 | store id u32 | first sequence u64 | crc32c u32 | 0 u32     0..32
-//!          synced offset u64 | synced sequence u64 | crc32c u32 | 0 u32 × 3                 32..64
+//! header   magic 8 | version u32 | store id u32 | first sequence u64 | crc32c u32 | 0 u32   0..32
+//!          synced offset u64 | synced sequence u64 | crc32c u32 | 0 u32 × 3               32..64
 //! frame    payload length u32 | crc32c of sequence and payload u32 | sequence u64 | payload
 //! ```
 //!
-//! Numbers are little-endian. The second half of the header, the *synced slot*, is written anew after
-//! every fdatasync; its checksum covers the first half too, so that it fits one segment only. The
-//! payload is a [`Record`] in postcard.
+//! Numbers are little-endian. The second half of the header, the *synced slot*, is written anew
+//! after every fdatasync; its checksum covers the first half too, so that it fits one segment only.
+//! The payload is a [`Record`] in postcard.
 
 use bursar_ledger::fact::Record;
 use postcard::ser_flavors::Flavor;
@@ -20,8 +20,8 @@ pub(crate) const HEADER_BYTES: usize = 64;
 pub(crate) const SLOT_OFFSET: u64 = 32;
 /// The bytes of a frame before its payload.
 pub(crate) const FRAME_BYTES: usize = 16;
-/// The largest payload. The ledger's largest is the list of what pending reservations have used: some
-/// 20 bytes each.
+/// The largest payload. The ledger's largest is the list of what pending reservations have used:
+/// some 20 bytes each.
 pub const MAX_RECORD_BYTES: usize = 16 << 20;
 /// The version of the format that this code writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -144,7 +144,8 @@ fn checksum(seq: u64, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&seq.to_le_bytes()), payload)
 }
 
-/// Appends a frame to `buf`. Leaves it as it was when the record is too large, and returns its size.
+/// Appends a frame to `buf`. Leaves it as it was when the record is too large, and returns its
+/// size.
 pub(crate) fn push(buf: &mut Vec<u8>, seq: u64, record: &Record) -> Result<(), usize> {
     let start = buf.len();
     buf.extend_from_slice(&[0; FRAME_BYTES]);

@@ -1,8 +1,8 @@
 //! Brings the log into SQLite: facts become rows, a group of records in one transaction.
 //!
 //! Owns the writing connection. `meta.applied_seq` moves in the same transaction, so a record is
-//! imported exactly once, whatever happens in between. States results only: it checks no limit, and a
-//! fact about something that retention has deleted changes nothing but the entries. Called by the
+//! imported exactly once, whatever happens in between. States results only: it checks no limit, and
+//! a fact about something that retention has deleted changes nothing but the entries. Called by the
 //! import thread and, before the threads start, by `open`.
 
 use std::collections::{HashMap, HashSet};
@@ -93,7 +93,8 @@ struct Group<'a> {
 
 impl Group<'_> {
     fn record(&mut self, seq: u64, record: &Record) -> Result<(), StoreError> {
-        // Threads read the time before they reach the log: between records it may step back a little.
+        // Threads read the time before they reach the log: between records it may step back a
+        // little.
         self.time_ms = self.time_ms.max(record.time_ms);
         self.rows.begin(seq, self.time_ms);
         record.facts.iter().try_for_each(|fact| self.fact(fact))

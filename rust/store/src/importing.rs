@@ -1,7 +1,7 @@
 //! The import thread: moves the log into SQLite and deletes what is moved.
 //!
-//! Runs at the lowest priority: it has all the time there is, until the backlog grows. Reads the log
-//! back from its files, which are in the page cache, so that callers never wait for it.
+//! Runs at the lowest priority: it has all the time there is, until the backlog grows. Reads the
+//! log back from its files, which are in the page cache, so that callers never wait for it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use crate::import::Importer;
 use crate::log::Mark;
 use crate::retention::Retention;
 use crate::scan::{FrameReader, Next};
-use crate::shared::Shared;
+use crate::shared::{Alive, Shared};
 
 /// How often the log is looked at when nobody asks.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -43,6 +43,7 @@ impl Importing {
 
     /// Runs until the store is stopped.
     pub(crate) fn run(mut self, shared: &Arc<Shared>) -> Importing {
+        let _alive = Alive::new(shared, "import");
         let mut failed = false;
         loop {
             self.set_nice(shared);
@@ -136,7 +137,8 @@ impl Importing {
     /// Deletes the segments that are wholly imported.
     fn recycle(&mut self, shared: &Shared) -> Result<(), StoreError> {
         if shared.is_memory() {
-            // Nobody else syncs here. What says where the log goes on must outlive what came before.
+            // Nobody else syncs here. What says where the log goes on must outlive what came
+            // before.
             for segment in shared.log.mark().segments {
                 if !segment.durable.load(Ordering::Acquire) {
                     let (offset, seq) = (HEADER_BYTES as u64, segment.header.first - 1);

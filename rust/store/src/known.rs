@@ -1,7 +1,8 @@
 //! Chains and windows that the import has read and keeps.
 //!
 //! A cache: what is in it is in the database, except what windows of the group at hand have spent,
-//! which the group writes at its end. Forgotten whole when an import fails or retention has deleted.
+//! which the group writes at its end. Forgotten whole when an import fails or retention has
+//! deleted.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

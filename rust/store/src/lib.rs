@@ -1,13 +1,13 @@
 //! The store: a short append-only log in front of SQLite.
 //!
-//! The ledger's facts are appended to a log by the very thread that serves a call, one write(2) for a
-//! batch of calls, and answered. Behind its back one thread syncs the log and another moves it into
-//! SQLite, where it can be asked. After a crash the log is imported first, and the ledger is told where
-//! things stood out of the database alone.
+//! The ledger's facts are appended to a log by the very thread that serves a call, one write(2) for
+//! a batch of calls, and answered. Behind its back one thread syncs the log and another moves it
+//! into SQLite, where it can be asked. After a crash the log is imported first, and the ledger is
+//! told where things stood out of the database alone.
 //!
-//! Where to look: `log` and `frame` what is written and how; `recovery` what is done with what a crash
-//! leaves; `import` how facts become rows, `schema.sql` what the rows mean; `restore` how rows become
-//! facts again.
+//! Where to look: `log` and `frame` what is written and how; `recovery` what is done with what a
+//! crash leaves; `import` how facts become rows, `schema.sql` what the rows mean; `restore` how
+//! rows become facts again.
 #![forbid(unsafe_code)]
 #![allow(clippy::doc_markdown, reason = "SQLite is a name and not code")]
 
@@ -26,6 +26,8 @@ mod importing;
 mod known;
 mod log;
 mod open;
+#[cfg(test)]
+mod power_cut;
 mod reader;
 mod recovery;
 mod reservations;

@@ -1,8 +1,8 @@
 //! The log while the store is open: the pending batch, the segment that is written, the marks.
 //!
-//! Appending and writing are apart so that many calls share one write(2). `pending` is locked for an
-//! encoding, `active` for a write; who takes both takes `active` first, so batches reach the file
-//! in the order of their sequences. A write that fails is truncated away before `active` is
+//! Appending and writing are apart so that many calls share one write(2). `pending` is locked for
+//! an encoding, `active` for a write; who takes both takes `active` first, so batches reach the
+//! file in the order of their sequences. A write that fails is truncated away before `active` is
 //! released: nobody ever appends behind a torn record. Syncing happens elsewhere (`sync`), on
 //! handles taken from here.
 

@@ -217,8 +217,8 @@ fn sync_parent(store: &Path) -> Result<(), StoreError> {
     sync_folder(parent.unwrap_or(Path::new(".")))
 }
 
-/// What is about to be imported has to be on the disk first: the database may not know more than the
-/// log. Also cuts what is not readable off.
+/// What is about to be imported has to be on the disk first: the database may not know more than
+/// the log. Also cuts what is not readable off.
 fn settle_log(readable: &[SegmentFound]) -> Result<(), StoreError> {
     for segment in readable {
         let path = &segment.file;

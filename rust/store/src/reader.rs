@@ -1,7 +1,8 @@
 //! Reads the history on a connection of its own, while the import goes on.
 //!
-//! A page is found by the narrowest way there is: a reservation's entries, an account's, or a stretch
-//! of all of them. Sees what is imported; a caller who wants more asks `Store::import_through` first.
+//! A page is found by the narrowest way there is: a reservation's entries, an account's, or a
+//! stretch of all of them. Sees what is imported; a caller who wants more asks
+//! `Store::import_through` first.
 
 use std::path::Path;
 
@@ -117,7 +118,8 @@ impl Reader {
         Ok(rows)
     }
 
-    /// The accounts of a path and below it, retired ones included; one more than the most, if so many.
+    /// The accounts of a path and below it, retired ones included; one more than the most, if so
+    /// many.
     fn below(&self, path: &str) -> Result<Vec<i64>, StoreError> {
         let most = ACCOUNTS_MAX + 1;
         let query = format!("SELECT id FROM accounts WHERE {BELOW} LIMIT {most}");
@@ -126,8 +128,8 @@ impl Reader {
         ids.doing("read accounts")
     }
 
-    /// An ended reservation that is not in memory any more: as it was reserved (without slices), what
-    /// its settlements come to, and when it ended.
+    /// An ended reservation that is not in memory any more: as it was reserved (without slices),
+    /// what its settlements come to, and when it ended.
     pub fn reservation(
         &self,
         sequence: u64,

@@ -1,10 +1,10 @@
 //! Recovery as a table: what is found when a store is opened decides what is done. Pure.
 //!
-//! Found by `open` and `scan`, carried out by `open`. *torn*: the log ends in something unreadable that
-//! was never known to be synced, as a power cut leaves it. *damaged*: something unreadable, or missing,
-//! that was. *follows*: the log goes on from where the database ends (it may begin before that);
-//! *gap*: it begins later; *behind*: it ends earlier. *clean*: the last session closed the store.
-//! *memory*: the last session promised to survive no power cut. `·` means any.
+//! Found by `open` and `scan`, carried out by `open`. *torn*: the log ends in something unreadable
+//! that was never known to be synced, as a power cut leaves it. *damaged*: something unreadable, or
+//! missing, that was. *follows*: the log goes on from where the database ends (it may begin before
+//! that); *gap*: it begins later; *behind*: it ends earlier. *clean*: the last session closed the
+//! store. *memory*: the last session promised to survive no power cut. `·` means any.
 //!
 //! ```text
 //! case                  database    log          join     clean  memory   decision
@@ -24,10 +24,10 @@
 //! TornTail              present     torn         follows  ·      ·        cut, then import
 //! ```
 //!
-//! Why a log that ends behind the database is refused: only synced records are imported, so this is no
-//! power cut but a log that was exchanged, or a disk that lied. In memory durability nothing is
-//! synced, so a power cut does just that: what the database has is kept, and the log begins anew behind
-//! it.
+//! Why a log that ends behind the database is refused: only synced records are imported, so this is
+//! no power cut but a log that was exchanged, or a disk that lied. In memory durability nothing is
+//! synced, so a power cut does just that: what the database has is kept, and the log begins anew
+//! behind it.
 
 use serde::Serialize;
 
@@ -139,6 +139,7 @@ struct Row {
     decision: Decision,
 }
 
+/// A row for a store that is there, whatever else is found.
 const ANY: Row = Row {
     case: Case::Fresh,
     database: Database::Present,
@@ -150,27 +151,29 @@ const ANY: Row = Row {
 };
 const PRESENT: &[Log] = &[Log::Newer, Log::Foreign, Log::Damaged, Log::Torn, Log::Clean];
 const READABLE: &[Log] = &[Log::Torn, Log::Clean];
+const WITHOUT_LOG: Row = Row { log: &[Log::Absent], ..ANY };
 const BEHIND: Row = Row { log: READABLE, join: Some(Join::Behind), ..ANY };
 const FOLLOWS: Row = Row { join: Some(Join::Follows), ..ANY };
 
 #[rustfmt::skip]
 const TABLE: [Row; 14] = {
-    use {Case as C, Database as D, Decision as Do, Log as L};
+    use Decision::{Create, CutThenImport, Import, KeepDatabase, Start};
+    use {Case as C, Database as D, Log as L};
     [
-        Row { case: C::Fresh, database: D::Absent, log: &[L::Absent], decision: Do::Create, ..ANY },
+        Row { case: C::Fresh, database: D::Absent, log: &[L::Absent], decision: Create, ..ANY },
         Row { case: C::DatabaseMissing, database: D::Absent, log: PRESENT, ..ANY },
         Row { case: C::DatabaseUnreadable, database: D::Unreadable, ..ANY },
         Row { case: C::DatabaseNewer, database: D::Newer, ..ANY },
-        Row { case: C::CleanStart, log: &[L::Absent], clean: Some(true), decision: Do::Start, ..ANY },
-        Row { case: C::LogMissing, log: &[L::Absent], clean: Some(false), ..ANY },
+        Row { case: C::CleanStart, decision: Start, clean: Some(true), ..WITHOUT_LOG },
+        Row { case: C::LogMissing, clean: Some(false), ..WITHOUT_LOG },
         Row { case: C::LogNewer, log: &[L::Newer], ..ANY },
         Row { case: C::LogForeign, log: &[L::Foreign], ..ANY },
         Row { case: C::LogDamaged, log: &[L::Damaged], ..ANY },
         Row { case: C::LogGap, log: READABLE, join: Some(Join::Gap), ..ANY },
         Row { case: C::LogBehind, memory: Some(false), ..BEHIND },
-        Row { case: C::LogBehindInMemory, memory: Some(true), decision: Do::KeepDatabase, ..BEHIND },
-        Row { case: C::CleanEnd, log: &[L::Clean], decision: Do::Import, ..FOLLOWS },
-        Row { case: C::TornTail, log: &[L::Torn], decision: Do::CutThenImport, ..FOLLOWS },
+        Row { case: C::LogBehindInMemory, decision: KeepDatabase, memory: Some(true), ..BEHIND },
+        Row { case: C::CleanEnd, log: &[L::Clean], decision: Import, ..FOLLOWS },
+        Row { case: C::TornTail, log: &[L::Torn], decision: CutThenImport, ..FOLLOWS },
     ]
 };
 

@@ -1,8 +1,8 @@
 //! Reservations as rows: what is needed to put one back into the ledger.
 //!
 //! Most reservations begin and end within one group of records, so a group changes rows in memory
-//! (`Touched`) and writes each once. Knows how facts change a reservation; entries and windows are the
-//! import's.
+//! (`Touched`) and writes each once. Knows how facts change a reservation; entries and windows are
+//! the import's.
 
 use std::collections::HashMap;
 
@@ -88,6 +88,23 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Result<Stored, StoreError>
     Ok(body.map(|body| Stored { created_ms, ended_ms, used: used.map(amounts), body }))
 }
 
+/// What a settlement tells of the reservation that it settles.
+fn forgotten(fact: &Settled) -> Reserved {
+    let model = fact.model.iter().map(|model| ("model".to_owned(), model.clone()));
+    Reserved {
+        id: fact.id,
+        account: fact.account,
+        key: 0,
+        payload: 0,
+        slices: Vec::new(),
+        max_output_tokens: 0,
+        ttl_ms: 0,
+        parent: None,
+        rate: None,
+        labels: model.collect(),
+    }
+}
+
 fn amounts(bytes: &[u8]) -> Amounts {
     let numbers = bytes.chunks_exact(8);
     let numbers = numbers.map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")));
@@ -149,7 +166,10 @@ impl Touched {
         fact: &Settled,
         time_ms: i64,
     ) -> Result<(), StoreError> {
-        // A row that retention has deleted stays deleted; the entries still tell of the settlement.
+        if self.load(conn, fact.id.sequence)?.is_none() {
+            // Retention has deleted it since the ledger last needed it: what is left to know is known.
+            self.reserve(&forgotten(fact), time_ms);
+        }
         if let Some(stored) = self.load(conn, fact.id.sequence)? {
             stored.settle(fact, time_ms);
         }

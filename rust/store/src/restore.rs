@@ -1,13 +1,13 @@
 //! Tells the ledger where things stood: the database, read back as facts.
 //!
 //! The order is one that the ledger can follow: accounts (parents first), budgets, windows and what
-//! was spent in them, chains (bases first), reservations that hold something, what they have used, and
-//! last those that have ended and are still remembered. A record carries the time at which an account
-//! or a reservation came to be; what restores a standing carries the latest time of all.
+//! was spent in them, chains (bases first), reservations that hold something, what they have used,
+//! and last those that have ended and are still remembered. A record carries the time at which an
+//! account or a reservation came to be; what restores a standing carries the latest time of all.
 //!
-//! Only what the ledger can still meet is told: accounts in use, each budget's newest window, and what
-//! reservations name. A reservation may name an account that has retired; then the account of that
-//! path that is in use stands in for it, or it comes back.
+//! Only what the ledger can still meet is told: accounts in use, each budget's newest window, and
+//! what reservations name. A reservation may name an account that has retired; then the account of
+//! that path that is in use stands in for it, or it comes back.
 
 mod accounts;
 mod windows;
@@ -21,8 +21,8 @@ use crate::error::{Doing, StoreError};
 use crate::reservations::{self, Body, Stored};
 use windows::Budget;
 
-/// The time of what is told between the accounts and the reservations. The ledger's time only rises:
-/// a later one would make the reservations seem younger than they are.
+/// The time of what is told between the accounts and the reservations. The ledger's time only
+/// rises: a later one would make the reservations seem younger than they are.
 const NO_TIME_MS: i64 = 0;
 
 /// Takes the records.

@@ -1,10 +1,10 @@
 //! Retention: deletes what nobody can ask for any more, a bounded batch at a time.
 //!
 //! In this order, so that nothing is left pointing at what is gone: entries, ended reservations,
-//! chains, windows, budgets and accounts that have retired. Never touched: what a reservation holds,
-//! or was carved from, chains that the ledger may still use (the newest of each account), each budget's
-//! newest window. The spending of deleted entries is noted in `windows.pruned`, so sums can still
-//! be checked.
+//! chains, windows, budgets and accounts that have retired. Never touched: what a reservation
+//! holds, or was carved from, chains that the ledger may still use (the newest of each account),
+//! each budget's newest window. The spending of deleted entries is noted in `windows.pruned`, so
+//! sums can still be checked.
 //!
 //! The clock is the time of what is recorded: where nothing happens, nothing has to go.
 

@@ -1,8 +1,9 @@
-//! Reads segments: every frame is checked before it is believed, and nothing is allocated by a length
-//! that the file does not bear out.
+//! Reads segments: every frame is checked before it is believed, and nothing is allocated by a
+//! length that the file does not bear out.
 //!
-//! `FrameReader` walks one segment; `scan` walks all and says where the readable log ends and whether
-//! what follows was ever known to be synced. Reads only; called by `open`, `diagnose` and the import.
+//! `FrameReader` walks one segment; `scan` walks all and says where the readable log ends and
+//! whether what follows was ever known to be synced. Reads only; called by `open`, `diagnose` and
+//! the import.
 
 use std::fs::File;
 use std::io;
@@ -210,7 +211,8 @@ pub(crate) fn scan(folder: &Path, store_id: Option<u32>) -> Result<Scan, StoreEr
                 scan.readable += 1;
             }
             (false, Some((log, spot))) => {
-                // A torn segment's readable part still counts; one that does not belong here does not.
+                // A torn segment's readable part still counts; one that does not belong here does
+                // not.
                 let belongs = spot.offset >= HEADER_BYTES as u64;
                 scan.readable += usize::from(belongs);
                 let lost = walked.synced && !belongs && log == Log::Torn;

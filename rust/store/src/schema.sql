@@ -1,8 +1,9 @@
--- The database of a Bursar store: where accounts, windows and reservations stand, and every movement.
+-- The database of a Bursar store: where accounts, windows and reservations stand, and every
+-- movement.
 --
--- Written by one process, by group, out of the log (`meta.applied_seq` moves in the same transaction).
--- Open to `sqlite3 -readonly` at any time. Times are Unix milliseconds. Read the movements through the
--- view `entries`, reservations through `reservation_list`.
+-- Written by one process, by group, out of the log (`meta.applied_seq` moves in the same
+-- transaction). Open to `sqlite3 -readonly` at any time. Times are Unix milliseconds. Read the
+-- movements through the view `entries`, reservations through `reservation_list`.
 --
 -- For every window, at any moment:
 --   windows.spent = windows.pruned + the sum of the spending that counts in it:
@@ -13,10 +14,10 @@
 -- One row about the store itself.
 CREATE TABLE meta (
   one             INTEGER PRIMARY KEY CHECK (one = 1),
-  store_id        INTEGER NOT NULL,   -- also in the log's headers, so that another store's log is known
+  store_id        INTEGER NOT NULL,   -- also in the log's headers: another store's log is known
   applied_seq     INTEGER NOT NULL,   -- the last log record that is in here
   ledger_time_ms  INTEGER NOT NULL,   -- the latest time that was recorded
-  clean_shutdown  INTEGER NOT NULL,   -- 1 from close to open: the log has nothing that is not in here
+  clean_shutdown  INTEGER NOT NULL,   -- 1 from close to open: everything is in here
   durability      TEXT NOT NULL,      -- of the last session: process, power, memory
   max_account     INTEGER NOT NULL,   -- the highest ids ever given out, deleted ones included
   max_budget      INTEGER NOT NULL,
@@ -108,7 +109,7 @@ CREATE TABLE reservations (
   account    INTEGER NOT NULL,
   parent     INTEGER,                 -- the sequence of the one that it was carved from
   state      TEXT NOT NULL,           -- pending, committed, released, expired
-  holds      INTEGER NOT NULL,        -- 1: it still holds something (also expired ones, of capacity)
+  holds      INTEGER NOT NULL,        -- 1: pending, or expired with capacity kept
   model      TEXT,
   key        BLOB,                    -- hash of account and idempotency key
   payload    BLOB NOT NULL,           -- hash of the request
@@ -121,8 +122,8 @@ CREATE INDEX reservations_holding ON reservations (sequence) WHERE holds = 1;
 CREATE INDEX reservations_parent ON reservations (parent) WHERE holds = 1 AND parent IS NOT NULL;
 CREATE INDEX reservations_ended ON reservations (ended_ms) WHERE ended_ms IS NOT NULL;
 
--- Every movement, append-only. Rows of one log record share the high part of the id. Times never fall
--- with rising ids, so a time is found by bisection and needs no index.
+-- Every movement, append-only. Rows of one log record share the high part of the id. Times never
+-- fall with rising ids, so a time is found by bisection and needs no index.
 CREATE TABLE entry (
   id          INTEGER PRIMARY KEY,    -- log sequence × 65536 + row
   time_ms     INTEGER NOT NULL,
@@ -140,8 +141,8 @@ CREATE INDEX entry_reservation ON entry (reservation) WHERE reservation IS NOT N
 -- current ones; it lies before `time_ms` when a hold settles late.
 CREATE VIEW entries AS
   SELECT e.id >> 16 AS seq, e.id & 65535 AS row, e.time_ms, a.path AS account, e.reservation,
-         u.name AS unit, k.name AS kind, e.amount, e.chain, coalesce(c.time_ms, e.time_ms) AS admit_ms,
-         r.model
+         u.name AS unit, k.name AS kind, e.amount, e.chain,
+         coalesce(c.time_ms, e.time_ms) AS admit_ms, r.model
   FROM entry e
   JOIN kinds k ON k.id = e.kind
   LEFT JOIN accounts a ON a.id = e.account

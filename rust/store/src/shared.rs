@@ -1,7 +1,7 @@
 //! What the callers and the two background threads share, and how they wake each other.
 //!
-//! Numbers move first, then `bell` is locked and rung: who waits looks at the numbers under that lock,
-//! so no ringing is missed.
+//! Numbers move first, then `bell` is locked and rung: who waits looks at the numbers under that
+//! lock, so no ringing is missed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +44,26 @@ pub(crate) struct Wanted {
     pub(crate) stop: bool,
     sync: bool,
     import: bool,
+}
+
+/// Held by a thread while it runs: should it panic, everybody hears of it.
+pub(crate) struct Alive {
+    shared: Arc<Shared>,
+    thread: &'static str,
+}
+
+impl Alive {
+    pub(crate) fn new(shared: &Arc<Shared>, thread: &'static str) -> Alive {
+        Alive { shared: Arc::clone(shared), thread }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail(StoreError::Died { thread: self.thread });
+        }
+    }
 }
 
 impl Shared {

@@ -1,7 +1,7 @@
 //! The store as its callers see it.
 //!
-//! `append` and `write` are the hot path: memory and one write(2), no waking of anybody. All else is
-//! done by the two threads; who has to know waits on their numbers.
+//! `append` and `write` are the hot path: memory and one write(2), no waking of anybody. All else
+//! is done by the two threads; who has to know waits on their numbers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::reader::Reader;
 use crate::shared::Shared;
 use crate::syncing;
 
-/// An open store. Dropping it ends it as a crash would, with everything appended written; closing it
-/// leaves everything in the database.
+/// An open store. Dropping it ends it as a crash would, with everything appended written; closing
+/// it leaves everything in the database.
 pub struct Store {
     shared: Arc<Shared>,
     threads: Mutex<Option<Threads>>,
@@ -45,8 +45,8 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens or creates the store. Tells `apply` where everything stood, records in an order that the
-    /// ledger can follow; what was in the log only is part of that.
+    /// Opens or creates the store. Tells `apply` where everything stood, records in an order that
+    /// the ledger can follow; what was in the log only is part of that.
     pub fn open(
         config: StoreConfig,
         now_ms: i64,
@@ -89,8 +89,8 @@ impl Store {
     }
 
     /// Writes the batch with one write(2). On return everything appended before is in the log, or
-    /// nothing of the batch is and the store has failed for good. Held up for some milliseconds while
-    /// the import is too far behind.
+    /// nothing of the batch is and the store has failed for good. Held up for some milliseconds
+    /// while the import is too far behind.
     pub fn write(&self) -> Result<(), StoreError> {
         self.shared.write()
     }
@@ -110,8 +110,8 @@ impl Store {
         self.shared.log.failure()
     }
 
-    /// Has `f` called by the sync thread after each fdatasync with the last synced sequence, and once
-    /// after a failure with the one before. Replaces an earlier one. Never called in memory
+    /// Has `f` called by the sync thread after each fdatasync with the last synced sequence, and
+    /// once after a failure with the one before. Replaces an earlier one. Never called in memory
     /// durability.
     pub fn on_synced(&self, f: Box<dyn Fn(u64) + Send + Sync>) {
         *self.shared.listener.lock() = Some(Arc::new(f));
@@ -122,7 +122,8 @@ impl Store {
         self.shared.want_sync();
     }
 
-    /// Writes, and waits until everything up to `seq` is on the disk. In memory durability: is written.
+    /// Writes, and waits until everything up to `seq` is on the disk. In memory durability: is
+    /// written.
     pub fn wait_synced(&self, seq: u64) -> Result<(), StoreError> {
         self.write()?;
         if self.shared.is_memory() {
@@ -155,8 +156,8 @@ impl Store {
         self.shared.store_id
     }
 
-    /// Brings everything into the database, leaves an empty log, and ends. A second call does nothing.
-    /// After a failure it only ends, and answers the failure.
+    /// Brings everything into the database, leaves an empty log, and ends. A second call does
+    /// nothing. After a failure it only ends, and answers the failure.
     pub fn close(&self) -> Result<(), StoreError> {
         let failed_before = self.shared.log.write().err();
         // From here on nothing is written, so nothing can be deleted that is not imported.

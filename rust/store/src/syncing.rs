@@ -1,7 +1,7 @@
 //! The sync thread: brings what is written to the disk, and says how far.
 //!
-//! One fdatasync covers whatever was written before it, so waiters share it. A failed one is final: the
-//! system may have dropped the pages, and a second call would claim success.
+//! One fdatasync covers whatever was written before it, so waiters share it. A failed one is final:
+//! the system may have dropped the pages, and a second call would claim success.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,10 +10,11 @@ use std::time::Duration;
 use crate::error::StoreError;
 use crate::files::sync_folder;
 use crate::frame::Synced;
-use crate::shared::Shared;
+use crate::shared::{Alive, Shared};
 
 /// Runs until the store is stopped. Not in memory durability.
 pub(crate) fn run(shared: &Arc<Shared>) {
+    let _alive = Alive::new(shared, "sync");
     let interval = Duration::from_millis(shared.config.sync_interval_ms.max(1));
     let mut told_failure = false;
     loop {

@@ -1,5 +1,5 @@
-//! The log cut at every byte, and flipped at every byte: it recovers or is refused exactly as the table
-//! says, and what was written before survives.
+//! The log cut at every byte, and flipped at every byte: it recovers or is refused exactly as the
+//! table says, and what was written before survives.
 
 mod support;
 
@@ -49,7 +49,8 @@ fn subject() -> Subject {
 }
 
 impl Subject {
-    /// What recovery does with these bytes: `None`: refuses; else how many records are there after it.
+    /// What recovery does with these bytes: `None`: refuses; else how many records are there after
+    /// it.
     fn recovers(&self, bytes: &[u8]) -> Option<u64> {
         self.database.restore(&self.config);
         for segment in segments(&self.config) {

@@ -1,4 +1,5 @@
-//! Figures, printed: `cargo test --release -p bursar-store --test figures -- --ignored --nocapture`.
+//! Figures, printed: `cargo test --release -p bursar-store --test figures -- --ignored
+//! --nocapture`.
 //!
 //! They fail only by generous ceilings; machines differ.
 #![allow(clippy::print_stdout, reason = "printing is what they are for")]

@@ -1,8 +1,8 @@
 //! A real ledger over a real store: whatever happens, reopening tells the ledger where it stood.
 //!
 //! Random operations in random order; now and then the store is dropped (a crash) or closed, and a
-//! ledger is built from what it tells. Windows, accounts and reservations must be what they were, and
-//! the database must agree with itself.
+//! ledger is built from what it tells. Windows, accounts and reservations must be what they were,
+//! and the database must agree with itself.
 
 mod support;
 
@@ -56,7 +56,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(account, tokens, usd, vram, ttl_ms, nested)| Op::Reserve {
                 account, tokens, usd, vram, ttl_ms, nested }),
         4 => (any::<usize>(), tokens.clone()).prop_map(|(pick, tokens)| Op::Debit { pick, tokens }),
-        2 => (any::<usize>(), tokens.clone()).prop_map(|(pick, tokens)| Op::Extend { pick, tokens }),
+        2 => (any::<usize>(), tokens.clone())
+            .prop_map(|(pick, tokens)| Op::Extend { pick, tokens }),
         5 => (any::<usize>(), 0..3_000_i64, 0..80_i64)
             .prop_map(|(pick, tokens, usd)| Op::Commit { pick, tokens, usd }),
         2 => any::<usize>().prop_map(|pick| Op::Release { pick }),
@@ -310,12 +311,13 @@ impl World {
     }
 }
 
-fn cases() -> u32 {
-    if std::env::var_os("BURSAR_LONG").is_some() { 2_000 } else { 60 }
+fn proptest_config() -> ProptestConfig {
+    let cases = if std::env::var_os("BURSAR_LONG").is_some() { 2_000 } else { 60 };
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(proptest_config())]
 
     #[test]
     fn a_ledger_stands_where_it_stood_after_any_crash(

@@ -165,6 +165,24 @@ fn a_late_correction_adds_to_what_was_settled() {
 }
 
 #[test]
+fn a_settlement_of_a_reservation_that_is_gone_is_remembered_all_the_same() {
+    let late = Settled {
+        slices: vec![],
+        beyond: Some((1, Amounts::of(Unit::Tokens, 2))),
+        returned: Amounts::ZERO,
+        ..settled(7, 0, 2)
+    };
+    let told = told_after(&[world(), at(T0 + 5, vec![Fact::Settled(late.clone())])]);
+    let remembered = told.iter().flat_map(|record| &record.facts).find_map(|fact| match fact {
+        Fact::Remembered { reserved, settled, .. } => Some((reserved, settled)),
+        _ => None,
+    });
+    let (reserved, settled) = remembered.expect("it is remembered");
+    assert_eq!((reserved.id, reserved.key, settled.spent), (id(7), 0, late.spent));
+    assert_eq!(stood(&told, 1).0, 2);
+}
+
+#[test]
 fn a_retired_account_is_not_told_of_unless_a_reservation_names_it() {
     let retired = at(T0 + 10, vec![Fact::AccountRetired { account: 2 }]);
     let paths = |told: &[Record]| -> Vec<String> {

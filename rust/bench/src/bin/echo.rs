@@ -1,6 +1,7 @@
 //! The floor: a tonic server that answers every call with a constant, set up as the sidecar's is.
 //!
-//! `echo --socket PATH --response-bytes N`. Ends when its standard input does.
+//! `echo --socket PATH --response-bytes N`. Prints a line when it listens, and ends when its standard
+//! input does.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -28,13 +29,14 @@ impl EchoService for Echo {
 
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::of_process(&["socket", "response-bytes"])?;
-    let path = arguments.required("socket")?.to_owned();
+    let listener = std::os::unix::net::UnixListener::bind(arguments.required("socket")?)?;
+    listener.set_nonblocking(true)?;
     let length = arguments.parsed("response-bytes")?.unwrap_or(200);
     let echo = Echo(Bytes::from(vec![b'~'; calls::echo_body(length)]));
     let server = move || {
         let served = runtime().and_then(|runtime| {
             runtime.block_on(async {
-                let incoming = UnixListenerStream::new(UnixListener::bind(&path)?);
+                let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
                 let service = EchoServiceServer::new(echo);
                 tonic::transport::Server::builder()
                     .max_concurrent_streams(MAX_CONCURRENT_CALLS_PER_CONNECTION)
@@ -51,6 +53,7 @@ fn main() -> Result<(), Failure> {
         }
     };
     std::thread::Builder::new().name("echo".into()).spawn(server)?;
+    writeln!(std::io::stdout(), "{{}}")?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The sidecar without Python, for measuring.
 //!
-//! `sidecar --serve CONFIG.json` serves until its standard input ends, then drains.
+//! `sidecar --serve CONFIG.json` prints a line when it serves, until its standard input ends, and
+//! drains.
 //! `sidecar --open CONFIG.json` opens the engine, prints how long that took and closes it.
 #![forbid(unsafe_code)]
 

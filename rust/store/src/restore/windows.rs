@@ -99,7 +99,8 @@ impl Restore<'_> {
         chains: &BTreeMap<ChainId, Chain>,
     ) -> Result<(), StoreError> {
         for (id, chain) in chains {
-            // A window is missing only when its account has retired, and then nothing is held in it.
+            // A window is missing only when its account has retired, and then nothing is held in
+            // it.
             let query = "SELECT budget FROM windows WHERE id = ?1";
             let mut windows = Vec::with_capacity(chain.windows.len());
             for window in &chain.windows {

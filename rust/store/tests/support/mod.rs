@@ -65,8 +65,8 @@ pub(crate) fn amounts(pairs: &[(Unit, i64)]) -> Amounts {
     pairs.iter().copied().collect()
 }
 
-/// Two accounts, `acme` and `acme/a`; on the first a total of tokens, on the second money by the day
-/// and tokens by the rolling hour. Chain 1 is `acme/a`'s.
+/// Two accounts, `acme` and `acme/a`; on the first a total of tokens, on the second money by the
+/// day and tokens by the rolling hour. Chain 1 is `acme/a`'s.
 pub(crate) fn world() -> Record {
     let budget = |budget, account, unit, period, limit| Fact::BudgetSet {
         budget,
