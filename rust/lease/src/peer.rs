@@ -1,0 +1,77 @@
+//! Who is at the other end of a Unix socket, as the kernel says.
+//!
+//! Contains `unsafe`: `getsockopt` for two options. (rustix has no SO_PEERPIDFD, and its SO_PEERCRED
+//! cannot say that the peer's pid is invisible.)
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// The process that connected.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its pid; absent where it lives in a pid namespace that we cannot see into.
+    pub pid: Option<i32>,
+    /// Its user.
+    pub uid: u32,
+    /// Becomes readable when it ends; absent without a pid.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Peer {
+    /// The peer of a connected socket.
+    pub fn of(socket: impl AsFd) -> io::Result<Peer> {
+        let socket = socket.as_fd();
+        let credentials: libc::ucred = option(socket, libc::SO_PEERCRED)?;
+        let pid = Some(credentials.pid).filter(|pid| *pid > 0);
+        let pidfd = pid.and_then(|pid| pidfd(socket, pid));
+        Ok(Peer { pid, uid: credentials.uid, pidfd })
+    }
+}
+
+/// The peer's pidfd: from the socket itself (Linux 6.5), else by its pid, which may by then be another
+/// process: its start time tells (see the callers).
+fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Option<OwnedFd> {
+    if let Ok(raw) = option::<libc::c_int>(socket, libc::SO_PEERPIDFD) {
+        #[expect(unsafe_code, reason = "JUSTIFICATION: the option's value is a descriptor")]
+        // SAFETY: the kernel has just made the descriptor for us, and nobody else knows it.
+        return Some(unsafe { OwnedFd::from_raw_fd(raw) });
+    }
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// The types that the options used here have: any bytes are values of them.
+trait Plain: Copy {}
+impl Plain for libc::c_int {}
+impl Plain for libc::ucred {}
+
+fn option<T: Plain>(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
+    let (raw, at) = (socket.as_raw_fd(), value.as_mut_ptr().cast());
+    #[expect(unsafe_code, reason = "JUSTIFICATION: no safe wrapper has these options")]
+    // SAFETY: `at` and `length` are those of `value`, which outlives the call; all zero bytes are a
+    // value of a `Plain` type, and so is whatever the kernel writes.
+    let value = unsafe {
+        if libc::getsockopt(raw, libc::SOL_SOCKET, name, at, &raw mut length) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        value.assume_init()
+    };
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_in_this_process_is_this_process() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let peer = Peer::of(&one).expect("a Unix socket has a peer");
+        assert_eq!(peer.pid.map(i32::unsigned_abs), Some(std::process::id()));
+        assert_eq!(peer.uid, rustix::process::getuid().as_raw());
+        assert!(peer.pidfd.is_some());
+    }
+}
