@@ -27,8 +27,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 const ANSWER_WAIT: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The connections of this process by fork generation and path: a child makes its own.
-static CONNECTIONS: LazyLock<Mutex<HashMap<(u32, PathBuf), Weak<Connection>>>> =
-    LazyLock::new(Mutex::default);
+static CONNECTIONS: LazyLock<Mutex<Connections>> = LazyLock::new(Mutex::default);
+
+type Connections = HashMap<(u32, PathBuf), Weak<Connection>>;
 
 /// One connection.
 #[derive(Debug)]

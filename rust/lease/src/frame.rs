@@ -214,7 +214,8 @@ impl Answer {
         out.put(16, &self.used.to_le_bytes());
         out.put(24, &self.granted.to_le_bytes());
         out.put(32, &self.lease.to_le_bytes());
-        let end = self.message.floor_char_boundary(MESSAGE_BYTES);
+        let fits = |end: &usize| *end <= MESSAGE_BYTES && self.message.is_char_boundary(*end);
+        let end = (0..=self.message.len()).rev().find(fits).unwrap_or(0);
         let message = &self.message.as_bytes()[..end];
         out.put(40, &u16::try_from(message.len()).unwrap_or(0).to_le_bytes());
         out.put(48, message);

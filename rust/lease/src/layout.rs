@@ -58,7 +58,7 @@
 //! | 48 | those of them that are read from a cache | i64 |
 //! | 56 | those of them that are written to a cache | i64 |
 //! | 64 | GPU time of the usage in milliseconds | i64 |
-//! | 72 | what the lease counts: the unit's index (0 tokens, 1 usd_nanos, 2 gpu_ms, 4 energy_mj, 5 calls), or 255: the output tokens of the usage | u8 |
+//! | 72 | what the lease counts: the unit's index (0 `tokens`, 1 `usd_nanos`, 2 `gpu_ms`, 4 `energy_mj`, 5 `calls`), or 255: the output tokens of the usage | u8 |
 //! | 73 | length of the reservation's id | u8 |
 //! | 80 | the reservation's id, at most [`ID_BYTES`] | bytes |
 //!
@@ -74,7 +74,7 @@
 //! | 40 | length of the message | u16 |
 //! | 48 | what went wrong, for a person to read, at most [`MESSAGE_BYTES`] | bytes |
 //!
-//! The answer to an attach carries two descriptors (SCM_RIGHTS): the usage page, the control page.
+//! The answer to an attach carries two descriptors (`SCM_RIGHTS`): the usage page, the control page.
 
 /// The first four bytes of every page and frame: "BRSL".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"BRSL");
