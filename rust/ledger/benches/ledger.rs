@@ -56,6 +56,7 @@ fn ask(account: &str, amount: i64, key: u128) -> Ask<'_> {
         payload: key,
         parent: None,
         labels: Vec::new(),
+        owner: None,
     }
 }
 

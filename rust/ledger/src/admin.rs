@@ -104,6 +104,7 @@ impl<J: Journal> Ledger<J> {
             ticket = self.log(now_ms, || vec![budget_fact(info, terms)]);
         });
         let (window, crossed) = changed.map_err(|_| LedgerError::Overflow)?;
+        self.changed();
         if let Some(window) = window.filter(|_| !crossed.is_empty()) {
             ticket = self.log_crossed(now_ms, &window, &crossed);
         }
@@ -129,6 +130,7 @@ impl<J: Journal> Ledger<J> {
         });
         reason.clone_into(&mut kept_reason);
         account.frozen.store(frozen, Ordering::Release);
+        self.changed();
         Ok(ticket)
     }
 

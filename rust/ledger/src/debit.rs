@@ -8,7 +8,7 @@ use crate::fact::{Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
 use crate::nested::check_slices;
 use crate::reservation::Reservation;
-use crate::reserve::hold;
+use crate::reserve::{NoHold, RECLAIMS, hold};
 use crate::unit::Amounts;
 use crate::verdict::{Refusal, RefusalReason, Verdict};
 use crate::window::{Shortage, Window};
@@ -60,6 +60,9 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = pending(body(&mut locked, id)?)?;
+        if reservation.lease.is_some() {
+            return Err(LedgerError::ReservationLeased);
+        }
         let mut crossed: Vec<Arc<Window>> = Vec::new();
         let mut short = None;
         let was_debited = reservation.debited;
@@ -103,65 +106,99 @@ impl<J: Journal> Ledger<J> {
         })
     }
 
-    /// Renews the time to live and raises the hold to `most` in all (cumulative), or to what is left of
-    /// it as long as it is `least`. What is added is charged to the windows current now.
+    /// Renews the time to live and raises the hold to `wish` in all (cumulative), or to what is left of
+    /// it as long as it is worth having. What is added is charged to the windows current now. `top_up`: it
+    /// is for a lease and may be taken back while it is unused.
     pub fn extend(
         &self,
         id: ReservationId,
-        (most, least): (&Amounts, &Amounts),
+        wish: Option<&Wish>,
+        top_up: bool,
         ttl_ms: Option<i64>,
         now: Now,
     ) -> Result<Extended, LedgerError> {
-        most.check_not_negative()?;
-        least.check_not_negative()?;
+        let now_ms = self.time(now.wall_ms);
+        for _ in 0..RECLAIMS {
+            match self.try_extend(id, wish, top_up, ttl_ms, now)? {
+                (_, Some(NoHold::Short(shortage))) if self.reclaim(&shortage, now_ms) => {}
+                (extended, _) => return Ok(extended),
+            }
+        }
+        self.try_extend(id, wish, top_up, ttl_ms, now).map(|(extended, _)| extended)
+    }
+
+    /// One attempt, and why the hold was not raised.
+    fn try_extend(
+        &self,
+        id: ReservationId,
+        wish: Option<&Wish>,
+        top_up: bool,
+        ttl_ms: Option<i64>,
+        now: Now,
+    ) -> Result<(Extended, Option<NoHold>), LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = pending(body(&mut locked, id)?)?;
-        let held = reservation.held();
-        let more = |total: &Amounts| total.max(&held).checked_sub(&held).expect("not less");
-        let (most, least) = (more(most), more(least));
-        let chain = self.chain_of(&reservation.account, now_ms);
-        let mut refusal = None;
-        let mut added = Amounts::ZERO;
-        if !most.is_zero() {
-            if !reservation.slices.iter().any(|slice| slice.chain.id == chain.id) {
-                check_slices(reservation.slices.len())?;
-            }
-            match top_up(&chain, most, least)? {
-                Ok(amounts) => added = amounts,
-                Err(refused) => refusal = Some(refused),
-            }
-        }
-        // After this point the extension must succeed.
-        let fits = reservation.add_slice(&chain, added);
-        debug_assert!(fits, "a total that was asked for is an amount");
-        reservation.granted = reservation.held();
-        if let Some(ttl_ms) = ttl_ms {
-            reservation.ttl_ms = ttl_ms;
+        let (ttl_before, mut ticket) = (reservation.ttl_ms, 0);
+        reservation.ttl_ms = ttl_ms.unwrap_or(ttl_before);
+        let raised = match wish {
+            Some(wish) => self.raise(reservation, wish, top_up, now_ms),
+            None => Ok(Ok(0)),
+        };
+        let raised = raised.inspect_err(|_| reservation.ttl_ms = ttl_before)?;
+        let none = raised.map(|raised| ticket = raised).err();
+        if ticket == 0 {
+            ticket = self.log_resliced(reservation, now_ms, Amounts::ZERO);
         }
         reservation.deadline_ms = now.mono_ms.saturating_add(reservation.ttl_ms);
         self.slots.set_deadline(id.slot, reservation.deadline_ms);
-        let ticket = self.log_resliced(reservation, now_ms, added);
-        Ok(Extended {
+        let chain = self.chain_of(&reservation.account, now_ms);
+        let refusal = none.as_ref().map(NoHold::refusal);
+        let extended = Extended {
             verdict: if refusal.is_some() { Verdict::Stop } else { chain.verdict() },
             view: view(reservation, now.mono_ms),
             refusal,
             scope: Scope(Some(chain)),
             ticket,
-        })
+        };
+        Ok((extended, none))
     }
-}
 
-fn top_up(
-    chain: &Arc<Chain>,
-    most: Amounts,
-    least: Amounts,
-) -> Result<Result<Amounts, Refusal>, LedgerError> {
-    if let Some(by) = chain.account.frozen_by() {
-        return Ok(Err(frozen(by)));
+    /// Raises a pending reservation's hold; called under its lock. Returns what has to be durable before
+    /// anybody may spend of it; 0: nothing was missing.
+    pub(crate) fn raise(
+        &self,
+        reservation: &mut Reservation,
+        wish: &Wish,
+        top_up: bool,
+        now_ms: i64,
+    ) -> Result<Result<u64, NoHold>, LedgerError> {
+        let chain = self.chain_of(&reservation.account, now_ms);
+        let held = reservation.held();
+        let (most, _) = wish.bounds()?;
+        most.0.check_not_negative()?;
+        if most.0.max(&held) == held {
+            return Ok(Ok(0));
+        }
+        if let Some(by) = chain.account.frozen_by() {
+            return Ok(Err(NoHold::Refused(frozen(by))));
+        }
+        if !reservation.slices.iter().any(|slice| slice.chain.id == chain.id) {
+            check_slices(reservation.slices.len())?;
+        }
+        let (added, output) = match hold(&chain, wish, Some(&held))? {
+            Ok(portion) => portion,
+            Err(shortage) => return Ok(Err(NoHold::Short(shortage))),
+        };
+        // After this point the raise must succeed.
+        let fits = reservation.add_slice(&chain, added);
+        debug_assert!(fits, "a total that was asked for is an amount");
+        reservation.granted = reservation.held();
+        reservation.max_output_tokens = reservation.max_output_tokens.max(output);
+        let ticket = self.log_resliced(reservation, now_ms, added);
+        self.raised(reservation, top_up, ticket);
+        Ok(Ok(ticket))
     }
-    let wish = Wish::Amounts { most, least };
-    Ok(hold(chain, &wish, false)?.map(|(amounts, _)| amounts))
 }
 
 /// The reservation, unless it has ended.
@@ -191,6 +228,6 @@ fn overspent(chain: &Chain) -> Option<Refusal> {
     found.map(|window| {
         let standing = window.standing();
         let shortfall = standing.spent.saturating_sub(standing.limit);
-        exhausted(&Shortage { window, shortfall })
+        exhausted(&Shortage { window, amount: standing.spent, shortfall })
     })
 }

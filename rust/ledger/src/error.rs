@@ -33,6 +33,14 @@ pub enum LedgerError {
     /// The same key or Commit with another payload.
     #[error("this {0} was used before with another payload")]
     IdempotencyMismatch(&'static str),
+    /// It is debited through another channel.
+    #[error("the reservation is debited through another channel: a lease or a Meter stream")]
+    ReservationLeased,
+    /// Somebody else asks for a lease.
+    #[error(
+        "the reservation was made by another process: a lease is for the process that reserved"
+    )]
+    NotTheOwner,
     /// A sum would pass the range of `i64`.
     #[error("the sum of amounts would pass 2^63 - 1")]
     Overflow,

@@ -30,6 +30,20 @@ pub struct ReservationId {
     pub slot: u32,
 }
 
+/// The process that reserved, as the kernel knows it: one process for good, since a pid is used again
+/// only with another start time or after another boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its pid, as the host sees it.
+    pub pid: u32,
+    /// When it started, in clock ticks since the boot.
+    pub start_ticks: u64,
+    /// A hash of the boot's id.
+    pub boot: u64,
+    /// Its user.
+    pub uid: u32,
+}
+
 /// Where a reservation is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum State {
@@ -77,6 +91,8 @@ pub struct Reserved {
     pub rate: Option<Rate>,
     /// Names for the history, `model` among them.
     pub labels: Vec<(String, String)>,
+    /// Who reserved, where the socket tells.
+    pub owner: Option<Owner>,
 }
 
 /// A reservation ended, or (late) its end was corrected upwards.

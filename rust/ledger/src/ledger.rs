@@ -12,6 +12,7 @@ use crate::budget::BudgetTerms;
 use crate::error::LedgerError;
 use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
 use crate::keys::Keys;
+use crate::lease::ToppedUp;
 use crate::path::Pattern;
 use crate::period::Period;
 use crate::reservation::Reservation;
@@ -78,6 +79,9 @@ pub struct Ledger<J> {
     pub(crate) next_window: AtomicU64,
     pub(crate) next_chain: AtomicU64,
     pub(crate) next_sequence: AtomicU64,
+    pub(crate) topped_up: ToppedUp,
+    /// Rises when a verdict may have changed for reasons of its own.
+    pub(crate) changes: AtomicU64,
     /// The latest wall time that was seen; time never goes back behind it (R14).
     time_ms: AtomicI64,
 }
@@ -139,6 +143,8 @@ impl<J: Journal> Ledger<J> {
             next_window: AtomicU64::new(1),
             next_chain: AtomicU64::new(1),
             next_sequence: AtomicU64::new(1),
+            topped_up: ToppedUp::default(),
+            changes: AtomicU64::new(0),
             time_ms: AtomicI64::new(0),
             settings,
         }
@@ -171,6 +177,9 @@ impl<J: Journal> Ledger<J> {
     /// Tells the journal, once, of every threshold that is newly crossed in the windows (R17).
     pub(crate) fn report_crossings(&self, time_ms: i64, windows: &[Arc<Window>]) -> u64 {
         let mut ticket = 0;
+        if !windows.is_empty() {
+            self.changed();
+        }
         for window in windows {
             let crossed = window.crossings();
             if !crossed.is_empty() {
@@ -178,6 +187,11 @@ impl<J: Journal> Ledger<J> {
             }
         }
         ticket
+    }
+
+    /// Says that verdicts have to be looked at anew.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn log_crossed(&self, time_ms: i64, window: &Window, crossed: &[u16]) -> u64 {

@@ -15,6 +15,7 @@ mod error;
 pub mod fact;
 mod keys;
 mod late;
+pub mod lease;
 mod ledger;
 #[cfg(all(test, bursar_loom))]
 mod loom_window;
@@ -43,7 +44,7 @@ pub use admin::{AccountView, MAX_THRESHOLDS};
 pub use budget::{BudgetInfo, BudgetTerms};
 pub use debit::{Debited, Extended};
 pub use error::LedgerError;
-pub use fact::{Journal, NoJournal, ReservationId, State};
+pub use fact::{Journal, NoJournal, Owner, ReservationId, State};
 pub use ledger::{
     AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, Scope, Settings, View,
 };

@@ -12,10 +12,10 @@ use smallvec::{SmallVec, smallvec};
 use crate::account::{Account, Chain, available, covers};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, State};
-use crate::ledger::{Ledger, body, exhausted};
+use crate::ledger::{Ledger, body};
 use crate::path;
 use crate::reservation::{MAX_SLICES, Reservation, Slice};
-use crate::reserve::{charge_windows, with_concurrency};
+use crate::reserve::{NoHold, charge_windows, with_concurrency};
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, RefusalReason};
 use crate::window::Window;
@@ -37,10 +37,25 @@ impl<J: Journal> Ledger<J> {
         parent: ReservationId,
         wish: &Wish,
         now_ms: i64,
-    ) -> Result<Result<Held<'_>, Refusal>, LedgerError> {
-        let (_, least) = wish.bounds()?;
+    ) -> Result<Result<Held<'_>, NoHold>, LedgerError> {
         let mut locked = self.slot(parent)?.body.lock();
         let holder = body(&mut locked, parent)?;
+        // Nobody debits what is being carved.
+        self.close_lease(holder, now_ms);
+        let carved = self.carve_from(own, holder, wish, now_ms);
+        self.reopen_lease(holder);
+        let carved = carved?;
+        Ok(carved.map(|(slices, portion)| Held { slices, portion, parent: Some(locked) }))
+    }
+
+    fn carve_from(
+        &self,
+        own: &Arc<Chain>,
+        holder: &mut Reservation,
+        wish: &Wish,
+        now_ms: i64,
+    ) -> Result<Result<(SmallVec<[Slice; 1]>, Portion), NoHold>, LedgerError> {
+        let (_, least) = wish.bounds()?;
         if holder.state != State::Pending {
             return Err(LedgerError::ReservationEnded(holder.state));
         }
@@ -51,7 +66,7 @@ impl<J: Journal> Ledger<J> {
         let (units, unused) = coverage(holder);
         if least.0.min(&unused) != least.0 {
             let account = &holder.account.path;
-            return Ok(Err(parent_exhausted(account, &least.0, &unused)));
+            return Ok(Err(NoHold::Refused(parent_exhausted(account, &least.0, &unused))));
         }
         let windows = uncovered(own, units, &holder.account);
         let part = wish.largest(&unused.min(&available(&windows)))?;
@@ -63,11 +78,11 @@ impl<J: Journal> Ledger<J> {
         });
         let Some(part) = part else {
             let shortage = charged.expect_err("no part was charged");
-            return Ok(Err(exhausted(&shortage)));
+            return Ok(Err(NoHold::Short(shortage)));
         };
         // After this point the reservation must succeed.
         let slices = self.carved(own, holder, &windows, units, &part.0, now_ms);
-        Ok(Ok(Held { slices, portion: part, parent: Some(locked) }))
+        Ok(Ok((slices, part)))
     }
 
     /// Takes the covered units of `part` out of the parent, as slices on top of the parent's chains;

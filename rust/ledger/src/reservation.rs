@@ -10,7 +10,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, covers};
-use crate::fact::{ReservationId, Reserved, Settled, SliceFact, State};
+use crate::fact::{Owner, ReservationId, Reserved, Settled, SliceFact, State};
+use crate::lease::Lease;
 use crate::rates::Rate;
 use crate::record::Spending;
 use crate::unit::{Amounts, Unit};
@@ -61,6 +62,9 @@ pub(crate) struct Reservation {
     pub(crate) parent: Option<ReservationId>,
     pub(crate) rate: Option<Arc<Rate>>,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) owner: Option<Owner>,
+    /// While it is debited on pages.
+    pub(crate) lease: Option<Box<Lease>>,
     pub(crate) end: End,
 }
 
@@ -100,6 +104,8 @@ impl Reservation {
             parent: None,
             rate: None,
             labels: spending.labels,
+            owner: None,
+            lease: None,
             end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
         }
     }
@@ -131,6 +137,8 @@ impl Reservation {
             parent: reserved.parent,
             rate: reserved.rate.clone().map(Arc::new),
             labels: reserved.labels.clone(),
+            owner: reserved.owner,
+            lease: None,
             end: End::default(),
         };
         reservation.finish(settled);
@@ -213,6 +221,7 @@ impl Reservation {
             parent: self.parent,
             rate: self.rate.as_deref().cloned(),
             labels: self.labels.clone(),
+            owner: self.owner,
         }
     }
 

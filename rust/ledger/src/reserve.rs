@@ -11,7 +11,7 @@ use smallvec::smallvec;
 
 use crate::account::{Account, Chain, available, takings};
 use crate::error::LedgerError;
-use crate::fact::{Fact, Journal, ReservationId, State};
+use crate::fact::{Fact, Journal, Owner, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
 use crate::nested::{Held, resliced_facts};
 use crate::reservation::{End, Reservation, Slice};
@@ -37,6 +37,8 @@ pub struct Ask<'a> {
     pub parent: Option<ReservationId>,
     /// Names for the history.
     pub labels: Vec<(String, String)>,
+    /// Who asks, where that is known: only this process may lease what it reserved.
+    pub owner: Option<Owner>,
 }
 
 /// A hold.
@@ -71,6 +73,28 @@ pub struct Fits {
     /// The windows.
     pub scope: Scope,
 }
+
+/// Why there is no hold.
+#[derive(Debug)]
+pub(crate) enum NoHold {
+    /// A window is short.
+    Short(Shortage),
+    /// It is refused whatever the windows have left.
+    Refused(Refusal),
+}
+
+impl NoHold {
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            NoHold::Short(shortage) => exhausted(shortage),
+            NoHold::Refused(refusal) => refusal.clone(),
+        }
+    }
+}
+
+/// How often a call takes top-ups back from others before it is refused all the same: each time, others
+/// were quicker to take what had become free.
+pub(crate) const RECLAIMS: usize = 100;
 
 impl<J: Journal> Ledger<J> {
     /// Holds the wish on the account and all its ancestors, or refuses and holds nothing.
@@ -112,13 +136,21 @@ impl<J: Journal> Ledger<J> {
     fn admit(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(ask.account, now_ms)?;
-        let held = self.hold_in_slot(&chain, &ask, now_ms);
+        let mut held = self.hold_in_slot(&chain, &ask, now_ms);
+        for _ in 0..RECLAIMS {
+            match &held {
+                Ok(Err(NoHold::Short(shortage))) if self.reclaim(shortage, now_ms) => {
+                    held = self.hold_in_slot(&chain, &ask, now_ms);
+                }
+                _ => break,
+            }
+        }
         if !matches!(held, Ok(Ok(_))) {
             leave(&chain.account);
         }
         Ok(match held? {
             Ok((slot, held)) => Admission::Granted(self.place(slot, held, ask, chain, now, now_ms)),
-            Err(refusal) => Admission::Refused(refusal, Scope(Some(chain))),
+            Err(none) => Admission::Refused(none.refusal(), Scope(Some(chain))),
         })
     }
 
@@ -141,19 +173,20 @@ impl<J: Journal> Ledger<J> {
         chain: &Arc<Chain>,
         ask: &Ask<'_>,
         now_ms: i64,
-    ) -> Result<Result<(u32, Held<'_>), Refusal>, LedgerError> {
+    ) -> Result<Result<(u32, Held<'_>), NoHold>, LedgerError> {
         if let Some(by) = chain.account.frozen_by() {
-            return Ok(Err(frozen(by)));
+            return Ok(Err(NoHold::Refused(frozen(by))));
         }
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let held = match ask.parent {
-            None => hold(chain, &ask.wish, true).map(|held| {
-                held.map(|portion| Held {
+            None => hold(chain, &ask.wish, None).map(|held| {
+                let held = held.map(|portion| Held {
                     slices: smallvec![Slice::new(Arc::clone(chain), portion.0)],
                     portion,
                     parent: None,
-                })
+                });
+                held.map_err(NoHold::Short)
             }),
             Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms),
         };
@@ -191,6 +224,8 @@ impl<J: Journal> Ledger<J> {
             parent: ask.parent,
             rate: ask.wish.rate(),
             labels: ask.labels,
+            owner: ask.owner,
+            lease: None,
             end: End::default(),
         };
         let mut parent = held.parent;
@@ -233,6 +268,7 @@ impl<J: Journal> Ledger<J> {
             };
             shortage = Some(Shortage {
                 window: Arc::clone(window),
+                amount,
                 shortfall: amount.saturating_sub(window.remaining()).max(0),
             });
         }
@@ -242,37 +278,46 @@ impl<J: Journal> Ledger<J> {
 }
 
 /// Charges the wish, or the largest part of it that is worth having, to all windows of the chain.
-/// `new`: for a new reservation, which counts as one of `concurrency`.
+/// `held`: what the reservation holds already, which the wish includes; `None`: a new one, which counts as
+/// one of `concurrency`. Returns what was charged.
 pub(crate) fn hold(
     chain: &Arc<Chain>,
     wish: &Wish,
-    new: bool,
-) -> Result<Result<Portion, Refusal>, LedgerError> {
-    let full = |portion| {
-        if new { with_concurrency(chain, portion) } else { portion }
+    held: Option<&Amounts>,
+) -> Result<Result<Portion, Shortage>, LedgerError> {
+    let to_charge = |(amounts, output): Portion| match held {
+        None => with_concurrency(chain, (amounts, output)),
+        Some(held) => {
+            let more = amounts.max(held).checked_sub(held);
+            (more.expect("the larger of two is not less"), output)
+        }
+    };
+    let left = || match held {
+        None => available(&chain.windows),
+        // What is held stays, even where a window is overdrawn.
+        Some(held) => available(&chain.windows).max(&Amounts::ZERO).saturating_add(held),
     };
     let (most, least) = wish.bounds()?;
-    let most = full(most);
+    let most = to_charge(most);
     let shortage = match charge_windows(&chain.windows, &most.0) {
         Ok(()) => return Ok(Ok(most)),
         Err(shortage) => shortage,
     };
     if wish.is_all_or_nothing() {
-        return Ok(Err(exhausted(&shortage)));
+        return Ok(Err(shortage));
     }
     // What is left may move under us; after a few rounds the least decides.
     for _ in 0..8 {
-        let Some(part) = wish.largest(&available(&chain.windows))? else {
+        let Some(part) = wish.largest(&left())? else {
             break;
         };
-        let part = full(part);
+        let part = to_charge(part);
         if charge_windows(&chain.windows, &part.0).is_ok() {
             return Ok(Ok(part));
         }
     }
-    let least = full(least);
-    let charged = charge_windows(&chain.windows, &least.0);
-    Ok(charged.map(|()| least).map_err(|shortage| exhausted(&shortage)))
+    let least = to_charge(least);
+    Ok(charge_windows(&chain.windows, &least.0).map(|()| least))
 }
 
 /// A reservation counts as one of `concurrency` where a budget counts that.

@@ -50,6 +50,8 @@ impl<J: Journal> Replay<J> {
             parent: reserved.parent,
             rate: reserved.rate.clone().map(Arc::new),
             labels: reserved.labels.clone(),
+            owner: reserved.owner,
+            lease: None,
             end: End::default(),
         })
     }

@@ -50,7 +50,7 @@ pub struct Ended {
 }
 
 /// Holds that go back to a parent, by the chain that they were carved from.
-type ToParent = SmallVec<[(Arc<Chain>, Amounts); 1]>;
+pub(crate) type ToParent = SmallVec<[(Arc<Chain>, Amounts); 1]>;
 
 /// How a reservation is settled.
 #[derive(Debug, Clone, Copy)]
@@ -71,10 +71,12 @@ impl<J: Journal> Ledger<J> {
         let mut locked = self.slot(id)?.body.lock();
         let reservation = body(&mut locked, id)?;
         let (mut ticket, mut to_parent) = (u64::MAX, ToParent::new());
+        self.close_lease(reservation, now_ms);
         let settlement = settlement(reservation, &ending);
         match (reservation.state, ending) {
             (State::Pending, _) => {
-                (ticket, to_parent) = self.settle(reservation, &settlement, now_ms)?;
+                let settled = self.settle(reservation, &settlement, now_ms);
+                (ticket, to_parent) = settled.inspect_err(|_| self.reopen_lease(reservation))?;
                 self.forget_later(reservation, now.mono_ms);
             }
             (State::Committed, Ending::Commit { payload, .. }) => {
@@ -149,6 +151,7 @@ impl<J: Journal> Ledger<J> {
             slice.held = slice.held.checked_sub(&back).expect("part of it");
             slice.used = part;
         }
+        let _counted = self.end_lease(reservation);
         reservation.state = state;
         reservation.used = spent;
         reservation.debited = false;
@@ -201,7 +204,9 @@ impl<J: Journal> Ledger<J> {
             if holder.state == State::Pending {
                 pieces.retain(|(chain, amounts)| !holder.add_slice(chain, *amounts));
                 holder.granted = holder.held();
-                ticket = Some(self.log_resliced(holder, now_ms, Amounts::ZERO));
+                let later = self.log_resliced(holder, now_ms, Amounts::ZERO);
+                self.raised(holder, false, later);
+                ticket = Some(later);
             }
         }
         drop(locked);

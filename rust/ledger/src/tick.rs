@@ -41,6 +41,7 @@ impl<J: Journal> Ledger<J> {
             return None;
         }
         if reservation.state == State::Pending {
+            self.close_lease(reservation, now_ms);
             let settlement =
                 Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
             let settled = self.settle(reservation, &settlement, now_ms);

@@ -139,6 +139,12 @@ impl Amounts {
         self.zip(other, i64::checked_add)
     }
 
+    /// The sum, held at the ends of the range.
+    #[must_use]
+    pub(crate) fn saturating_add(&self, other: &Amounts) -> Amounts {
+        Amounts(std::array::from_fn(|i| self.0[i].saturating_add(other.0[i])))
+    }
+
     /// The difference, or `None` on overflow.
     pub fn checked_sub(&self, other: &Amounts) -> Option<Amounts> {
         self.zip(other, i64::checked_sub)

@@ -71,7 +71,9 @@ struct Terms {
 pub(crate) struct Shortage {
     /// The limiting window.
     pub window: Arc<Window>,
-    /// By how much the charge passes what is left.
+    /// What the charge asks of it.
+    pub amount: i64,
+    /// By how much that passes what is left.
     pub shortfall: i64,
 }
 
@@ -396,7 +398,7 @@ pub(crate) fn charge<'a>(
             for (earlier, amount) in takings.take(taken) {
                 earlier.untake(amount);
             }
-            return Err(Shortage { window: Arc::clone(window), shortfall });
+            return Err(Shortage { window: Arc::clone(window), amount, shortfall });
         }
         taken += 1;
     }

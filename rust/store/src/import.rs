@@ -131,7 +131,11 @@ impl Group<'_> {
                 });
                 let chain = grown.or(slices.last()).map(|slice| slice.chain);
                 let about = About { account: *account, reservation: Some(id.sequence), chain };
-                self.push_all(EntryKind::Hold, about, added)
+                // Less than before: a lease's unused top-up was taken back.
+                let (more, less) = (added.max(&Amounts::ZERO), added.min(&Amounts::ZERO));
+                let back = Amounts::ZERO.checked_sub(&less).unwrap_or(Amounts::ZERO);
+                self.push_all(EntryKind::Hold, about, &more)?;
+                self.push_all(EntryKind::Return, about, &back)
             }
             Fact::Used(used) => {
                 for (id, used) in used {

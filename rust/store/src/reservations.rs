@@ -102,6 +102,7 @@ fn forgotten(fact: &Settled) -> Reserved {
         parent: None,
         rate: None,
         labels: model.collect(),
+        owner: None,
     }
 }
 

@@ -174,7 +174,8 @@ impl World {
             Op::Extend { pick, tokens } => {
                 if let Some((id, _)) = self.pick(pick) {
                     let most = Amounts::of(Unit::Tokens, tokens);
-                    let _ = self.ledger.extend(id, (&most, &most), None, now);
+                    let wish = Wish::Amounts { most, least: most };
+                    let _ = self.ledger.extend(id, Some(&wish), false, None, now);
                 }
             }
             Op::Commit { pick, tokens, usd } => {
@@ -239,6 +240,7 @@ impl World {
             payload: 1,
             parent: parent.map(|(id, _)| id),
             labels: vec![("model".into(), "m".into())],
+            owner: None,
         };
         if let Ok(Admission::Granted(granted)) = self.ledger.reserve(ask, self.now) {
             self.reservations.push((granted.view.id, account));

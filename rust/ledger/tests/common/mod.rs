@@ -121,8 +121,22 @@ pub fn exactly(most: Amounts) -> Wish {
     Wish::Amounts { most, least: most }
 }
 
+/// The totals that a hold shall reach.
+pub fn totals(most: Amounts, least: Amounts) -> Wish {
+    Wish::Amounts { most, least }
+}
+
 pub fn ask(account: &str, wish: Wish) -> Ask<'_> {
-    Ask { account, wish, ttl_ms: TTL, key: 0, payload: 0, parent: None, labels: Vec::new() }
+    Ask {
+        account,
+        wish,
+        ttl_ms: TTL,
+        key: 0,
+        payload: 0,
+        parent: None,
+        labels: Vec::new(),
+        owner: None,
+    }
 }
 
 /// A Commit that names the units of `actual`.
@@ -245,7 +259,7 @@ impl World {
 
     pub fn extend(&self, id: ReservationId, total: i64) -> Extended {
         let total = tokens(total);
-        let extended = self.ledger.extend(id, (&total, &total), None, self.now());
+        let extended = self.ledger.extend(id, Some(&totals(total, total)), false, None, self.now());
         extended.unwrap()
     }
 

@@ -17,7 +17,7 @@ use bursar_ledger::{
 };
 use proptest::prelude::*;
 
-use common::{RETENTION, TTL, World, ask, spec};
+use common::{RETENTION, TTL, World, ask, spec, totals};
 use plain::{Plain, UNITS};
 use steps::{PATHS, Step, period};
 
@@ -175,7 +175,8 @@ impl Pair {
 
     fn extend(&mut self, of: usize, most: &Amounts, least: &Amounts) {
         let now = self.world.now();
-        let extended = self.world.ledger.extend(self.ids[of], (most, least), None, now);
+        let extended =
+            self.world.ledger.extend(self.ids[of], Some(&totals(*most, *least)), false, None, now);
         match (extended, self.plain.extend(of, most, least)) {
             (Ok(extended), Ok(Ok(()))) => assert!(extended.refusal.is_none()),
             (Ok(extended), Ok(Err(no))) => {

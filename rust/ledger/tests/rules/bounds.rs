@@ -2,7 +2,7 @@
 
 use bursar_ledger::{LedgerError, MAX_BUDGETS, Period, Unit};
 
-use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens};
+use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens, totals};
 
 #[test]
 fn r15_reservations_are_bounded_and_come_back() {
@@ -20,7 +20,10 @@ fn r15_reservations_are_bounded_and_come_back() {
     world.release(ids[0]);
     assert_eq!(world.record("a", tokens(1)).unwrap_err(), full);
     for id in &ids[1..] {
-        world.ledger.extend(*id, (&tokens(0), &tokens(0)), Some(1 << 40), world.now()).unwrap();
+        world
+            .ledger
+            .extend(*id, Some(&totals(tokens(0), tokens(0))), false, Some(1 << 40), world.now())
+            .unwrap();
     }
     world.wait(RETENTION);
     assert_eq!(world.ledger.tick(world.now()).forgotten, 1);

@@ -3,7 +3,7 @@
 use bursar_ledger::fact::State;
 use bursar_ledger::{Admission, Ask, Ending, Granted, LedgerError, Spending, Unit};
 
-use crate::common::{RETENTION, TTL, World, ask, commit, exactly, of, tokens};
+use crate::common::{RETENTION, TTL, World, ask, commit, exactly, of, tokens, totals};
 
 fn keyed(account: &str, amount: i64, key: u128) -> Ask<'_> {
     let payload = u128::from(amount.unsigned_abs());
@@ -55,7 +55,10 @@ fn r06_a_key_lasts_until_the_end_of_its_reservation_plus_retention() {
     let first = granted(&world, keyed("a", 10, 7)).view.id;
     for _ in 0..20 {
         world.wait(TTL - 1);
-        world.ledger.extend(first, (&tokens(0), &tokens(0)), None, world.now()).unwrap();
+        world
+            .ledger
+            .extend(first, Some(&totals(tokens(0), tokens(0))), false, None, world.now())
+            .unwrap();
         assert_eq!(world.ledger.tick(world.now()), bursar_ledger::Ticked::default());
     }
     world.commit(first, 10);

@@ -4,7 +4,7 @@ use bursar_ledger::{
     Admission, Amounts, LedgerError, Period, PeriodKind, RefusalReason, Unit, Verdict,
 };
 
-use crate::common::{HOUR, World, ask, commit, exactly, of, spec, stepped, tokens};
+use crate::common::{HOUR, World, ask, commit, exactly, of, spec, stepped, tokens, totals};
 
 #[test]
 fn r10_a_limit_may_be_raised_and_lowered_under_holds() {
@@ -140,7 +140,9 @@ fn r12_negative_limits_and_commits_are_errors() {
     let negative = world.end(id, commit(&[(Unit::Tokens, -3)]));
     assert!(matches!(negative, Err(LedgerError::InvalidAmount { .. })));
     let minus = tokens(-1);
-    assert!(world.ledger.extend(id, (&minus, &minus), None, world.now()).is_err());
+    assert!(
+        world.ledger.extend(id, Some(&totals(minus, minus)), false, None, world.now()).is_err()
+    );
     assert_eq!(world.standing("a", Unit::Tokens), (10, 5, 0, 5));
 }
 
@@ -162,7 +164,7 @@ fn r12_a_returned_piece_never_overflows_its_parent() {
     let parent = world.hold("a", energy(i64::MAX)).unwrap().view.id;
     let child = world.nest("a/b", parent, energy(5)).unwrap().id;
     let all = energy(i64::MAX);
-    world.ledger.extend(parent, (&all, &all), None, world.now()).unwrap();
+    world.ledger.extend(parent, Some(&totals(all, all)), false, None, world.now()).unwrap();
     assert_eq!(world.view(parent).granted, all);
     world.release(child);
     assert_eq!(world.view(parent).granted, all);

@@ -9,6 +9,7 @@ mod admission;
 mod bounds;
 mod clocks;
 mod keys;
+mod leases;
 mod limits;
 mod nested;
 mod settlement;

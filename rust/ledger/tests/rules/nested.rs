@@ -3,7 +3,7 @@
 use bursar_ledger::fact::State;
 use bursar_ledger::{Admission, Ask, LedgerError, Period, PeriodKind, RefusalReason, Unit, Wish};
 
-use crate::common::{HOUR, RETENTION, TTL, World, ask, exactly, of, tokens};
+use crate::common::{HOUR, RETENTION, TTL, World, ask, exactly, of, tokens, totals};
 
 #[test]
 fn r16_a_sub_budget_cannot_pass_what_its_parent_has_left() {
@@ -89,7 +89,13 @@ fn r16_nested_in_nested_goes_back_level_by_level() {
                     world.wait(RETENTION);
                     for id in ids {
                         let zero = tokens(0);
-                        let _ended = world.ledger.extend(id, (&zero, &zero), None, world.now());
+                        let _ended = world.ledger.extend(
+                            id,
+                            Some(&totals(zero, zero)),
+                            false,
+                            None,
+                            world.now(),
+                        );
                     }
                     world.ledger.tick(world.now());
                 }
@@ -159,7 +165,10 @@ fn r16_sub_budget_windows_and_old_parents_meet() {
     world.limit("a/b", Unit::Tokens, hourly, 50);
     let parent = world.held("a", 60);
     let zero = tokens(0);
-    world.ledger.extend(parent, (&zero, &zero), Some(1 << 50), world.now()).unwrap();
+    world
+        .ledger
+        .extend(parent, Some(&totals(zero, zero)), false, Some(1 << 50), world.now())
+        .unwrap();
     world.wait(HOUR);
     world.extend(parent, 80);
     // Carved newest first: 20 of this hour, 15 of the last.
@@ -207,7 +216,7 @@ fn r16_an_expired_child_gives_back_to_its_parent() {
     let child = world.nest("a", parent, tokens(40)).unwrap().id;
     world.wait(TTL - 1);
     let zero = tokens(0);
-    world.ledger.extend(parent, (&zero, &zero), None, world.now()).unwrap();
+    world.ledger.extend(parent, Some(&totals(zero, zero)), false, None, world.now()).unwrap();
     world.debit(child, 4);
     world.wait(1);
     assert_eq!(world.ledger.tick(world.now()).expired, 1);

@@ -3,7 +3,7 @@
 use bursar_ledger::fact::State;
 use bursar_ledger::{Amounts, Ending, LedgerError, Period, RefusalReason, Unit, Verdict};
 
-use crate::common::{RETENTION, TTL, World, commit, of, tokens};
+use crate::common::{RETENTION, TTL, World, commit, of, tokens, totals};
 
 #[test]
 fn r07_commit_below_at_and_above_the_hold_counts_what_it_says() {
@@ -170,7 +170,7 @@ fn r09_extend_renews_the_time_to_live_even_when_it_is_refused_more() {
     world.wait(TTL - 1);
     assert_eq!(world.ledger.tick(world.now()).expired, 0);
     let zero = Amounts::ZERO;
-    world.ledger.extend(id, (&zero, &zero), Some(5), world.now()).unwrap();
+    world.ledger.extend(id, Some(&totals(zero, zero)), false, Some(5), world.now()).unwrap();
     world.wait(5);
     assert_eq!(world.ledger.tick(world.now()).expired, 1);
 }

@@ -2,7 +2,7 @@
 
 use bursar_ledger::{LedgerError, MAX_SLICES, Period, PeriodKind, Unit, Verdict};
 
-use crate::common::{HOUR, START_MS, World, tokens};
+use crate::common::{HOUR, START_MS, World, tokens, totals};
 
 /// `a` has 100 tokens an hour; the clock stands at the full hour.
 fn hourly() -> World {
@@ -13,7 +13,7 @@ fn hourly() -> World {
 
 fn forever(world: &World, id: bursar_ledger::ReservationId) {
     let zero = tokens(0);
-    world.ledger.extend(id, (&zero, &zero), Some(1 << 50), world.now()).unwrap();
+    world.ledger.extend(id, Some(&totals(zero, zero)), false, Some(1 << 50), world.now()).unwrap();
 }
 
 #[test]
@@ -75,7 +75,8 @@ fn r08_the_list_of_slices_is_bounded_and_the_bound_is_named() {
     }
     world.wait(HOUR);
     let all = tokens(MAX_SLICES as i64 + 1);
-    let failed = world.ledger.extend(id, (&all, &all), None, world.now()).unwrap_err();
+    let failed =
+        world.ledger.extend(id, Some(&totals(all, all)), false, None, world.now()).unwrap_err();
     assert_eq!(failed, LedgerError::SliceLimit { max: MAX_SLICES });
     assert_eq!(world.tokens_of("a"), (0, 0), "nothing was charged");
     assert_eq!(world.commit(id, 3).view.spent, tokens(3));

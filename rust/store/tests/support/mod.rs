@@ -115,6 +115,7 @@ pub(crate) fn reserved(sequence: u64, tokens: i64) -> Reserved {
         parent: None,
         rate: None,
         labels: vec![("model".into(), "m-1".into())],
+        owner: None,
     }
 }
 
