@@ -14,7 +14,7 @@ process. A refusal raises `BudgetExceeded`; every other failure is a `BursarErro
 
 from bursar._open import connect, connect_async, open  # noqa: A004 -- always used as bursar.open
 from bursar._version import __version__
-from bursar.aio import AsyncClient, AsyncReservation
+from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
 from bursar.exceptions import (
     AccountFrozen,
@@ -29,6 +29,7 @@ from bursar.exceptions import (
     ReservationEnded,
     ReservationError,
     ReservationExpired,
+    ReservationLeased,
     ReservationNotFound,
     SidecarError,
     SidecarTimeout,
@@ -36,6 +37,7 @@ from bursar.exceptions import (
     StoreUnavailable,
     UnpricedModel,
 )
+from bursar.lease import Lease
 from bursar.models import (
     Account,
     AccountChanges,
@@ -72,6 +74,7 @@ __all__ = [
     "Advice",
     "Amounts",
     "AsyncClient",
+    "AsyncLease",
     "AsyncReservation",
     "Balance",
     "Budget",
@@ -88,6 +91,7 @@ __all__ = [
     "GenerationTerminated",
     "IdempotencyMismatch",
     "InvalidRequest",
+    "Lease",
     "LimitReached",
     "Period",
     "PeriodKind",
@@ -99,6 +103,7 @@ __all__ = [
     "ReservationError",
     "ReservationExpired",
     "ReservationInfo",
+    "ReservationLeased",
     "ReservationNotFound",
     "ReservationState",
     "SidecarError",

@@ -177,9 +177,11 @@ def extend(
     granted: models.Amounts | None,
     min_acceptable: models.Amounts | None,
     ttl_s: float | None,
+    usage: models.UsageEstimate | None = None,
+    top_up: bool = False,
 ) -> Call[models.ExtendResult]:
     """LedgerService/Extend; raises on a refusal."""
-    totals = one_of(tokens, granted, None, field="granted", required=False)
+    totals = one_of(tokens, granted, usage, field="granted", required=False)
 
     def read(answer: lg.ExtendResponse) -> models.ExtendResult:
         if (refusal := convert.refusal(answer)) is not None:
@@ -193,6 +195,8 @@ def extend(
     request = lg.ExtendRequest(
         reservation=reservation,
         granted=convert.amounts_to_wire(totals or {}, field="granted"),
+        usage=convert.estimate_to_wire(usage) if usage else None,
+        top_up=top_up,
         min_acceptable=convert.amounts_to_wire(min_acceptable or {}, field="min_acceptable"),
         ttl=convert.duration(ttl_s, field="ttl_s"),
     )

@@ -37,6 +37,8 @@ def open_engine(config_json: str) -> "Engine":
 class EmbeddedTransport:
     """Calls the engine in this process."""
 
+    lease_socket: None = None
+
     def __init__(self, engine: "Engine") -> None:
         self._engine: Engine | None = engine
 

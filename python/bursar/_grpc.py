@@ -38,6 +38,12 @@ def resolve_target(target: str | None) -> str:
     return f"unix:{chosen}" if chosen.startswith("/") else chosen
 
 
+def lease_socket(target: str) -> str | None:
+    """The lease socket beside a sidecar's own; None: the sidecar is elsewhere."""
+    path = target.removeprefix("unix:").removeprefix("//") if target.startswith("unix:") else ""
+    return f"{path}.lease" if path else None
+
+
 def channel_options(target: str) -> tuple[tuple[str, Any], ...]:
     """The channel options that reach a sidecar at the target; for those who use bare stubs too."""
     return _UNIX_OPTIONS if target.startswith(("unix:", "unix-abstract:")) else _OPTIONS
@@ -75,6 +81,7 @@ class GrpcTransport:
 
     def __init__(self, target: str, *, timeout_s: float, retry: Retry) -> None:
         self._target = target
+        self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
         self._channel = grpc.insecure_channel(target, options=channel_options(target))
@@ -133,6 +140,7 @@ class AsyncGrpcTransport:
 
     def __init__(self, target: str, *, timeout_s: float, retry: Retry) -> None:
         self._target = target
+        self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
         self._channel: grpc.aio.Channel | None = None

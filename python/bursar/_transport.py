@@ -49,6 +49,10 @@ class Retry:
 class Transport(Protocol):
     """Carries calls."""
 
+    @property
+    def lease_socket(self) -> str | None:
+        """Where leases on shared memory are to be had; None: nowhere."""
+
     def call(self, method: str, request: Message, response: type[Message]) -> Message:
         """Sends a request and returns the answer, parsed as `response`."""
 
@@ -61,6 +65,10 @@ class Transport(Protocol):
 
 class AsyncTransport(Protocol):
     """Carries calls without blocking the event loop."""
+
+    @property
+    def lease_socket(self) -> str | None:
+        """Where leases on shared memory are to be had; None: nowhere."""
 
     async def call(self, method: str, request: Message, response: type[Message]) -> Message:
         """Sends a request and returns the answer, parsed as `response`."""

@@ -4,18 +4,23 @@ What a method takes, answers and raises is documented once, on `bursar.Client` a
 `bursar.Reservation`.
 """
 
+import asyncio
+import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from bursar import _calls as calls
 from bursar._transport import AsyncTransport
-from bursar.exceptions import BursarError
+from bursar.exceptions import BudgetError, BursarError
+from bursar.lease import AHEAD, Chunks, LeaseTerms, SharedStep, Stuck, give_up, terms_of
 from bursar.models import (
     Account,
     AccountChanges,
+    Advice,
     Amounts,
     Balance,
     CheckResult,
@@ -32,10 +37,11 @@ from bursar.models import (
     TokenCount,
     Usage,
     UsageEstimate,
+    Verdict,
 )
 from bursar.reservation import Handle, note_unreleased
 
-__all__ = ["AsyncClient", "AsyncReservation"]
+__all__ = ["AsyncClient", "AsyncLease", "AsyncReservation"]
 
 T = TypeVar("T")
 
@@ -79,6 +85,26 @@ class AsyncReservation(Handle):
             await self._client.debit(self.id, tokens=tokens, used=used, usage=usage)
         )
 
+    async def lease(
+        self,
+        *,
+        unit: str | None = None,
+        top_up: bool = True,
+        ahead: int = AHEAD,
+        at_most: int | None = None,
+    ) -> "AsyncLease":
+        """As `Reservation.lease`."""
+        terms = terms_of(
+            self.id,
+            self.granted,
+            self._estimate,
+            unit=unit,
+            top_up=top_up,
+            ahead=ahead,
+            at_most=at_most,
+        )
+        return await self._client.lease(terms)
+
     async def extend(
         self,
         *,
@@ -111,6 +137,85 @@ class AsyncReservation(Handle):
         return self._saw_release(await self._client.release(self.id))
 
 
+class AsyncLease:
+    """A lease whose debits wait without blocking the event loop; see `bursar.Lease`."""
+
+    refused: BudgetError | None = None
+
+    def __init__(self, step: SharedStep, terms: LeaseTerms, extend: Callable[..., Any]) -> None:
+        self._step = step
+        self._extend = extend
+        self._chunks = Chunks(terms)
+        self._one_asks = asyncio.Lock()
+
+    async def debit(self, count: int = 1) -> Verdict:
+        """As `Lease.debit`."""
+        try:
+            return self._step.debit(count)
+        except Stuck as stuck:
+            return await self._stuck(stuck.count, stuck.why)
+
+    async def _stuck(self, count: int, why: str) -> Verdict:
+        if why != "exhausted":
+            return give_up(why)
+        step = self._step
+        async with self._one_asks:
+            while (verdict := step.fit(count)) is None and not step.ended:
+                wish = self._chunks.next_wish(step.used, step.granted, count)
+                try:
+                    if wish is not None:
+                        await self._extend(**wish)
+                        continue
+                except BudgetError as refused:
+                    self.refused = refused
+                except BursarError:
+                    if not step.ended:
+                        raise
+                step.take_rest(count)
+                return Verdict.STOP
+        return Verdict.STOP if verdict is None else verdict
+
+    @property
+    def used(self) -> int:
+        """As `Lease.used`."""
+        return self._step.used
+
+    @property
+    def granted(self) -> int:
+        """As `Lease.granted`."""
+        return self._step.granted
+
+    @property
+    def verdict(self) -> Verdict:
+        """As `Lease.verdict`."""
+        return self._step.verdict
+
+    @property
+    def advice(self) -> Advice | None:
+        """As `Lease.advice`."""
+        return self._step.advice
+
+    @property
+    def ended(self) -> bool:
+        """As `Lease.ended`."""
+        return self._step.ended
+
+    async def detach(self) -> int:
+        """As `Lease.detach`."""
+        return await asyncio.to_thread(self._step.detach)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.detach()
+
+
 class AsyncClient:
     """Reserves, debits and commits against one sidecar from an event loop.
 
@@ -138,6 +243,16 @@ class AsyncClient:
     async def close(self) -> None:
         """As `Client.close`."""
         await self._transport.close()
+
+    async def lease(self, terms: LeaseTerms) -> AsyncLease:
+        """Opens a lease; see `Reservation.lease`."""
+        extend = functools.partial(self.extend, terms.reservation)
+        socket = self._transport.lease_socket
+        if socket is not None:
+            with contextlib.suppress(ConnectionError):
+                step = await asyncio.to_thread(SharedStep, socket, terms)
+                return AsyncLease(step, terms, extend)
+        raise NotImplementedError
 
     async def reserve(
         self,
@@ -185,6 +300,8 @@ class AsyncClient:
         granted: Amounts | None = None,
         min_acceptable: Amounts | None = None,
         ttl_s: float | None = None,
+        usage: UsageEstimate | None = None,
+        top_up: bool = False,
     ) -> ExtendResult:
         """As `Client.extend`."""
         call = calls.extend(
@@ -193,6 +310,8 @@ class AsyncClient:
             granted=granted,
             min_acceptable=min_acceptable,
             ttl_s=ttl_s,
+            usage=usage,
+            top_up=top_up,
         )
         return await self._run(call)
 

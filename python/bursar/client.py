@@ -4,6 +4,8 @@ Methods raise `bursar.BursarError`s only. Repeats are safe: calls that spend get
 when none is given, and all others are idempotent by nature.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -11,6 +13,7 @@ from typing import Self, TypeVar
 
 from bursar import _calls as calls
 from bursar._transport import Transport
+from bursar.lease import Lease, LeaseTerms, SharedLease
 from bursar.models import (
     Account,
     AccountChanges,
@@ -140,6 +143,8 @@ class Client:
         granted: Amounts | None = None,
         min_acceptable: Amounts | None = None,
         ttl_s: float | None = None,
+        usage: UsageEstimate | None = None,
+        top_up: bool = False,
     ) -> ExtendResult:
         """Renews the time to live, and raises the hold to the totals given.
 
@@ -149,6 +154,9 @@ class Client:
             granted: The totals to reach, including what is held; units not named stay.
             min_acceptable: The least totals worth having.
             ttl_s: The new time to live in seconds, from now; None: the reservation's own again.
+            usage: The model call to cover, in place of amounts, at the rates fixed by Reserve.
+            top_up: For a lease: what is added may be taken back while it is unused, before somebody
+                else is refused.
 
         Raises:
             BudgetExceeded: The hold stays as it was; its time to live is renewed all the same.
@@ -159,6 +167,8 @@ class Client:
             granted=granted,
             min_acceptable=min_acceptable,
             ttl_s=ttl_s,
+            usage=usage,
+            top_up=top_up,
         )
         return self._run(call)
 
@@ -322,6 +332,15 @@ class Client:
         call = calls.watch_accounts(account, min_interval_s=min_interval_s)
         answers = self._transport.stream(call.method, call.request, call.response)
         return (call.read(answer) for answer in answers)
+
+    def lease(self, terms: LeaseTerms) -> Lease:
+        """Opens a lease; see `Reservation.lease`."""
+        extend = functools.partial(self.extend, terms.reservation)
+        socket = self._transport.lease_socket
+        if socket is not None:
+            with contextlib.suppress(ConnectionError):
+                return SharedLease(socket, terms, extend)
+        raise NotImplementedError
 
     def _pages(self, page: Callable[[str], calls.Call[calls.Page[T]]]) -> Iterator[T]:
         token = ""

@@ -11,6 +11,7 @@ BursarError
 │  ├─ ReservationNotFound
 │  ├─ ReservationEnded
 │  ├─ ReservationExpired
+│  ├─ ReservationLeased      it is debited through another channel, or by another process
 │  └─ IdempotencyMismatch
 ├─ InvalidRequest            also a ValueError: the call itself is wrong
 ├─ GenerationTerminated      a hard limit in mid-stream, with the partial text
@@ -18,7 +19,7 @@ BursarError
    ├─ SidecarUnavailable
    ├─ SidecarTimeout
    ├─ StoreUnavailable
-   └─ LimitReached           a configured maximum of accounts, reservations or top-ups
+   └─ LimitReached           a configured maximum of accounts, reservations, leases or top-ups
 ```
 """
 
@@ -43,6 +44,7 @@ __all__ = [
     "ReservationEnded",
     "ReservationError",
     "ReservationExpired",
+    "ReservationLeased",
     "ReservationNotFound",
     "SidecarError",
     "SidecarTimeout",
@@ -176,6 +178,10 @@ class ReservationExpired(ReservationError):
     """The reservation expired; a commit of what was truly used still works."""
 
 
+class ReservationLeased(ReservationError):
+    """The reservation is debited through another channel, or belongs to another process."""
+
+
 class IdempotencyMismatch(ReservationError):
     """The key, or the commit, was used before with another payload."""
 
@@ -234,7 +240,7 @@ class StoreUnavailable(SidecarError):
 
 
 class LimitReached(SidecarError):
-    """A configured maximum is reached: accounts, reservations, or slices of one reservation."""
+    """A configured maximum is reached: accounts, reservations, leases, slices of a reservation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +271,9 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "STORE_UNAVAILABLE": ErrorRow("UNAVAILABLE", StoreUnavailable),
         "SLICE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
         "SHUTTING_DOWN": ErrorRow("UNAVAILABLE", SidecarUnavailable),
+        "RESERVATION_LEASED": ErrorRow("FAILED_PRECONDITION", ReservationLeased),
+        "NOT_THE_OWNER": ErrorRow("PERMISSION_DENIED", ReservationLeased),
+        "LEASE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
     },
 )
 """ErrorReason without its prefix → gRPC code and exception. A test compares it with the proto."""

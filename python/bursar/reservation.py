@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from bursar._calls import Admission
 from bursar._convert import invalid
 from bursar.exceptions import BursarError
+from bursar.lease import AHEAD, Lease, terms_of
 from bursar.models import (
     Advice,
     Amounts,
@@ -196,6 +197,45 @@ class Reservation(Handle):
         """
         usage = self._usage(usage, output_tokens)
         return self._saw_debit(self._client.debit(self.id, tokens=tokens, used=used, usage=usage))
+
+    def lease(
+        self,
+        *,
+        unit: str | None = None,
+        top_up: bool = True,
+        ahead: int = AHEAD,
+        at_most: int | None = None,
+    ) -> Lease:
+        """Opens it for debits step by step.
+
+        Where the sidecar is on this host, a debit is a step on shared memory; elsewhere it is counted
+        here and reported by a stream.
+
+        While the lease is open, `debit` by call is refused; `commit` and `release` end it.
+
+        Args:
+            unit: What one step counts. None: an output token of the usage that was reserved, else
+                the one unit that is held.
+            top_up: Whether more is taken from the budget once what was reserved runs low; what is
+                unused of it goes back before somebody else is refused.
+            ahead: How much is granted ahead of what is used.
+            at_most: The most that is ever counted. None: for a usage, the output tokens that were
+                asked for; else what the budget gives.
+
+        Raises:
+            ReservationLeased: It has a lease, or another process reserved it.
+            LimitReached: The configured maximum of leases is reached.
+        """
+        terms = terms_of(
+            self.id,
+            self.granted,
+            self._estimate,
+            unit=unit,
+            top_up=top_up,
+            ahead=ahead,
+            at_most=at_most,
+        )
+        return self._client.lease(terms)
 
     def extend(
         self,

@@ -66,6 +66,7 @@ def config(socket: Path, store: Path | None, durability: str, **changes: int) ->
             "max_accounts": 100_000,
             "max_reservations": 20_000_000,
             "max_children": 10_000,
+            "max_leases": 10_000,
         },
         "reservations": {
             "default_ttl_ms": 3_600_000,

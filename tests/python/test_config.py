@@ -46,7 +46,12 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
             "runtime_threads": 1,
             "drain_timeout_ms": 10_000,
         },
-        "limits": {"max_accounts": 100_000, "max_reservations": 2_000_000, "max_children": 10_000},
+        "limits": {
+            "max_accounts": 100_000,
+            "max_reservations": 2_000_000,
+            "max_children": 10_000,
+            "max_leases": 10_000,
+        },
         "reservations": {
             "default_ttl_ms": 60_000,
             "max_ttl_ms": 86_400_000,

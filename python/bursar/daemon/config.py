@@ -21,7 +21,8 @@ from bursar.daemon._rates import RateModels, merge_rates, read_rates
 
 __all__ = ["Config", "ConfigError", "Problem", "load_config"]
 
-SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its terminating zero
+# sockaddr_un.sun_path, less its terminating zero and the ".lease" of the lease socket.
+SOCKET_PATH_BYTES_MAX = 101
 _PORT_MAX = 65535
 _MODE_MAX = 0o777
 _DAY_MS = 86_400_000
@@ -34,7 +35,7 @@ class ServerSection(Section):
     socket: str | None = Field(
         default="/run/bursar/bursar.sock",
         description="the path of the Unix socket; empty for none",
-        json_schema_extra=right('write a path of at most 107 bytes, such as "/run/bursar.sock"'),
+        json_schema_extra=right('write a path of at most 101 bytes, such as "/run/bursar.sock"'),
     )
     socket_mode: str = Field(
         default="0660",
@@ -183,6 +184,13 @@ class LimitsSection(Section):
         le=10_000_000,
         description="how many accounts one account has directly below it",
         json_schema_extra=right("write an integer from 1 to 10_000_000"),
+    )
+    max_leases: int = Field(
+        default=10_000,
+        ge=0,
+        le=30_000,
+        description="how many leases on shared memory are open at once",
+        json_schema_extra=right("write an integer from 0 to 30_000"),
     )
     account_idle: DurationMs = Field(
         default=3_600_000,

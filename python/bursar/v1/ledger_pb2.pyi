@@ -232,16 +232,20 @@ class DebitResponse(_message.Message):
     def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., remaining: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., advice: _Optional[_Union[Advice, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class ExtendRequest(_message.Message):
-    __slots__ = ("reservation", "granted", "min_acceptable", "ttl")
+    __slots__ = ("reservation", "granted", "min_acceptable", "ttl", "usage", "top_up")
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     GRANTED_FIELD_NUMBER: _ClassVar[int]
     MIN_ACCEPTABLE_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TOP_UP_FIELD_NUMBER: _ClassVar[int]
     reservation: str
     granted: _containers.RepeatedCompositeFieldContainer[Amount]
     min_acceptable: _containers.RepeatedCompositeFieldContainer[Amount]
     ttl: _duration_pb2.Duration
-    def __init__(self, reservation: _Optional[str] = ..., granted: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., min_acceptable: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    usage: UsageEstimate
+    top_up: bool
+    def __init__(self, reservation: _Optional[str] = ..., granted: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., min_acceptable: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., usage: _Optional[_Union[UsageEstimate, _Mapping]] = ..., top_up: _Optional[bool] = ...) -> None: ...
 
 class ExtendResponse(_message.Message):
     __slots__ = ("verdict", "reservation", "advice", "refusal")

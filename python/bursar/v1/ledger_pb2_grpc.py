@@ -105,7 +105,8 @@ class LedgerServiceServicer:
         When the hold is used up it answers STOP with refusal HOLD_EXHAUSTED and counts no more than the
         hold; what was truly used beyond it belongs in Commit. A frozen account answers STOP with
         ACCOUNT_FROZEN and still counts what was used. After the reservation's end it fails with
-        RESERVATION_ENDED or RESERVATION_EXPIRED.
+        RESERVATION_ENDED or RESERVATION_EXPIRED, and while it is
+        debited through a lease or a Meter stream with RESERVATION_LEASED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

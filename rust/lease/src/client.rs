@@ -178,8 +178,11 @@ impl Lease {
 
     /// Ends the lease and returns what was debited; its reservation stays. A repeat changes nothing.
     pub fn detach(&self) -> Result<u64, Unattached> {
+        if fork::generation() != self.generation {
+            return Ok(self.used());
+        }
         let used = self.shared.pages().close();
-        if self.shared.over.swap(true, Ordering::AcqRel) || fork::generation() != self.generation {
+        if self.shared.over.swap(true, Ordering::AcqRel) {
             return Ok(used);
         }
         let lease = self.shared.number.load(Ordering::Acquire);

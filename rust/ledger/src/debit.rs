@@ -120,7 +120,8 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         for _ in 0..RECLAIMS {
             match self.try_extend(id, wish, top_up, ttl_ms, now)? {
-                (_, Some(NoHold::Short(shortage))) if self.reclaim(&shortage, now_ms) => {}
+                (_, Some(NoHold::Short(shortage))) if self.reclaim(&shortage, Some(id), now_ms) => {
+                }
                 (extended, _) => return Ok(extended),
             }
         }

@@ -102,8 +102,8 @@ pub enum Pumped {
     Idle,
     /// Something was debited, or a top-up waits to be published.
     Active {
-        /// What has to be durable before [`Ledger::publish`] tells of a top-up; 0: there is none.
-        ticket: u64,
+        /// A top-up: what has to be durable before [`Ledger::publish`] tells of it.
+        topped_up: Option<u64>,
     },
     /// The reservation or its lease is over.
     Over,
@@ -224,13 +224,19 @@ impl<J: Journal> Ledger<J> {
         Ok(Leased { used, granted: lease.granted })
     }
 
-    /// Ends a lease and keeps its reservation. Returns what is debited; `None`: there was no lease.
+    /// Ends a lease and keeps its reservation, without what was topped up and is not used. Returns what is
+    /// debited; `None`: there was no lease.
     pub fn detach(&self, id: ReservationId, now: Now) -> Result<Option<i64>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = body(&mut locked, id)?;
         self.close_lease(reservation, now_ms);
-        Ok(self.end_lease(reservation))
+        let to_parent = self.shrink(reservation, now_ms);
+        let counted = self.end_lease(reservation);
+        let parent = reservation.parent;
+        drop(locked);
+        self.hand_up(parent, to_parent, now_ms);
+        Ok(counted)
     }
 
     /// Counts what is new on a lease's pages, renews its time to live if there is something, tops it up if
@@ -252,8 +258,8 @@ impl<J: Journal> Ledger<J> {
         if moved || look {
             self.advise(reservation, false);
         }
-        let ticket = self.top_up(reservation, now_ms);
-        if moved || ticket != 0 { Pumped::Active { ticket } } else { Pumped::Idle }
+        let topped_up = self.top_up(reservation, now_ms);
+        if moved || topped_up.is_some() { Pumped::Active { topped_up } } else { Pumped::Idle }
     }
 
     /// Tells a lease's client of what was topped up, once that is `written`.
@@ -305,16 +311,15 @@ impl<J: Journal> Ledger<J> {
         }
     }
 
-    /// Holds more where the lease runs low. Returns what has to be durable before it is told; 0: nothing
-    /// was added.
-    fn top_up(&self, reservation: &mut Reservation, now_ms: i64) -> u64 {
+    /// Holds more where the lease runs low. Returns what has to be durable before what is new is told.
+    fn top_up(&self, reservation: &mut Reservation, now_ms: i64) -> Option<u64> {
         let lease = reservation.lease.as_ref().expect("the caller has seen it");
         let waiting = lease.most(&reservation.held()).ok().flatten() > Some(lease.granted);
-        let Some(total) = lease.next_top_up().filter(|_| !waiting) else {
-            return if waiting { lease.ticket } else { 0 };
-        };
-        let wish = lease.wish(total, lease.granted + 1);
-        self.raise(reservation, &wish, true, now_ms).ok().and_then(Result::ok).unwrap_or(0)
+        if waiting {
+            return Some(lease.ticket);
+        }
+        let wish = lease.wish(lease.next_top_up()?, lease.granted + 1);
+        self.raise(reservation, &wish, true, now_ms).ok()?.ok()
     }
 
     /// Notes how a hold was raised: what may be taken back, and what its client may be told when.
@@ -359,9 +364,15 @@ impl<J: Journal> Ledger<J> {
 
     /// Takes back what other leases were topped up by and have not used, as far as the shortage can be met
     /// by it. Returns whether it was, so that the call is worth another try. Called with no reservation
-    /// locked.
-    pub(crate) fn reclaim(&self, shortage: &Shortage, now_ms: i64) -> bool {
-        let leases: Vec<ReservationId> = self.topped_up.0.lock().iter().copied().collect();
+    /// locked; `own` is the caller's and keeps what it has.
+    pub(crate) fn reclaim(
+        &self,
+        shortage: &Shortage,
+        own: Option<ReservationId>,
+        now_ms: i64,
+    ) -> bool {
+        let mut leases: Vec<ReservationId> = self.topped_up.0.lock().iter().copied().collect();
+        leases.retain(|id| Some(*id) != own);
         let window = &shortage.window;
         let slack = |id: &ReservationId| {
             let mut locked = self.slot(*id).ok()?.body.lock();

@@ -139,7 +139,7 @@ impl<J: Journal> Ledger<J> {
         let mut held = self.hold_in_slot(&chain, &ask, now_ms);
         for _ in 0..RECLAIMS {
             match &held {
-                Ok(Err(NoHold::Short(shortage))) if self.reclaim(shortage, now_ms) => {
+                Ok(Err(NoHold::Short(shortage))) if self.reclaim(shortage, None, now_ms) => {
                     held = self.hold_in_slot(&chain, &ask, now_ms);
                 }
                 _ => break,

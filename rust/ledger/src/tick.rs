@@ -5,9 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use crate::account::Account;
-use crate::fact::{Fact, Journal, ReservationId, State};
-use crate::ledger::{Ledger, Now};
+use crate::error::LedgerError;
+use crate::fact::{Fact, Journal, Owner, ReservationId, State};
+use crate::ledger::{Ledger, Now, body};
+use crate::reservation::Reservation;
 use crate::settle::Settlement;
 use crate::slots::Slot;
 
@@ -24,8 +28,7 @@ impl<J: Journal> Ledger<J> {
     /// Expires what is due and forgets what has been remembered long enough (R9, R15).
     pub fn tick(&self, now: Now) -> Ticked {
         let mut ticked = Ticked::default();
-        let now_ms = self.time(now.wall_ms);
-        self.slots.each_due(now.mono_ms, |index, slot| match self.due(index, slot, now, now_ms) {
+        self.slots.each_due(now.mono_ms, |index, slot| match self.due(index, slot, now) {
             Some(State::Pending) => ticked.expired += 1,
             Some(_) => ticked.forgotten += 1,
             None => {}
@@ -34,22 +37,14 @@ impl<J: Journal> Ledger<J> {
     }
 
     /// Deals with one slot that seems due; returns the state in which it was found if it was.
-    fn due(&self, index: u32, slot: &Slot, now: Now, now_ms: i64) -> Option<State> {
+    fn due(&self, index: u32, slot: &Slot, now: Now) -> Option<State> {
         let mut locked = slot.body.lock();
         let reservation = locked.as_mut()?;
         if !slot.is_due(now.mono_ms) {
             return None;
         }
         if reservation.state == State::Pending {
-            self.close_lease(reservation, now_ms);
-            let settlement =
-                Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
-            let settled = self.settle(reservation, &settlement, now_ms);
-            let (_, to_parent) = settled.expect("what was used is within the hold");
-            self.forget_later(reservation, now.mono_ms);
-            let parent = reservation.parent;
-            drop(locked);
-            self.hand_up(parent, to_parent, now_ms);
+            self.expire(locked, now);
             return Some(State::Pending);
         }
         let (key, id, state) = (reservation.key, reservation.id, reservation.state);
@@ -68,6 +63,30 @@ impl<J: Journal> Ledger<J> {
         drop(locked);
         self.slots.free(index);
         Some(state)
+    }
+
+    /// Ends a pending reservation at what it has used, and unlocks it.
+    fn expire(&self, mut locked: MutexGuard<'_, Option<Reservation>>, now: Now) {
+        let now_ms = self.time(now.wall_ms);
+        let reservation = locked.as_mut().expect("the caller has seen it");
+        self.close_lease(reservation, now_ms);
+        let settlement = Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
+        let settled = self.settle(reservation, &settlement, now_ms);
+        let (_, to_parent) = settled.expect("what was used is within the hold");
+        self.forget_later(reservation, now.mono_ms);
+        let parent = reservation.parent;
+        drop(locked);
+        self.hand_up(parent, to_parent, now_ms);
+    }
+
+    /// Ends a reservation whose owner is gone, at what it has used (R7, R9). Does nothing when it has
+    /// ended.
+    pub fn abandon(&self, id: ReservationId, now: Now) -> Result<(), LedgerError> {
+        let mut locked = self.slot(id)?.body.lock();
+        if body(&mut locked, id)?.state == State::Pending {
+            self.expire(locked, now);
+        }
+        Ok(())
     }
 
     /// Tells the journal what pending reservations have debited since the last call, in one record:
@@ -89,12 +108,12 @@ impl<J: Journal> Ledger<J> {
     }
 
     /// Reservations that have expired and still hold capacity, until [`Ledger::owner_gone`] (R9), with
-    /// their labels.
-    pub fn kept(&self) -> Vec<(ReservationId, Vec<(String, String)>)> {
+    /// who made them.
+    pub fn kept(&self) -> Vec<(ReservationId, Option<Owner>)> {
         let kept = |slot: &Slot| {
             let locked = slot.body.lock();
             let kept = locked.as_ref().filter(|r| !r.end.kept.is_zero());
-            kept.map(|r| (r.id, r.labels.clone()))
+            kept.map(|r| (r.id, r.owner))
         };
         self.slots.iter().filter_map(kept).collect()
     }

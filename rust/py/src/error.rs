@@ -16,6 +16,11 @@ pub(crate) fn core_error(py: Python<'_>, error: &ApiError) -> PyErr {
     build(py, error.code_name(), error.reason_name(), &error.message, metadata)
 }
 
+/// A lease that the daemon has refused; `reason` is the number of an `ErrorReason`.
+pub(crate) fn lease_error(py: Python<'_>, reason: u16, message: &str) -> PyErr {
+    core_error(py, &ApiError::of_number(reason.into(), message))
+}
+
 /// A failed start.
 pub(crate) fn open_error(py: Python<'_>, error: OpenError) -> PyErr {
     let message = error.to_string();

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 mod error;
+mod lease;
 
 use error::{core_error, open_error};
 
@@ -153,6 +154,8 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
     module.add_class::<PyServer>()?;
+    module.add_class::<lease::PyLease>()?;
+    module.add_function(wrap_pyfunction!(lease::empty_call, module)?)?;
     module.add_function(wrap_pyfunction!(count_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(split_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(check_time_zone, module)?)?;

@@ -1,7 +1,5 @@
 //! The calls of `AccountService`.
 
-use std::sync::atomic::Ordering;
-
 use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
@@ -21,9 +19,6 @@ impl Engine {
         let budget = request.budget.as_ref();
         let budget = budget.ok_or_else(|| ApiError::field("budget", "is missing"))?;
         let spec = convert::budget_spec(budget)?;
-        if spec.unit.is_capacity() {
-            self.capacity_is_budgeted.store(true, Ordering::Relaxed);
-        }
         let (balance, ticket) = self.ledger.set_budget(&budget.account, spec, self.now())?;
         let balance = Some(convert::balance(&balance));
         Ok(Answer::new(v1::SetBudgetResponse { balance }, ticket))

@@ -1,18 +1,17 @@
 //! The calls of `LedgerService`: from message to ledger and back.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bursar_ledger::rates::Rate;
 use bursar_ledger::{
-    Admission, Amounts, Ask, Ended, Ending, Scope, Spending, Unit, Verdict, Wish, usage_amounts,
+    Admission, Amounts, Ask, Ended, Ending, Owner, Scope, Spending, Unit, Verdict, Wish,
+    usage_amounts,
 };
 use prost::Message;
 
 use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::owner;
 use crate::tokens;
 use crate::v1::{self, ErrorReason};
 
@@ -30,15 +29,12 @@ impl Engine {
     pub(crate) fn reserve(
         &self,
         request: &v1::ReserveRequest,
-        owner: Option<&str>,
+        owner: Option<Owner>,
     ) -> Reply<v1::ReserveResponse> {
         self.check_open()?;
         let (wish, model) =
             self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
-        let mut labels = convert::labels(&request.labels, model)?;
-        if let Some(owner) = owner.filter(|_| self.capacity_is_budgeted.load(Ordering::Relaxed)) {
-            labels.push((owner::LABEL.to_owned(), owner.to_owned()));
-        }
+        let labels = convert::labels(&request.labels, model)?;
         let parent = match request.parent_reservation.as_str() {
             "" => None,
             name => Some(convert::parse_reservation_id(self.store_id, name)?),
@@ -51,6 +47,7 @@ impl Engine {
             payload: self.payload(request),
             parent,
             labels,
+            owner,
         };
         let now = self.now();
         Ok(match self.ledger.reserve(ask, now)? {
@@ -64,7 +61,7 @@ impl Engine {
                 };
                 // A repeat's hold is older than this call and not this call's to undo.
                 let hold = Some(granted.view.id).filter(|_| granted.ticket != u64::MAX);
-                Answer { body, ticket: granted.ticket, hold }
+                Answer { hold, ..Answer::new(body, granted.ticket) }
             }
             Admission::Refused(refusal, scope) => {
                 let short = refusal.unit.map_or(Amounts::ZERO, |unit| Amounts::of(unit, 1));
@@ -126,22 +123,21 @@ impl Engine {
     pub(crate) fn extend(&self, request: &v1::ExtendRequest) -> Reply<v1::ExtendResponse> {
         self.check_open()?;
         let id = convert::parse_reservation_id(self.store_id, &request.reservation)?;
-        let (most, _) = convert::amounts("granted", &request.granted)?;
-        let (least, named) = convert::amounts("min_acceptable", &request.min_acceptable)?;
-        let least = merge_least(&most, &least, named)?;
+        let nothing = request.granted.is_empty() && request.usage.is_none();
+        let wish = if nothing { None } else { Some(self.total(id, request)?) };
         let ttl_ms = match &request.ttl {
             Some(ttl) => Some(convert::duration_ms("ttl", ttl, self.times.max_ttl_ms)?),
             None => None,
         };
         let now = self.now();
-        let extended = self.ledger.extend(id, (&most, &least), ttl_ms, now)?;
+        let extended = self.ledger.extend(id, wish.as_ref(), request.top_up, ttl_ms, now)?;
         let body = v1::ExtendResponse {
             verdict: convert::verdict(extended.verdict),
             reservation: Some(self.reservation_message(&extended.view, now.wall_ms)),
             advice: advice(extended.verdict, &extended.scope),
             refusal: extended.refusal.as_ref().map(convert::refusal),
         };
-        Ok(Answer::new(body, extended.ticket))
+        Ok(Answer { raised: Some(id), ..Answer::new(body, extended.ticket) })
     }
 
     pub(crate) fn commit(&self, request: &v1::CommitRequest) -> Reply<v1::CommitResponse> {
@@ -259,27 +255,27 @@ impl Engine {
             if amounts.is_empty() {
                 return Err(ApiError::field("amounts", "is empty: name amounts or usage"));
             }
-            let (most, _) = convert::amounts("amounts", amounts)?;
-            let (least, named) = convert::amounts("min_acceptable", min_acceptable)?;
-            let least = merge_least(&most, &least, named)?;
-            return Ok((Wish::Amounts { most, least }, ""));
+            return Ok((amounts_wish("amounts", amounts, min_acceptable)?, ""));
         };
         if !amounts.is_empty() {
             return Err(exclusive("amounts"));
         }
-        if !min_acceptable.is_empty() {
-            let message = "goes with amounts; with usage write min_output_tokens";
-            return Err(ApiError::field("min_acceptable", message));
+        Ok((usage_wish(usage, min_acceptable, |model| self.rate(model))?, &usage.model))
+    }
+
+    /// What a hold shall reach, what it has included.
+    fn total(
+        &self,
+        id: bursar_ledger::ReservationId,
+        request: &v1::ExtendRequest,
+    ) -> Result<Wish, ApiError> {
+        let Some(usage) = &request.usage else {
+            return amounts_wish("granted", &request.granted, &request.min_acceptable);
+        };
+        if !request.granted.is_empty() {
+            return Err(exclusive("granted"));
         }
-        let most = usage.max_output_tokens;
-        let min_output_tokens = usage.min_output_tokens.unwrap_or(most);
-        if min_output_tokens < 0 || min_output_tokens > most {
-            let message = format!("has to be from 0 to max_output_tokens ({most})");
-            return Err(ApiError::field("usage.min_output_tokens", message));
-        }
-        let rate = self.rate(&usage.model)?;
-        let wish = Wish::Usage { rate, usage: convert::estimate(usage), min_output_tokens };
-        Ok((wish, &usage.model))
+        usage_wish(usage, &request.min_acceptable, |model| self.reserved_rate(id, model))
     }
 
     /// The prices of a model; `None`: it has none and that is allowed (R11).
@@ -302,19 +298,28 @@ impl Engine {
         id: bursar_ledger::ReservationId,
         usage: &v1::Usage,
     ) -> Result<Amounts, ApiError> {
+        let rate = self.reserved_rate(id, &usage.model)?;
+        Ok(usage_amounts(rate.as_deref(), &convert::usage(usage))?)
+    }
+
+    /// The rates fixed for a reservation; today's for another model than it was made for.
+    fn reserved_rate(
+        &self,
+        id: bursar_ledger::ReservationId,
+        named: &str,
+    ) -> Result<Option<Arc<Rate>>, ApiError> {
         let view = self.ledger.reservation(id, self.now())?;
         let fixed = self.ledger.rate(id)?;
         let model = view.model.as_deref().unwrap_or_default();
-        let rate = match fixed {
-            Some(rate) if usage.model.is_empty() || usage.model == model => Some(rate),
-            _ if usage.model.is_empty() && model.is_empty() => {
+        match fixed {
+            Some(rate) if named.is_empty() || named == model => Ok(Some(rate)),
+            _ if named.is_empty() && model.is_empty() => {
                 let message = "the reservation was made without a model: name one";
-                return Err(ApiError::field("usage.model", message));
+                Err(ApiError::field("usage.model", message))
             }
-            _ if usage.model.is_empty() => self.rate(model)?,
-            _ => self.rate(&usage.model)?,
-        };
-        Ok(usage_amounts(rate.as_deref(), &convert::usage(usage))?)
+            _ if named.is_empty() => self.rate(model),
+            _ => self.rate(named),
+        }
     }
 
     fn ttl_ms(&self, ttl: Option<&prost_types::Duration>) -> Result<i64, ApiError> {
@@ -344,6 +349,38 @@ impl Engine {
     fn payload(&self, request: &impl Message) -> u128 {
         self.hash(&request.encode_to_vec())
     }
+}
+
+/// Amounts, and the least of them worth having.
+fn amounts_wish(
+    field: &'static str,
+    amounts: &[v1::Amount],
+    min_acceptable: &[v1::Amount],
+) -> Result<Wish, ApiError> {
+    let (most, _) = convert::amounts(field, amounts)?;
+    let (least, named) = convert::amounts("min_acceptable", min_acceptable)?;
+    let least = merge_least(&most, &least, named)?;
+    Ok(Wish::Amounts { most, least })
+}
+
+/// A model call, and the fewest output tokens worth having.
+fn usage_wish(
+    usage: &v1::UsageEstimate,
+    min_acceptable: &[v1::Amount],
+    rate: impl FnOnce(&str) -> Result<Option<Arc<Rate>>, ApiError>,
+) -> Result<Wish, ApiError> {
+    if !min_acceptable.is_empty() {
+        let message = "goes with amounts; with usage write min_output_tokens";
+        return Err(ApiError::field("min_acceptable", message));
+    }
+    let most = usage.max_output_tokens;
+    let min_output_tokens = usage.min_output_tokens.unwrap_or(most);
+    if min_output_tokens < 0 || min_output_tokens > most {
+        let message = format!("has to be from 0 to max_output_tokens ({most})");
+        return Err(ApiError::field("usage.min_output_tokens", message));
+    }
+    let rate = rate(&usage.model)?;
+    Ok(Wish::Usage { rate, usage: convert::estimate(usage), min_output_tokens })
 }
 
 /// The least worth having: what is named of it, all of `most` for the other units.

@@ -106,6 +106,8 @@ pub struct Limits {
     pub max_reservations: usize,
     /// The most accounts directly below one.
     pub max_children: usize,
+    /// The most leases at a time.
+    pub max_leases: usize,
 }
 
 /// Times of reservations.

@@ -74,6 +74,19 @@ impl Durable {
         self.check()
     }
 
+    /// Up to which ticket everything is as durable as the configuration asks for, as far as is known
+    /// without waiting.
+    pub(crate) fn reached(&self) -> u64 {
+        let Some(store) = &self.store else { return u64::MAX };
+        // A failure is kept by the store, and every call asks for it.
+        let _written = store.write();
+        if self.durability == Durability::Power {
+            store.request_sync();
+            return *self.synced.borrow();
+        }
+        store.written()
+    }
+
     /// The same, blocking.
     pub(crate) fn wait_blocking(&self, ticket: u64) -> Result<(), ApiError> {
         let Some(store) = self.store.as_ref().filter(|_| ticket != 0) else { return Ok(()) };

@@ -43,6 +43,7 @@ impl Engine {
             self.undo(answer.hold);
             return Err(error);
         }
+        self.publish(answer.raised);
         Ok(answer.body.encode_to_vec())
     }
 }

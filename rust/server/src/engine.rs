@@ -53,11 +53,13 @@ pub(crate) struct Answer<T> {
     pub(crate) ticket: u64,
     /// A hold to undo when it cannot be made durable.
     pub(crate) hold: Option<ReservationId>,
+    /// A hold that was raised: its lease may be told once that is durable.
+    pub(crate) raised: Option<ReservationId>,
 }
 
 impl<T> Answer<T> {
     pub(crate) fn new(body: T, ticket: u64) -> Answer<T> {
-        Answer { body, ticket, hold: None }
+        Answer { body, ticket, hold: None, raised: None }
     }
 }
 
@@ -73,8 +75,7 @@ pub struct Engine {
     pub(crate) durable: Durable,
     /// Ended reservations that were fetched back from the store, by sequence.
     pub(crate) recalled: Mutex<HashMap<u64, ReservationId>>,
-    /// Whether any budget counts a capacity, so that it matters who holds one.
-    pub(crate) capacity_is_budgeted: AtomicBool,
+    pub(crate) max_leases: usize,
     clock: Clock,
     recovery: String,
     closing: AtomicBool,
@@ -88,7 +89,6 @@ impl Engine {
         let clock = Clock::new();
         let now = clock.now();
         let settings = config.settings()?;
-        let patterns = settings.patterns.clone();
         let rates = config.rate_card()?;
         let durability = config.store.durability;
         let store_config = store_config(&config.store, config.reservations.key_retention_ms);
@@ -99,10 +99,6 @@ impl Engine {
             (ledger, None, "no store: everything is forgotten at the end".to_owned())
         };
         ledger.configure(now)?;
-        let mut accounts = ledger.accounts("", None, usize::MAX, now).into_iter();
-        let configured = patterns.iter().flat_map(|p| &p.budgets).any(|b| b.unit.is_capacity());
-        let capacity_is_budgeted =
-            configured || accounts.any(|a| a.budgets.iter().any(|b| b.unit.is_capacity()));
         let store_id = store.as_ref().map_or(0, |store| store.store_id());
         let engine = Arc::new(Engine {
             ledger,
@@ -113,7 +109,7 @@ impl Engine {
             store,
             store_id,
             recalled: Mutex::default(),
-            capacity_is_budgeted: AtomicBool::new(capacity_is_budgeted),
+            max_leases: config.limits.max_leases,
             clock,
             recovery,
             closing: AtomicBool::new(false),
@@ -171,6 +167,13 @@ impl Engine {
         }
     }
 
+    /// Tells the client of a lease that its hold was raised, which is durable by now.
+    pub(crate) fn publish(&self, raised: Option<ReservationId>) {
+        if let Some(id) = raised {
+            self.ledger.publish(id, u64::MAX);
+        }
+    }
+
     fn start_ticker(self: &Arc<Engine>) -> Result<(), OpenError> {
         let engine = Arc::downgrade(self);
         let stop = Arc::clone(&self.stop);
@@ -204,9 +207,8 @@ impl Engine {
         }
         if count.is_multiple_of(SLOW_TICKS) {
             self.ledger.retire_idle(now);
-            for (id, labels) in self.ledger.kept() {
-                let owner = labels.iter().find(|(name, _)| name == owner::LABEL);
-                if !owner.is_some_and(|(_, owner)| owner::is_alive(owner)) {
+            for (id, owner) in self.ledger.kept() {
+                if !owner.is_some_and(|owner| owner::is_alive(&owner)) {
                     let _gone = self.ledger.owner_gone(id, now);
                 }
             }

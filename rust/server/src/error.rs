@@ -28,6 +28,11 @@ impl ApiError {
         ApiError { reason, message: message.into(), metadata: Vec::new() }
     }
 
+    /// The error with this number of an `ErrorReason`, as a lease socket answers it.
+    pub fn of_number(reason: i32, message: &str) -> ApiError {
+        ApiError::new(ErrorReason::try_from(reason).unwrap_or_default(), message)
+    }
+
     /// A field out of its bounds.
     pub(crate) fn field(name: &'static str, message: impl Into<String>) -> ApiError {
         ApiError::new(ErrorReason::InvalidField, format!("{name}: {}", message.into()))
@@ -54,15 +59,18 @@ impl ApiError {
             | ErrorReason::UnknownUnit
             | ErrorReason::InvalidKey
             | ErrorReason::InvalidField => Code::InvalidArgument,
+            ErrorReason::NotTheOwner => Code::PermissionDenied,
             ErrorReason::AccountNotFound | ErrorReason::ReservationNotFound => Code::NotFound,
             ErrorReason::ReservationEnded
             | ErrorReason::ReservationExpired
+            | ErrorReason::ReservationLeased
             | ErrorReason::UnpricedModel
             | ErrorReason::UnknownTokenizer => Code::FailedPrecondition,
             ErrorReason::IdempotencyMismatch => Code::AlreadyExists,
             ErrorReason::AmountOverflow => Code::OutOfRange,
             ErrorReason::AccountLimitReached
             | ErrorReason::ReservationLimitReached
+            | ErrorReason::LeaseLimitReached
             | ErrorReason::SliceLimitReached => Code::ResourceExhausted,
             ErrorReason::StoreUnavailable | ErrorReason::ShuttingDown => Code::Unavailable,
         }
@@ -75,6 +83,7 @@ impl ApiError {
             Code::NotFound => "NOT_FOUND",
             Code::FailedPrecondition => "FAILED_PRECONDITION",
             Code::AlreadyExists => "ALREADY_EXISTS",
+            Code::PermissionDenied => "PERMISSION_DENIED",
             Code::OutOfRange => "OUT_OF_RANGE",
             Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Unavailable => "UNAVAILABLE",
@@ -98,6 +107,8 @@ impl From<LedgerError> for ApiError {
             LedgerError::ReservationEnded(State::Expired) => new(ErrorReason::ReservationExpired),
             LedgerError::ReservationEnded(_) => new(ErrorReason::ReservationEnded),
             LedgerError::IdempotencyMismatch(_) => new(ErrorReason::IdempotencyMismatch),
+            LedgerError::ReservationLeased => new(ErrorReason::ReservationLeased),
+            LedgerError::NotTheOwner => new(ErrorReason::NotTheOwner),
             LedgerError::Overflow => new(ErrorReason::AmountOverflow),
             LedgerError::InvalidAmount { unit, .. } => {
                 new(ErrorReason::InvalidAmount).with("unit", unit.name())

@@ -33,6 +33,7 @@ impl Api {
             self.engine.undo(answer.hold);
             return Err(error.into());
         }
+        self.engine.publish(answer.raised);
         Ok(Response::new(answer.body))
     }
 
@@ -57,9 +58,9 @@ impl Api {
 #[tonic::async_trait]
 impl LedgerService for Api {
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Answered<v1::ReserveResponse> {
-        let owner = request.extensions().get::<Peer>().and_then(|peer| peer.owner.clone());
+        let owner = request.extensions().get::<Peer>().and_then(|peer| peer.owner);
         let request = request.get_ref();
-        self.answer(|engine| engine.reserve(request, owner.as_deref())).await
+        self.answer(|engine| engine.reserve(request, owner)).await
     }
 
     async fn debit(&self, request: Request<v1::DebitRequest>) -> Answered<v1::DebitResponse> {

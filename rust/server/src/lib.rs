@@ -15,6 +15,7 @@ mod engine;
 pub mod error;
 mod grpc;
 mod history;
+mod lease;
 mod owner;
 mod serve;
 pub mod tokens;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bursar_ledger::Owner;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -24,6 +25,7 @@ use tonic::transport::server::Connected;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
+use crate::lease::Desk;
 use crate::owner;
 use crate::v1::account_service_server::AccountServiceServer;
 use crate::v1::ledger_service_server::LedgerServiceServer;
@@ -37,6 +39,7 @@ const ASIDE_THREADS: usize = 4;
 #[derive(Debug)]
 pub struct Running {
     engine: Arc<Engine>,
+    desk: Option<Desk>,
     addresses: Vec<String>,
     unix: Option<PathBuf>,
     drain: watch::Sender<bool>,
@@ -48,7 +51,7 @@ pub struct Running {
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     /// The process, where the socket tells it (see `owner`).
-    pub(crate) owner: Option<Arc<str>>,
+    pub(crate) owner: Option<Owner>,
 }
 
 /// Opens the engine and serves it until [`Running::shutdown`].
@@ -57,6 +60,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let listen = listen.ok_or_else(|| ConfigError::new("listen: is missing"))?;
     let listeners = Listeners::bind(&listen)?;
     let engine = Engine::open(config)?;
+    let desk = Desk::open(&engine, &listen)?;
     let (drain, draining) = watch::channel(false);
     let connections = Arc::new(Semaphore::new(listen.max_connections));
     let addresses = listeners.addresses();
@@ -74,6 +78,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     }
     Ok(Running {
         engine,
+        desk,
         addresses,
         unix: listen.unix.clone(),
         drain,
@@ -115,6 +120,9 @@ impl Running {
         }
         if let Some(path) = &self.unix {
             let _removed = std::fs::remove_file(path);
+        }
+        if let Some(desk) = &self.desk {
+            desk.close();
         }
         self.engine.close()
     }
@@ -289,8 +297,8 @@ async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, connections: Arc<
         };
         // One more than allowed is closed at once: its caller learns of it and does not wait.
         let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
-        let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
-        let owner = pid.and_then(owner::identify).map(Arc::from);
+        let peer = stream.peer_cred().ok();
+        let owner = peer.and_then(|peer| owner::identify(peer.pid()?, peer.uid()));
         let Ok(stream) = stream.into_std() else { continue };
         hand_over(&lanes, StdSocket::Unix(stream), owner, permit).await;
     }
@@ -313,7 +321,7 @@ async fn accept_tcp(listener: TcpListener, lanes: Vec<Lane>, connections: Arc<Se
 async fn hand_over(
     lanes: &[Lane],
     socket: StdSocket,
-    owner: Option<Arc<str>>,
+    owner: Option<Owner>,
     permit: OwnedSemaphorePermit,
 ) {
     let lane = lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed));
@@ -345,7 +353,7 @@ impl Drop for Place {
 /// A connection on its way from one runtime to another.
 struct Accepted {
     socket: StdSocket,
-    owner: Option<Arc<str>>,
+    owner: Option<Owner>,
     place: Place,
 }
 
@@ -378,7 +386,7 @@ enum Socket {
 /// A connection of this thread.
 struct Connection {
     socket: Socket,
-    owner: Option<Arc<str>>,
+    owner: Option<Owner>,
     _place: Place,
 }
 
@@ -386,7 +394,7 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer { owner: self.owner.clone() }
+        Peer { owner: self.owner }
     }
 }
 

@@ -81,7 +81,7 @@ fn asking(page: &Arc<Page>, counts: Counts, ahead: i64, claim: i64) -> Attach {
 
 fn pump(world: &World, id: ReservationId) -> Pumped {
     let pumped = world.ledger.pump(id, true, world.now());
-    if let Pumped::Active { ticket: 1.. } = pumped {
+    if let Pumped::Active { topped_up: Some(_) } = pumped {
         world.ledger.publish(id, u64::MAX);
     }
     pumped

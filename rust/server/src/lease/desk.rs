@@ -1,0 +1,337 @@
+//! The lease socket: who may have a lease, and what becomes of it when its process is gone.
+//!
+//! One thread waits for connections, requests, and the ends of processes, and runs the pump between.
+//! Everything that a client sends is bounded and checked; a frame that is none ends its connection.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bursar_lease::channel::{accept, listen, path_beside, receive, send};
+use bursar_lease::frame::{Answer, Attach, Counts, REQUEST_BYTES, Request};
+use bursar_lease::peer::Peer;
+use bursar_ledger::lease::Counts as Counted;
+use bursar_ledger::rates::Usage;
+use bursar_ledger::{Owner, Unit};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use super::pump::{Pump, ROUND_MS};
+use super::shared::SharedPages;
+use crate::config::Listen;
+use crate::engine::{Engine, OpenError};
+use crate::error::ApiError;
+use crate::v1::ErrorReason;
+use crate::{convert, owner};
+
+/// What an event is about: the listener, the end of the desk, else two numbers for each connection.
+const LISTENER: u64 = 0;
+const STOP: u64 = 1;
+/// How many rounds a connection that is closed waits for the end of its process, which mostly closed it.
+const GRACE_ROUNDS: u32 = 250;
+
+/// The thread, and how to end it.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    path: PathBuf,
+    stop: Arc<OwnedFd>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Desk {
+    /// Opens the lease socket beside the daemon's own.
+    pub(crate) fn open(
+        engine: &Arc<Engine>,
+        listen_on: &Listen,
+    ) -> Result<Option<Desk>, OpenError> {
+        let Some(path) = listen_on.unix.as_deref().map(path_beside) else { return Ok(None) };
+        let run = || -> io::Result<Desk> {
+            let listener = listen(&path, listen_on.unix_mode)?;
+            let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+            let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            let inside = Inside {
+                engine: Arc::clone(engine),
+                pump: Pump::default(),
+                connections: HashMap::new(),
+                events,
+                listener,
+                next: 1,
+                max_connections: listen_on.max_connections,
+            };
+            inside.watch(&inside.listener, LISTENER)?;
+            inside.watch(&*stop, STOP)?;
+            let thread = std::thread::Builder::new().name("bursar-lease".into());
+            let thread = thread.spawn(move || inside.run())?;
+            Ok(Desk { path: path.clone(), stop, thread: Mutex::new(Some(thread)) })
+        };
+        let what = || format!("cannot listen on {}", path.display());
+        run().map(Some).map_err(|error| OpenError::Io(what(), error))
+    }
+
+    /// Counts everything once more and ends the thread. Clients go on within their grants.
+    pub(crate) fn close(&self) {
+        let _rung = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.lock().take() {
+            let _ended = thread.join();
+            let _removed = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A client.
+#[derive(Debug)]
+struct Connection {
+    /// Absent once it is closed.
+    fd: Option<OwnedFd>,
+    owner: Option<Owner>,
+    /// Readable when the process is gone.
+    pidfd: Option<OwnedFd>,
+    /// The numbers of its leases, with what each is on.
+    leases: HashMap<u64, bursar_ledger::ReservationId>,
+    /// Rounds that are left until it is forgotten, once it is closed.
+    grace: u32,
+}
+
+struct Inside {
+    engine: Arc<Engine>,
+    pump: Pump,
+    connections: HashMap<u64, Connection>,
+    events: OwnedFd,
+    listener: OwnedFd,
+    /// The next number of a connection or a lease.
+    next: u64,
+    max_connections: usize,
+}
+
+impl Inside {
+    fn watch(&self, fd: impl AsFd, what: u64) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(what);
+        Ok(epoll::add(&self.events, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    fn run(mut self) {
+        let round =
+            Timespec { tv_sec: 0, tv_nsec: i64::try_from(ROUND_MS).unwrap_or(1) * 1_000_000 };
+        let mut buffer = Vec::with_capacity(64);
+        loop {
+            let timeout = (self.pump.len() > 0 || self.is_parting()).then_some(&round);
+            buffer.clear();
+            let waited =
+                epoll::wait(&self.events, rustix::buffer::spare_capacity(&mut buffer), timeout);
+            if waited.is_err_and(|error| error != rustix::io::Errno::INTR) {
+                return;
+            }
+            for event in &buffer {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    STOP => {
+                        self.pump.round(&self.engine);
+                        return;
+                    }
+                    number if number % 2 == 0 => self.serve(number / 2),
+                    number => self.process_gone(number / 2),
+                }
+            }
+            self.pump.round(&self.engine);
+            self.forget_parted();
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let fd = match accept(&self.listener) {
+                Ok(fd) => fd,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors, most likely: the next try has to wait until some are closed.
+                Err(_) => return std::thread::sleep(Duration::from_millis(ROUND_MS)),
+            };
+            let Ok(peer) = Peer::of(&fd) else { continue };
+            if self.connections.len() >= self.max_connections {
+                continue;
+            }
+            let owner = peer.pid.and_then(|pid| owner::identify(pid, peer.uid));
+            let number = self.next;
+            self.next += 1;
+            let watched = self.watch(&fd, number * 2);
+            let watched = match &peer.pidfd {
+                Some(pidfd) => watched.and_then(|()| self.watch(pidfd, number * 2 + 1)),
+                None => watched,
+            };
+            if watched.is_ok() {
+                let leases = HashMap::new();
+                let (pidfd, grace) = (peer.pidfd, GRACE_ROUNDS);
+                let connection = Connection { fd: Some(fd), owner, pidfd, leases, grace };
+                self.connections.insert(number, connection);
+            }
+        }
+    }
+
+    /// Answers what a connection has sent.
+    fn serve(&mut self, number: u64) {
+        // As many as are there, but no more than a few: others wait as well.
+        for _ in 0..64 {
+            let connection = self.connections.get(&number);
+            let Some(fd) = connection.and_then(|connection| connection.fd.as_ref()) else { return };
+            let mut bytes = [0; REQUEST_BYTES + 1];
+            let received = match receive(fd, &mut bytes) {
+                Ok((length, _closed)) => Request::decode(&bytes[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.part(number),
+            };
+            let Ok((request, tag)) = received else { return self.part(number) };
+            let sent = match request {
+                Request::Attach(attach) => self.attach(number, &attach, tag),
+                Request::Detach { lease } => self.detach(number, lease, tag),
+            };
+            if sent.is_err() {
+                return self.part(number);
+            }
+        }
+    }
+
+    fn attach(&mut self, number: u64, attach: &Attach, tag: u64) -> io::Result<()> {
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let Some(fd) = &connection.fd else { return Ok(()) };
+        let lease = self.next;
+        let opened = open(&self.engine, self.pump.len(), connection.owner, attach);
+        let (answer, opened) = match opened {
+            Ok(opened) => (Answer { lease, ..opened.answer.clone() }, Some(opened)),
+            Err(error) => (refusal(&error), None),
+        };
+        let fds =
+            opened.as_ref().map(|opened| [opened.fds.usage.as_fd(), opened.fds.control.as_fd()]);
+        let fds = fds.as_ref().map_or(&[][..], |fds| &fds[..]);
+        let sent = send(fd, &answer.encode(tag), fds);
+        if let Some(opened) = opened {
+            self.next += 1;
+            connection.leases.insert(lease, opened.reservation);
+            self.pump.add(lease, opened.reservation, opened.pages);
+        }
+        sent
+    }
+
+    fn detach(&mut self, number: u64, lease: u64, tag: u64) -> io::Result<()> {
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let Some(fd) = &connection.fd else { return Ok(()) };
+        let mut answer = Answer::default();
+        if let Some(reservation) = connection.leases.remove(&lease) {
+            let detached = self.engine.ledger.detach(reservation, self.engine.now());
+            let used = detached.ok().flatten().unwrap_or(0);
+            answer.used = bursar_lease::pages::count(used);
+            self.pump.remove(lease);
+        }
+        send(fd, &answer.encode(tag), &[])
+    }
+
+    /// A connection is closed: its leases end at what they counted, and their reservations wait for the end
+    /// of the process or of their time to live.
+    fn part(&mut self, number: u64) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        connection.fd = None;
+        for (lease, reservation) in &connection.leases {
+            if self.pump.reservation(*lease).is_some() {
+                let _used = self.engine.ledger.detach(*reservation, self.engine.now());
+                self.pump.remove(*lease);
+            }
+        }
+        if connection.leases.is_empty() || connection.pidfd.is_none() {
+            self.connections.remove(&number);
+        }
+    }
+
+    /// A process is gone: what it has leased is settled at what it has used (R7, R9).
+    fn process_gone(&mut self, number: u64) {
+        let Some(connection) = self.connections.remove(&number) else { return };
+        for (lease, reservation) in connection.leases {
+            let _settled = self.engine.ledger.abandon(reservation, self.engine.now());
+            self.pump.remove(lease);
+        }
+        // A failure is kept by the store, and every call asks for it.
+        let _written = self.engine.store.as_ref().map(|store| store.write());
+    }
+
+    fn is_parting(&self) -> bool {
+        self.connections.values().any(|connection| connection.fd.is_none())
+    }
+
+    fn forget_parted(&mut self) {
+        self.connections.retain(|_, connection| {
+            connection.grace -= u32::from(connection.fd.is_none());
+            connection.grace > 0
+        });
+    }
+}
+
+/// A lease that was opened.
+struct Opened {
+    answer: Answer,
+    reservation: bursar_ledger::ReservationId,
+    pages: Arc<SharedPages>,
+    fds: bursar_lease::pages::PageFds,
+}
+
+fn open(
+    engine: &Engine,
+    open: usize,
+    owner: Option<Owner>,
+    attach: &Attach,
+) -> Result<Opened, ApiError> {
+    engine.check_open()?;
+    if open >= engine.max_leases {
+        let message = format!("the maximum of {} leases is reached", engine.max_leases);
+        let error = ApiError::new(ErrorReason::LeaseLimitReached, message);
+        return Err(error.with("max", engine.max_leases.to_string()));
+    }
+    let reservation = convert::parse_reservation_id(engine.store_id, &attach.reservation)?;
+    let no_memory = |error| ApiError::new(ErrorReason::LeaseLimitReached, format!("{error}"));
+    let (pages, fds) = SharedPages::create().map_err(no_memory)?;
+    let pages = Arc::new(pages);
+    let ask = bursar_ledger::lease::Attach {
+        pages: Arc::clone(&pages) as _,
+        counts: counts(&attach.counts)?,
+        claim: i64::try_from(attach.claim).unwrap_or(i64::MAX),
+        ahead: attach.ahead.max(0),
+        at_most: attach.at_most.max(0),
+        owner,
+    };
+    let leased = engine.ledger.attach(reservation, ask, engine.now())?;
+    let count = bursar_lease::pages::count;
+    let answer =
+        Answer { used: count(leased.used), granted: count(leased.granted), ..Answer::default() };
+    Ok(Opened { answer, reservation, pages, fds })
+}
+
+fn counts(counts: &Counts) -> Result<Counted, ApiError> {
+    match *counts {
+        Counts::Output { input_tokens, cached_input_tokens, cache_write_tokens, gpu_ms } => {
+            Ok(Counted::Output(Usage {
+                input_tokens,
+                cached_input_tokens,
+                cache_write_tokens,
+                output_tokens: 0,
+                gpu_ms,
+                calls: 1,
+            }))
+        }
+        Counts::Unit(index) => {
+            let unit = Unit::ALL.get(usize::from(index)).filter(|unit| !unit.is_capacity());
+            let message = "is not the index of a unit that is spent";
+            unit.map(|unit| Counted::Unit(*unit)).ok_or_else(|| ApiError::field("unit", message))
+        }
+    }
+}
+
+fn refusal(error: &ApiError) -> Answer {
+    let status = u16::try_from(i32::from(error.reason)).unwrap_or(u16::MAX);
+    Answer { status, message: error.message.clone(), ..Answer::default() }
+}
