@@ -15,7 +15,7 @@ $(BIN)/maturin: pyproject.toml
 	touch $@
 
 $(STAMP): $(BIN)/maturin $(SOURCES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --release --extras dev
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --release --extras dev
 	touch $@
 
 demo: build

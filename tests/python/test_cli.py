@@ -197,6 +197,35 @@ def test_set_reads_amounts_and_orders_thresholds(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--limit", "abc"], ["--limit", "'abc'", "2_000_000"]),
+        (["--limit=-5"], ["--limit", "'-5'"]),
+        (["--limit", "5 EUR"], ["--limit", "'5 EUR'"]),
+        (["--limit", "5", "--period", "fortnight"], ["--period", "'fortnight'", "day@Europe"]),
+        (["--limit", "abc", "--unit", "parsecs"], ["--unit", "'parsecs'", "usd_nanos"]),
+    ],
+)
+def test_a_wrong_option_of_set_is_named_with_what_was_given(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], says: list[str]
+) -> None:
+    unit = [] if "--unit" in options else ["--unit", "tokens"]
+    result, client = run(monkeypatch, "account", "set", "acme", *options, *unit)
+    assert result.exit_code == 2
+    assert [text for text in says if text not in result.stderr.replace("\n", " ")] == []
+    assert client.calls == []
+
+
+def test_check_says_what_no_accounts_mean(tmp_path: Path) -> None:
+    file = tmp_path / "empty.toml"
+    file.write_text("", encoding="utf-8")
+    result = CliRunner().invoke(cli, ["check", str(file)])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith("accounts: none configured")
+    assert result.stderr == ""
+
+
 def test_show_is_plain_and_aligned_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
