@@ -11,6 +11,7 @@ mod clocks;
 mod keys;
 mod limits;
 mod nested;
+mod rollover;
 mod settlement;
 mod slices;
 mod threads;
