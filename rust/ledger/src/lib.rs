@@ -17,6 +17,8 @@ mod keys;
 mod late;
 mod ledger;
 #[cfg(all(test, bursar_loom))]
+mod loom_pairs;
+#[cfg(all(test, bursar_loom))]
 mod loom_window;
 mod nested;
 pub mod path;
