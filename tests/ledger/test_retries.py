@@ -240,6 +240,24 @@ def test_a_key_with_another_payload_is_refused_and_changes_nothing(
     assert client.reserve("keys/b", tokens=11, idempotency_key="k").id != first.id
 
 
+def test_an_empty_key_is_never_a_repeat_and_the_longest_one_is(
+    client: bursar.Client, bare: Bare
+) -> None:
+    client.set_budget("empty", unit="tokens", limit=1_000)
+    for key, distinct in (("", 3), ("k" * 256, 1), ("é" * 128, 1), ("\0", 1)):
+        held = {
+            bare("LedgerService/Reserve", reserve("empty/a", key, 10)).reservation.id
+            for _ in range(3)
+        }
+        assert len(held) == distinct, key
+    for key, times in (("", 3), ("r", 1)):
+        before = balance(client, "empty")[1]
+        record = lg.RecordRequest(account="empty/a", idempotency_key=key, amounts=amounts(tokens=1))
+        for _ in range(3):
+            bare("LedgerService/Record", record)
+        assert balance(client, "empty")[1] - before == times
+
+
 def test_a_key_is_forgotten_after_its_retention_and_not_before() -> None:
     with (
         Daemon(reservations={"key_retention": "1s"}) as daemon,
