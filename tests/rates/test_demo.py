@@ -92,7 +92,7 @@ def test_a_terminal_sees_a_live_table_and_a_report_in_well_under_a_minute() -> N
     assert code == 0
     assert drawn.count("\x1b[2K") > 100, "it is drawn over and over in its place"
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
-    for column in ("spent", "held", "left", "verdict"):
+    for column in ("account", "spent", "held", "remaining", "verdict"):
         assert column in text
     for verdict in ("OK", "WARN", "DEGRADE"):
         assert re.search(rf"\b{verdict}\b", text)

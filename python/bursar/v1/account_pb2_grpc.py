@@ -130,8 +130,8 @@ class AccountServiceServicer:
 
     def WatchAccounts(self, request, context):
         """Sends the accounts below a path as they are, and again whenever they change, until the caller
-        hangs up. A repeat is safe: the first message holds everything. Needs no budget; an account whose
-        budget is gone is sent with verdict STOP.
+        hangs up. A repeat is safe: the first message holds everything. Needs no budget: an account whose
+        budget is gone is sent like any other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
