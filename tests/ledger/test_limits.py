@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.bare import Bare, amounts, budget
-from support.daemon import LONG, Daemon, balance, picture
+from support.daemon import LONG, Daemon, balance, new_seed, picture
 from support.wire import Call, Wire, call
 
 import bursar
@@ -75,7 +75,7 @@ def test_limits_move_under_load_and_nothing_underflows(
 ) -> None:
     """R10. Method: an operator lowers, raises and freezes at random while 64 calls are under way;
     every look at the root adds up, and a lowered, raised or frozen root acts at once."""
-    seed = random.randrange(2**32)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     client.set_budget("busy", unit="tokens", limit=1_000)

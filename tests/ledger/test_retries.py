@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.bare import Bare, Failed, amounts
-from support.daemon import LONG, Daemon, balance, picture
+from support.daemon import LONG, Daemon, balance, new_seed, picture
 from support.wire import Call, Wire, call
 
 import bursar
@@ -128,7 +128,7 @@ def test_every_call_repeated_and_reordered_gives_the_ledger_of_calling_once(
     expected = shape(client, "once")
     assert balance(client, "once") == (300 - 1, 130 + 50 + 11 + 1, 1_000 - 491)
     for number in range(ORDERS):
-        seed = random.randrange(2**32)
+        seed = new_seed()
         print(f"order {number}: seed {seed}")
         dice = random.Random(seed)
 
@@ -151,7 +151,7 @@ def test_every_call_sent_many_times_at_once_gives_the_ledger_of_calling_once(
     expected = shape(client, "single")
     with Wire(daemon.socket_path, connections=32) as wire:
         for number in range(ORDERS):
-            seed = random.randrange(2**32)
+            seed = new_seed()
             print(f"round {number}: seed {seed}")
             dice = random.Random(seed)
 
