@@ -73,7 +73,8 @@ def stages(root: str, ids: dict[str, str]) -> Iterator[list[tuple[str, Any]]]:
         )
         for k, n in (("one", 5), ("two", 6))
     ]
-    yield reserves + debits + extends + records
+    asking = reads(root, ids)
+    yield reserves + debits + extends + records + asking
     commit = lg.CommitRequest(reservation=ids["a"], actual=amounts(tokens=130))
     ends: list[tuple[str, Any]] = [
         ("LedgerService/Commit", commit),
@@ -82,8 +83,40 @@ def stages(root: str, ids: dict[str, str]) -> Iterator[list[tuple[str, Any]]]:
         ("AccountService/Freeze", ac.FreezeRequest(account=f"{root}/d", reason="audit")),
     ]
     # What is repeated after the end changes nothing either.
-    yield ends
-    yield reserves + debits + extends + records + ends
+    yield ends + asking
+    yield reserves + debits + extends + records + ends + asking
+    yield [("AccountService/Unfreeze", ac.UnfreezeRequest(account=f"{root}/d")), *asking]
+
+
+def reads(root: str, ids: dict[str, str]) -> list[tuple[str, Any]]:
+    """Calls that change nothing, however often and whenever they are made."""
+    return [
+        (
+            "LedgerService/Check",
+            lg.CheckRequest(account=f"{root}/a", amounts=amounts(tokens=900)),
+        ),
+        ("LedgerService/GetReservation", lg.GetReservationRequest(reservation=ids["a"])),
+        ("LedgerService/CountTokens", lg.CountTokensRequest(model="o200k_base", text="a b")),
+        ("AccountService/GetAccount", ac.GetAccountRequest(account=f"{root}/a")),
+        ("AccountService/ListAccounts", ac.ListAccountsRequest(account=root)),
+        ("AccountService/ListEntries", ac.ListEntriesRequest(account=root)),
+    ]
+
+
+def test_the_stages_make_every_call_there_is() -> None:
+    """Streams apart: they are not repeated, they are dialled again."""
+    services = [
+        module.DESCRIPTOR.services_by_name[name]
+        for module, name in ((lg, "LedgerService"), (ac, "AccountService"))
+    ]
+    unary = {
+        f"{service.name}/{method.name}"
+        for service in services
+        for method in service.methods
+        if not (method.client_streaming or method.server_streaming)
+    }
+    made = {method for calls in stages("r", dict.fromkeys("abc", "")) for method, _ in calls}
+    assert made == unary
 
 
 def play(

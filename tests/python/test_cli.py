@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,13 @@ def test_show_is_plain_and_aligned_where_there_is_no_terminal(
     ]
     assert row.endswith("warn at 80.5%")
     assert header.index("LIMIT") + len("LIMIT") == row.index("$10.00") + len("$10.00")
+
+
+def test_show_says_so_where_an_account_has_no_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ACCOUNT", replace(ACCOUNT, balances=(), budgets=()))
+    result, _ = run(monkeypatch, "account", "show", "acme")
+    assert result.stdout.splitlines()[-1] == "budgets: none of its own"
+    assert result.stderr == ""
 
 
 def test_json_has_integers_and_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,9 @@ def show(path: str, *, as_json: bool, target: str | None) -> None:
         echo_json(found)
         return
     _echo_account(found)
+    if not found.balances:
+        click.echo("budgets: none of its own")
+        return
     rows = [
         [*balance_cells(balance), thresholds_of(found.budgets, balance)]
         for balance in found.balances
