@@ -273,6 +273,35 @@ def test_at_the_maximum_of_reservations_new_ones_are_refused_by_name_until_room_
         assert balance(client, "acme") == (50, 5, 945)
 
 
+def test_keys_that_are_remembered_count_against_the_maximum_and_none_is_evicted() -> None:
+    """R15: ended reservations wait for their retention; a new call never makes them forgotten."""
+    with (
+        Daemon(limits={"max_reservations": 30}, reservations={"key_retention": "1h"}) as daemon,
+        daemon.client() as client,
+        Bare(daemon.target) as bare,
+    ):
+        client.set_budget("acme", unit="tokens", limit=1_000)
+        for number in range(20):
+            client.reserve("acme/a", tokens=2, idempotency_key=f"k{number}").commit(tokens=1)
+        for number in range(10):
+            client.record("acme/a", tokens=1, idempotency_key=f"r{number}")
+        before = picture(client)
+        reserve = lg.ReserveRequest(
+            account="acme/a", idempotency_key="new", amounts=amounts(tokens=1)
+        )
+        record = lg.RecordRequest(account="acme/a", amounts=amounts(tokens=1))
+        for method, request in (("Reserve", reserve), ("Record", record)):
+            full = bare.fails(f"LedgerService/{method}", request)
+            assert (full.code, full.reason) == ("RESOURCE_EXHAUSTED", "RESERVATION_LIMIT_REACHED")
+        for number in range(20):
+            again = client.reserve("acme/a", tokens=2, idempotency_key=f"k{number}")
+            assert client.get_reservation(again.id).state is bursar.ReservationState.COMMITTED
+        for number in range(10):
+            client.record("acme/a", tokens=1, idempotency_key=f"r{number}")
+        assert picture(client) == before
+        assert balance(client, "acme") == (0, 30, 970)
+
+
 def test_a_daemon_with_more_accounts_configured_than_it_may_hold_says_so_and_ends() -> None:
     accounts = [{"path": f"org{number}"} for number in range(5)]
     broken = Daemon(limits={"max_accounts": 3}, accounts=accounts)
