@@ -15,7 +15,7 @@ $(BIN)/maturin: pyproject.toml
 	touch $@
 
 $(STAMP): $(BIN)/maturin $(SOURCES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --release --extras dev
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --release --extras dev
 	touch $@
 
 demo: build
@@ -31,6 +31,7 @@ test-loom:
 	RUSTFLAGS="--cfg bursar_loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-2} \
 		cargo test --quiet --release --target-dir target/loom -p bursar-ledger --lib loom_
 
+# Tests with random input print their seed; BURSAR_SEED=… plays one again.
 test-python: build
 	$(BIN)/python -m pytest -q
 

@@ -64,7 +64,7 @@ def refused(
     """Builds the exception for a refusal: AccountFrozen, or BudgetExceeded for all others."""
     if refusal.reason == "ACCOUNT_FROZEN":
         return AccountFrozen(
-            f"{refusal.account} is frozen. {refusal.hint}".rstrip(". ") + ".",
+            "; ".join(filter(None, (f"{refusal.account} is frozen", refusal.hint))),
             reason=refusal.reason,
             metadata={"account": refusal.account},
         )
@@ -95,7 +95,8 @@ def _explain(refusal: models.Refusal, window: models.Balance | None) -> str:
     unit = refusal.unit if refusal.unit in UNITS else (refusal.unit or "units")
     parts = [f"{refusal.account} is short of {_shown(unit, refusal.shortfall)}"]
     if window:
-        parts.append(f"limit {_shown(unit, window.limit)}, spent {_shown(unit, window.spent)}")
+        amounts = (("limit", window.limit), ("spent", window.spent), ("held", window.held))
+        parts.append(", ".join(f"{name} {_shown(unit, value)}" for name, value in amounts))
     if refusal.reset_time:
         parts.append(f"resets at {refusal.reset_time.isoformat()}")
-    return "; ".join(parts) + (f". {refusal.hint}" if refusal.hint else "")
+    return "; ".join([*parts, refusal.hint] if refusal.hint else parts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
@@ -10,6 +11,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from bursar._convert import invalid
 from bursar._errors import from_status
 from bursar._transport import Retry
 from bursar.exceptions import BursarError, SidecarUnavailable
@@ -17,6 +19,7 @@ from bursar.exceptions import BursarError, SidecarUnavailable
 DEFAULT_TARGET: Final = "unix:/run/bursar/bursar.sock"
 TARGET_VARIABLE: Final = "BURSAR_TARGET"
 PACKAGE: Final = "bursar.v1"
+_TARGET: Final = re.compile(r"unix:.+|unix-abstract:.+|(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 _RECEIVE_BYTES_MAX: Final = 64 * 2**20  # a page of 10,000 entries is a few MiB
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
@@ -33,9 +36,22 @@ _UNIX_OPTIONS: Final = (*_OPTIONS, ("grpc.default_authority", "localhost"))
 
 
 def resolve_target(target: str | None) -> str:
-    """Picks the target: the argument, else BURSAR_TARGET, else the default socket."""
+    """Picks the target: the argument, else BURSAR_TARGET, else the default socket.
+
+    Raises:
+        InvalidRequest: It is neither a socket nor a host with a port. gRPC would take it for a name
+            on port 443, and look for it out in the network.
+    """
     chosen = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
-    return f"unix:{chosen}" if chosen.startswith("/") else chosen
+    if chosen.startswith(("/", "./", "../")):
+        return f"unix:{chosen}"
+    if not _TARGET.fullmatch(chosen):
+        raise invalid(
+            f"{chosen!r} is no target; write unix:/run/bursar/bursar.sock, a socket's path or "
+            "host:port",
+            field="target",
+        )
+    return chosen
 
 
 def lease_socket(target: str) -> str | None:
@@ -71,9 +87,14 @@ def _translate(error: _RpcFailure, target: str) -> BursarError:
     details = error.details() or ""
     translated = from_status(code.name, details, error.trailing_metadata())
     if isinstance(translated, SidecarUnavailable) and not translated.reason:
-        message = f"no sidecar answers at {target}: {details}"
+        message = f"no sidecar answers at {target}: {_cause(details)}"
         return SidecarUnavailable(message, code=code.name)
     return translated
+
+
+def _cause(details: str) -> str:
+    """What the system said, out of all that gRPC says around it."""
+    return details.rpartition(": ")[2] if "last error: " in details else details
 
 
 class GrpcTransport:

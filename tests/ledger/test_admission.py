@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.bare import amounts
-from support.daemon import LONG, Daemon, balance
+from support.daemon import LONG, Daemon, balance, new_seed
 from support.wire import Call, Wire, call
 
 import bursar
@@ -65,7 +65,7 @@ def test_two_thousand_reserves_at_once_on_a_limit_of_a_hundred_admit_a_hundred(
 ) -> None:
     """R2 at three levels of the tree at once, each with a limit of its own; RUNS times."""
     for run in range(RUNS):
-        seed = random.randrange(2**32)
+        seed = new_seed()
         print(f"run {run}: seed {seed}")
         root, team, agent = f"r{run}", f"r{run}/team", f"r{run}/team/agent"
         for account, limit in ((root, 100), (team, 70), (agent, 50)):
@@ -98,7 +98,7 @@ def test_what_fits_is_not_refused_for_the_sake_of_what_does_not(
     doomed call often takes just what is left. The race itself lasts some 100 ns, which calls over
     a socket hardly ever meet: loom has all of it; this is the rule from end to end."""
     for run in range(RUNS):
-        seed = random.randrange(2**32)
+        seed = new_seed()
         print(f"run {run}: seed {seed}")
         dice = random.Random(seed)
         root = f"f{run}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.bare import Bare, amounts, budget
-from support.daemon import LONG, Daemon, balance, picture
+from support.daemon import LONG, Daemon, balance, new_seed, picture
 from support.wire import Call, Wire, call
 
 import bursar
@@ -75,7 +75,7 @@ def test_limits_move_under_load_and_nothing_underflows(
 ) -> None:
     """R10. Method: an operator lowers, raises and freezes at random while 64 calls are under way;
     every look at the root adds up, and a lowered, raised or frozen root acts at once."""
-    seed = random.randrange(2**32)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     client.set_budget("busy", unit="tokens", limit=1_000)
@@ -271,6 +271,35 @@ def test_at_the_maximum_of_reservations_new_ones_are_refused_by_name_until_room_
             except Exception:  # noqa: BLE001 -- the assertion above bounds it
                 time.sleep(0.1)
         assert balance(client, "acme") == (50, 5, 945)
+
+
+def test_keys_that_are_remembered_count_against_the_maximum_and_none_is_evicted() -> None:
+    """R15: ended reservations wait for their retention; a new call never makes them forgotten."""
+    with (
+        Daemon(limits={"max_reservations": 30}, reservations={"key_retention": "1h"}) as daemon,
+        daemon.client() as client,
+        Bare(daemon.target) as bare,
+    ):
+        client.set_budget("acme", unit="tokens", limit=1_000)
+        for number in range(20):
+            client.reserve("acme/a", tokens=2, idempotency_key=f"k{number}").commit(tokens=1)
+        for number in range(10):
+            client.record("acme/a", tokens=1, idempotency_key=f"r{number}")
+        before = picture(client)
+        reserve = lg.ReserveRequest(
+            account="acme/a", idempotency_key="new", amounts=amounts(tokens=1)
+        )
+        record = lg.RecordRequest(account="acme/a", amounts=amounts(tokens=1))
+        for method, request in (("Reserve", reserve), ("Record", record)):
+            full = bare.fails(f"LedgerService/{method}", request)
+            assert (full.code, full.reason) == ("RESOURCE_EXHAUSTED", "RESERVATION_LIMIT_REACHED")
+        for number in range(20):
+            again = client.reserve("acme/a", tokens=2, idempotency_key=f"k{number}")
+            assert client.get_reservation(again.id).state is bursar.ReservationState.COMMITTED
+        for number in range(10):
+            client.record("acme/a", tokens=1, idempotency_key=f"r{number}")
+        assert picture(client) == before
+        assert balance(client, "acme") == (0, 30, 970)
 
 
 def test_a_daemon_with_more_accounts_configured_than_it_may_hold_says_so_and_ends() -> None:

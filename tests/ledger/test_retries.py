@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.bare import Bare, Failed, amounts
-from support.daemon import LONG, Daemon, balance, picture
+from support.daemon import LONG, Daemon, balance, new_seed, picture
 from support.wire import Call, Wire, call
 
 import bursar
@@ -73,7 +73,8 @@ def stages(root: str, ids: dict[str, str]) -> Iterator[list[tuple[str, Any]]]:
         )
         for k, n in (("one", 5), ("two", 6))
     ]
-    yield reserves + debits + extends + records
+    asking = reads(root, ids)
+    yield reserves + debits + extends + records + asking
     commit = lg.CommitRequest(reservation=ids["a"], actual=amounts(tokens=130))
     ends: list[tuple[str, Any]] = [
         ("LedgerService/Commit", commit),
@@ -82,8 +83,40 @@ def stages(root: str, ids: dict[str, str]) -> Iterator[list[tuple[str, Any]]]:
         ("AccountService/Freeze", ac.FreezeRequest(account=f"{root}/d", reason="audit")),
     ]
     # What is repeated after the end changes nothing either.
-    yield ends
-    yield reserves + debits + extends + records + ends
+    yield ends + asking
+    yield reserves + debits + extends + records + ends + asking
+    yield [("AccountService/Unfreeze", ac.UnfreezeRequest(account=f"{root}/d")), *asking]
+
+
+def reads(root: str, ids: dict[str, str]) -> list[tuple[str, Any]]:
+    """Calls that change nothing, however often and whenever they are made."""
+    return [
+        (
+            "LedgerService/Check",
+            lg.CheckRequest(account=f"{root}/a", amounts=amounts(tokens=900)),
+        ),
+        ("LedgerService/GetReservation", lg.GetReservationRequest(reservation=ids["a"])),
+        ("LedgerService/CountTokens", lg.CountTokensRequest(model="o200k_base", text="a b")),
+        ("AccountService/GetAccount", ac.GetAccountRequest(account=f"{root}/a")),
+        ("AccountService/ListAccounts", ac.ListAccountsRequest(account=root)),
+        ("AccountService/ListEntries", ac.ListEntriesRequest(account=root)),
+    ]
+
+
+def test_the_stages_make_every_call_there_is() -> None:
+    """Streams apart: they are not repeated, they are dialled again."""
+    services = [
+        module.DESCRIPTOR.services_by_name[name]
+        for module, name in ((lg, "LedgerService"), (ac, "AccountService"))
+    ]
+    unary = {
+        f"{service.name}/{method.name}"
+        for service in services
+        for method in service.methods
+        if not (method.client_streaming or method.server_streaming)
+    }
+    made = {method for calls in stages("r", dict.fromkeys("abc", "")) for method, _ in calls}
+    assert made == unary
 
 
 def play(
@@ -128,7 +161,7 @@ def test_every_call_repeated_and_reordered_gives_the_ledger_of_calling_once(
     expected = shape(client, "once")
     assert balance(client, "once") == (300 - 1, 130 + 50 + 11 + 1, 1_000 - 491)
     for number in range(ORDERS):
-        seed = random.randrange(2**32)
+        seed = new_seed()
         print(f"order {number}: seed {seed}")
         dice = random.Random(seed)
 
@@ -151,7 +184,7 @@ def test_every_call_sent_many_times_at_once_gives_the_ledger_of_calling_once(
     expected = shape(client, "single")
     with Wire(daemon.socket_path, connections=32) as wire:
         for number in range(ORDERS):
-            seed = random.randrange(2**32)
+            seed = new_seed()
             print(f"round {number}: seed {seed}")
             dice = random.Random(seed)
 
@@ -238,6 +271,24 @@ def test_a_key_with_another_payload_is_refused_and_changes_nothing(
     assert picture(client, "keys") == before
     # The same key on another account, or in another kind of call, is another key.
     assert client.reserve("keys/b", tokens=11, idempotency_key="k").id != first.id
+
+
+def test_an_empty_key_is_never_a_repeat_and_the_longest_one_is(
+    client: bursar.Client, bare: Bare
+) -> None:
+    client.set_budget("empty", unit="tokens", limit=1_000)
+    for key, distinct in (("", 3), ("k" * 256, 1), ("é" * 128, 1), ("\0", 1)):
+        held = {
+            bare("LedgerService/Reserve", reserve("empty/a", key, 10)).reservation.id
+            for _ in range(3)
+        }
+        assert len(held) == distinct, key
+    for key, times in (("", 3), ("r", 1)):
+        before = balance(client, "empty")[1]
+        record = lg.RecordRequest(account="empty/a", idempotency_key=key, amounts=amounts(tokens=1))
+        for _ in range(3):
+            bare("LedgerService/Record", record)
+        assert balance(client, "empty")[1] - before == times
 
 
 def test_a_key_is_forgotten_after_its_retention_and_not_before() -> None:

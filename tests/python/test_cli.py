@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,35 @@ def test_set_reads_amounts_and_orders_thresholds(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--limit", "abc"], ["--limit", "'abc'", "2_000_000"]),
+        (["--limit=-5"], ["--limit", "'-5'"]),
+        (["--limit", "5 EUR"], ["--limit", "'5 EUR'"]),
+        (["--limit", "5", "--period", "fortnight"], ["--period", "'fortnight'", "day@Europe"]),
+        (["--limit", "abc", "--unit", "parsecs"], ["--unit", "'parsecs'", "usd_nanos"]),
+    ],
+)
+def test_a_wrong_option_of_set_is_named_with_what_was_given(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], says: list[str]
+) -> None:
+    unit = [] if "--unit" in options else ["--unit", "tokens"]
+    result, client = run(monkeypatch, "account", "set", "acme", *options, *unit)
+    assert result.exit_code == 2
+    assert [text for text in says if text not in result.stderr.replace("\n", " ")] == []
+    assert client.calls == []
+
+
+def test_check_says_what_no_accounts_mean(tmp_path: Path) -> None:
+    file = tmp_path / "empty.toml"
+    file.write_text("", encoding="utf-8")
+    result = CliRunner().invoke(cli, ["check", str(file)])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith("accounts: none configured")
+    assert result.stderr == ""
+
+
 def test_show_is_plain_and_aligned_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,6 +246,13 @@ def test_show_is_plain_and_aligned_where_there_is_no_terminal(
     ]
     assert row.endswith("warn at 80.5%")
     assert header.index("LIMIT") + len("LIMIT") == row.index("$10.00") + len("$10.00")
+
+
+def test_show_says_so_where_an_account_has_no_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ACCOUNT", replace(ACCOUNT, balances=(), budgets=()))
+    result, _ = run(monkeypatch, "account", "show", "acme")
+    assert result.stdout.splitlines()[-1] == "budgets: none of its own"
+    assert result.stderr == ""
 
 
 def test_json_has_integers_and_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,3 +332,42 @@ def test_the_target_comes_from_the_argument_or_the_environment(
     monkeypatch.setenv("BURSAR_TARGET", "127.0.0.1:1")
     assert _grpc.resolve_target(None) == "127.0.0.1:1"
     assert _grpc.resolve_target("/run/x") == "unix:/run/x"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "unix:/run/x",
+        "unix:x.sock",
+        "unix-abstract:x",
+        "127.0.0.1:7411",
+        "[::1]:7411",
+        "host-1:65535",
+    ],
+)
+def test_a_target_that_is_one_is_taken_as_it_is(target: str) -> None:
+    assert _grpc.resolve_target(target) == target
+
+
+@pytest.mark.parametrize(
+    "target", ["garbage", "unix:", "1.2.3.4", "http://x:80", "host:", ":1", "a b:1"]
+)
+def test_what_is_no_target_is_refused_before_it_is_looked_for(target: str) -> None:
+    """gRPC would ask the name service for it, and dial port 443 of what it finds."""
+    for connect in (bursar.connect, bursar.connect_async):
+        with pytest.raises(bursar.InvalidRequest, match="host:port") as caught:
+            connect(target)
+        assert repr(target) in str(caught.value)
+
+
+def test_an_absent_sidecar_is_told_in_a_few_words(tmp_path: Path) -> None:
+    for target, said in (
+        (f"unix:{tmp_path}/none", "No such file or directory"),
+        ("127.0.0.1:1", "Connection refused"),
+    ):
+        with (
+            bursar.connect(target, attempts=1) as client,
+            pytest.raises(bursar.SidecarUnavailable) as caught,
+        ):
+            client.get_account("acme")
+        assert str(caught.value) == f"no sidecar answers at {target}: {said}"

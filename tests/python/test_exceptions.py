@@ -91,13 +91,13 @@ def test_every_exception_is_a_bursar_error() -> None:
 
 def _refusal(reason: str) -> models.Refusal:
     reset = datetime(2026, 5, 1, tzinfo=UTC)
-    return models.Refusal(reason, "acme", "usd_nanos", 1_500_000_000, reset, "Wait.")
+    return models.Refusal(reason, "acme", "usd_nanos", 1_500_000_000, reset, "wait")
 
 
 def test_a_refusal_becomes_budget_exceeded_with_all_that_is_known() -> None:
     windows = [
         models.Balance("acme/a", "usd_nanos", "day", 9, 9, 9, 9),
-        models.Balance("acme", "usd_nanos", "day", 10**10, 0, 9 * 10**9, 10**9),
+        models.Balance("acme", "usd_nanos", "day", 10**10, 5 * 10**8, 9 * 10**9, 5 * 10**8),
     ]
     error = refused(
         _refusal("BUDGET_EXHAUSTED"), balances=windows, requested={"usd_nanos": 2_500_000_000}
@@ -107,10 +107,10 @@ def test_a_refusal_becomes_budget_exceeded_with_all_that_is_known() -> None:
     assert (error.limit, error.spent, error.shortfall) == (10**10, 9 * 10**9, 1_500_000_000)
     assert error.requested == 2_500_000_000
     assert error.reset_time == datetime(2026, 5, 1, tzinfo=UTC)
-    assert error.hint == "Wait."
+    assert error.hint == "wait"
     assert str(error) == (
-        "acme is short of $1.50; limit $10.00, spent $9.00; "
-        "resets at 2026-05-01T00:00:00+00:00. Wait."
+        "acme is short of $1.50; limit $10.00, spent $9.00, held $0.50; "
+        "resets at 2026-05-01T00:00:00+00:00; wait"
     )
 
 
@@ -120,6 +120,8 @@ def test_every_refusal_has_an_exception(reason: str) -> None:
     error = refused(_refusal(reason))
     assert type(error) is (AccountFrozen if reason == "ACCOUNT_FROZEN" else BudgetExceeded)
     assert error.reason == reason
+    assert str(error).startswith("acme is ")
+    assert str(error).endswith("; wait")
 
 
 @pytest.mark.parametrize("clone", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301 -- our own bytes

@@ -29,20 +29,27 @@ def test_ten_lines_run_without_a_daemon(tmp_path: Path) -> None:
     assert (tmp_path / "ledger.db").is_file()
 
 
-def test_the_command_lines_run_against_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "bursar.toml").write_text(blocks("toml")[0], encoding="utf-8")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder where the README's relative paths lead to what they name."""
+    (tmp_path / "sidecar").symlink_to(README.parent / "sidecar")
+    return tmp_path
+
+
+def test_the_command_lines_run_against_the_configuration(folder: Path) -> None:
+    (folder / "bursar.toml").write_text(blocks("toml")[0], encoding="utf-8")
     lines = blocks("sh")[1].splitlines()
     check = f"{sys.executable} -m bursar check bursar.toml"
-    assert subprocess.run(check.split(), cwd=tmp_path, check=False).returncode == 0
-    with Sidecar(blocks("toml")[0], folder=tmp_path) as sidecar:
+    assert subprocess.run(check.split(), cwd=folder, check=False).returncode == 0
+    with Sidecar(blocks("toml")[0], folder=folder) as sidecar:
         environment = os.environ | {"BURSAR_TARGET": sidecar.target}
         commands = [line for line in lines if line.startswith(("bursar account", "bursar log"))]
-        assert len(commands) == 4
+        assert len(commands) == 5
         for command in commands:
             line = command.replace("bursar", f"{sys.executable} -m bursar", 1)
             ran = subprocess.run(
                 ["/bin/sh", "-c", line],
-                cwd=tmp_path,
+                cwd=folder,
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -51,31 +58,22 @@ def test_the_command_lines_run_against_the_configuration(tmp_path: Path) -> None
             assert ran.returncode == 0, (command, ran.stderr)
 
 
-def test_a_generation_pays_for_every_token() -> None:
+def test_a_generation_pays_for_every_token(folder: Path) -> None:
+    """With the configuration that the README shows, so it has to have a price for the model."""
     names: dict[str, object] = {"my_model": lambda prompt, limit: (str(i) for i in range(limit))}
     exec(blocks("python")[1], names)  # noqa: S102 -- the README is ours
-    config = {
-        "rates": {
-            "models": [
-                {
-                    "name": "gpt-4o-mini",
-                    "tokenizer": "o200k_base",
-                    "input_nanos_per_million": 150_000_000,
-                    "output_nanos_per_million": 600_000_000,
-                }
-            ]
-        },
-        "accounts": [{"path": "**"}],
-    }
-    with Sidecar(config) as sidecar, sidecar.client() as client:
+    toml = blocks("toml")[0]
+    with Sidecar(toml, folder=folder) as sidecar, sidecar.client() as client:
         client.set_budget("acme", unit="tokens", limit=100)
         generate = names["generate"]
         prompt = "Count me exactly, please."
         count = client.count_tokens("gpt-4o-mini", text=prompt).token_count
         produced = list(generate(client, prompt))  # type: ignore[operator]
         assert len(produced) == 100 - count
-        (balance,) = client.get_account("acme").balances
-        assert (balance.spent, balance.held, balance.remaining) == (100, 0, 0)
+        money, tokens = client.get_account("acme").balances
+        assert (tokens.spent, tokens.held, tokens.remaining) == (100, 0, 0)
+        price = 150 * count + 600 * (100 - count)  # gpt-4o-mini, nano-dollars a token
+        assert (money.spent, money.held) == (price, 0)
         with pytest.raises(bursar.BudgetExceeded):
             list(generate(client, prompt))  # type: ignore[operator]
 

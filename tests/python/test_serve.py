@@ -20,6 +20,8 @@ class FakeServer:
     recovery = "recovered 3 reservations"
     stopped = False
     shut_down = 0
+    failure: str | None = None
+    close_error: Exception | None = None
 
     def __init__(self, config_json: str) -> None:
         if self.error is not None:
@@ -32,6 +34,8 @@ class FakeServer:
 
     def shutdown(self) -> None:
         type(self).shut_down += 1
+        if self.close_error is not None:
+            raise self.close_error
 
 
 class FakeCoreError(Exception):
@@ -84,7 +88,11 @@ def test_a_server_that_stops_by_itself_is_an_error(
     ("error", "expected", "message"),
     [
         (FakeCoreError(), bursar.StoreUnavailable, "damaged"),
-        (OSError(98, "Address already in use"), bursar.BursarError, "cannot listen: .* in use"),
+        (
+            OSError(98, "cannot listen on x: in use"),
+            bursar.BursarError,
+            "^cannot listen on x: in use$",
+        ),
     ],
 )
 def test_a_server_that_cannot_start_says_why(
@@ -93,3 +101,23 @@ def test_a_server_that_cannot_start_says_why(
     server.error = error
     with pytest.raises(expected, match=message):
         run(Config(), say=lambda _: None)
+
+
+def test_a_store_that_failed_is_told_once_and_again_at_the_end(
+    server: type[FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the operator reads of it when it happens, and the end is no traceback."""
+    monkeypatch.setattr("bursar.daemon.serve._CHECK_S", 0.01)
+    server.failure, server.close_error = "the store failed: disk full", FakeCoreError()
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("the store failed"):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    with pytest.raises(bursar.StoreUnavailable, match="damaged"):
+        run(Config(), say=say)
+    failed = [line for line in lines if line.startswith("the store failed: disk full")]
+    assert len(failed) == 1
+    assert "only reads" in failed[0]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.bare import Bare, amounts
 from support.crew import LIMIT, Crew, check_answered, check_sums
-from support.daemon import LONG, Daemon, picture
+from support.daemon import LONG, Daemon, new_seed, picture
 
 import bursar
 from bursar.v1 import account_pb2 as ac
@@ -25,7 +25,7 @@ def test_a_drain_under_load_ends_with_code_0_and_loses_no_answer(
     tmp_path: Path, durability: str
 ) -> None:
     """In every durability: a clean end writes everything, so no debit is missing either."""
-    seed = random.randrange(2**31)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     config = {**CONFIG, "store": {"durability": durability}}

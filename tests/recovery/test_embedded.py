@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import books, worker
 from support.bare import Failed
-from support.daemon import LONG, balance
+from support.daemon import LONG, balance, new_seed
 
 import bursar
 from bursar.v1 import account_pb2, ledger_pb2
@@ -47,7 +47,7 @@ def host(store: str, journal: str, seed: int) -> None:
 def test_an_embedded_ledger_survives_kills_of_its_host(tmp_path: Path) -> None:
     """Method: as for the daemon: an agent journals every answer, its process dies at random, and
     journal, ledger and SQLite have to agree. A hold lasts for an hour, so none expires."""
-    seed = random.randrange(2**31)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     store, journal = tmp_path / "ledger.db", tmp_path / "journal.jsonl"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.crew import LIMIT, Crew, check_answered, check_sums, restarted
-from support.daemon import LONG, Daemon
+from support.daemon import LONG, Daemon, new_seed
 
 ROUNDS = 200 if LONG else 15
 AGENTS = 4
@@ -29,7 +29,7 @@ def test_what_was_answered_is_there_exactly_once_after_every_kill(
     answer. Method: agents journal each answer; the daemon dies after 20 ms to 1.6 s of that, in
     every third round a second time while it recovers; then journals and ledger are compared, what
     was not answered is repeated, and balances, journals and SQLite must agree."""
-    seed = random.randrange(2**31)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     rounds = ROUNDS if durability == "process" else ROUNDS // 3
@@ -59,7 +59,7 @@ def test_what_was_answered_is_there_exactly_once_after_every_kill(
 @pytest.mark.timeout(120)
 def test_crashes_upon_crashes_while_recovering_lose_nothing(tmp_path: Path) -> None:
     """A long log that SQLite has not taken over yet, and five kills within 100 ms of opening it."""
-    seed = random.randrange(2**31)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     with Daemon(**CONFIG) as daemon, Crew(daemon, tmp_path, agents=2, seed=seed) as crew:

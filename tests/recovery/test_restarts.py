@@ -15,9 +15,6 @@ def daemon() -> Iterator[Daemon]:
         yield running
 
 
-@pytest.mark.xfail(
-    reason="recovery does not take up an account's chain: each restart begins a new slice"
-)
 def test_top_ups_of_one_period_share_a_slice_over_restarts(daemon: Daemon) -> None:
     """A reservation has 8 slices at most, one for each period; a restart begins no period."""
     with daemon.client() as client:
@@ -29,16 +26,40 @@ def test_top_ups_of_one_period_share_a_slice_over_restarts(daemon: Daemon) -> No
         assert held.commit(tokens=11).spent == {"tokens": 11}
 
 
-@pytest.mark.xfail(reason="recovery derives the grant of an ended reservation from what it spent")
-def test_an_ended_reservation_tells_the_same_grant_after_a_restart(daemon: Daemon) -> None:
+@pytest.mark.parametrize("spent", [0, 2, 3, 45])
+def test_an_ended_reservation_tells_the_same_grant_after_a_restart(
+    daemon: Daemon, spent: int
+) -> None:
+    """R6: the first answer again, whether the log or SQLite remembers it."""
     with daemon.client() as client:
         client.set_budget("acme", unit="tokens", limit=1_000)
         held = client.reserve("acme/a", tokens=3, idempotency_key="k")
-        held.commit(tokens=45)
-        assert client.reserve("acme/a", tokens=3, idempotency_key="k").granted == {"tokens": 3}
-        daemon.restart()
-        assert client.get_reservation(held.id).granted == {"tokens": 3}
-        assert client.reserve("acme/a", tokens=3, idempotency_key="k").granted == {"tokens": 3}
+        held.commit(tokens=spent)
+        for crash in (daemon.kill9, daemon.terminate, daemon.terminate):
+            assert client.reserve("acme/a", tokens=3, idempotency_key="k").granted == {"tokens": 3}
+            crash()
+            daemon.start()
+            assert client.get_reservation(held.id).granted == {"tokens": 3}
+
+
+@pytest.mark.parametrize("spent", [1, 4, 6, 45])
+def test_a_corrected_reservation_tells_the_same_grant_from_memory_and_from_sqlite(
+    spent: int,
+) -> None:
+    """A late Commit of less or more than was debited; then its key is forgotten, too."""
+    times = {"key_retention": "300ms"}
+    with Daemon(reservations=times) as daemon, daemon.client() as client:
+        client.set_budget("acme", unit="tokens", limit=1_000)
+        held = client.reserve("acme/a", tokens=10)
+        held.debit(tokens=4)
+        held.release()
+        for _ in range(2):
+            assert client.commit(held.id, tokens=spent).spent == {"tokens": spent}
+            assert client.get_reservation(held.id).granted == {"tokens": 10}
+            time.sleep(0.6)
+            assert client.get_reservation(held.id).granted == {"tokens": 10}
+            daemon.restart()
+            assert client.get_reservation(held.id).granted == {"tokens": 10}
 
 
 def test_a_late_commit_counts_after_a_restart_and_after_the_key_is_forgotten() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import wire
 from support.bare import Bare, amounts
-from support.daemon import LONG, Daemon, picture
+from support.daemon import LONG, Daemon, new_seed, picture
 
 import bursar
 from bursar.v1 import ledger_pb2 as lg
@@ -80,7 +80,7 @@ def reserve_bytes(tokens: int = 1) -> bytes:
 
 
 def test_garbage_is_hung_up_on(daemon: Daemon, works: bursar.Client) -> None:
-    seed = random.randrange(2**32)
+    seed = new_seed()
     print(f"seed {seed}")
     dice = random.Random(seed)
     for _ in range(200 if LONG else 30):

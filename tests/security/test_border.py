@@ -1,6 +1,7 @@
 """What is around the calls: sockets, modes, neighbours, health and reflection."""
 
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from support import wire
 from support.bare import Bare, failed
 from support.daemon import Daemon
 
@@ -170,3 +172,21 @@ def test_the_command_line_says_where_it_looked_when_nobody_answers(daemon: Daemo
     assert ran.returncode == 4
     assert str(nowhere) in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_connection_is_told_how_many_calls_it_may_make_at_a_time() -> None:
+    """HTTP/2 lets the daemon say so first thing; a library then holds back what is more."""
+    with Daemon(server={"max_concurrent_calls_per_connection": 7}) as daemon:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(10)
+            one.connect(str(daemon.socket_path))
+            one.sendall(wire.start())
+            got = b""
+            while len(got) < 9 or len(got) < 9 + int.from_bytes(got[:3], "big"):
+                got += one.recv(4_096)
+        assert got[3] == wire.SETTINGS
+        settings = got[9 : 9 + int.from_bytes(got[:3], "big")]
+        pairs = dict(
+            struct.unpack(">HI", settings[at : at + 6]) for at in range(0, len(settings), 6)
+        )
+        assert pairs[3] == 7  # SETTINGS_MAX_CONCURRENT_STREAMS

@@ -1,6 +1,7 @@
 """Real daemons with what the tests ask of them, and pictures of their ledgers."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -14,6 +15,12 @@ from bursar.testing import Sidecar
 
 LONG: Final = os.environ.get("BURSAR_LONG") == "1"
 """Whether the full versions run: `make test-long`."""
+
+
+def new_seed() -> int:
+    """A seed for a test to print; with BURSAR_SEED set it is that one, to play a failure again."""
+    given = os.environ.get("BURSAR_SEED")
+    return int(given) if given else random.randrange(2**31)
 
 
 class Daemon(Sidecar):

@@ -20,7 +20,8 @@ from bursar.exceptions import (
     SidecarUnavailable,
     StoreUnavailable,
 )
-from bursar.units import parse_duration_ms
+from bursar.models import Period
+from bursar.units import UNITS, parse_amount, parse_duration_ms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,6 +99,46 @@ def json_option(function: F) -> F:
 def connect(target: str | None) -> bursar.Client:
     """Makes the client of a command."""
     return bursar.connect(target, attempts=_CLI_ATTEMPTS)
+
+
+class Amount(click.ParamType[str]):
+    """An amount of the unit that --unit names; the SDK reads it, this only says what is wrong."""
+
+    name = "amount"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 -- as click declares it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str:
+        """Checks the amount; where --unit is wrong too, that is told instead."""
+        unit = str(ctx.params.get("unit", "")) if ctx else ""
+        try:
+            parse_amount(unit, value)
+        except ValueError as error:
+            if unit in UNITS:
+                self.fail(f"{value!r} is no amount: {error}", param, ctx)
+        return str(value)
+
+
+class PeriodText(click.ParamType[str]):
+    """A period as the configuration writes it."""
+
+    name = "period"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 -- as click declares it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str:
+        """Checks the period."""
+        try:
+            Period.parse(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is no period: {error}", param, ctx)
+        return str(value)
 
 
 class Moment(click.ParamType[datetime]):

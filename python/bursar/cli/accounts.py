@@ -11,7 +11,7 @@ from bursar.cli._output import (
     safe,
     thresholds_of,
 )
-from bursar.cli._shared import connect, json_option, target_option
+from bursar.cli._shared import Amount, PeriodText, connect, json_option, target_option
 from bursar.models import Account, Threshold, Verdict
 from bursar.units import UNITS
 
@@ -27,15 +27,23 @@ def _threshold(percent: float | None, verdict: Verdict) -> list[Threshold]:
 
 @account.command("set")
 @click.argument("path")
-@click.option("--unit", required=True, type=click.Choice(sorted(UNITS)), help="What it counts.")
+@click.option(
+    "--unit",
+    required=True,
+    is_eager=True,  # --limit is read by it
+    type=click.Choice(sorted(UNITS)),
+    help="What it counts.",
+)
 @click.option(
     "--period",
+    type=PeriodText(),
     default="total",
     show_default=True,
     help='"total", "hour", "day", "week", "month", "day@Europe/Berlin", "rolling:3600s".',
 )
 @click.option(
     "--limit",
+    type=Amount(),
     required=True,
     help='An integer in the unit\'s base, or such as "25.00 USD", "8 GiB".',
 )
@@ -79,6 +87,9 @@ def show(path: str, *, as_json: bool, target: str | None) -> None:
         echo_json(found)
         return
     _echo_account(found)
+    if not found.balances:
+        click.echo("budgets: none of its own")
+        return
     rows = [
         [*balance_cells(balance), thresholds_of(found.budgets, balance)]
         for balance in found.balances

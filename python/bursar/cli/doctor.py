@@ -34,7 +34,10 @@ def check(config: Path, *, as_json: bool) -> None:
         return
     for line in summary(loaded):
         click.echo(line)
-    echo_table(_COLUMNS, _rows(loaded))
+    if loaded.accounts:
+        echo_table(_COLUMNS, _rows(loaded))
+    else:
+        click.echo("accounts: none configured; `bursar account set` makes them one by one")
 
 
 def summary(config: Config) -> list[str]:

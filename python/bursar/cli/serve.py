@@ -19,7 +19,7 @@ from bursar.daemon.serve import run
     help="The configuration.",
 )
 @click.option("--socket", type=click.Path(path_type=Path), help="Listen on this Unix socket.")
-@click.option("--store", type=click.Path(path_type=Path), help="Keep the ledger in this folder.")
+@click.option("--store", type=click.Path(path_type=Path), help="Keep the ledger in this file.")
 def serve(config_path: Path, *, socket: Path | None, store: Path | None) -> None:
     """Run the sidecar until SIGTERM or SIGINT, then drain: finish calls, flush the store.
 

@@ -9,11 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bursar._errors import from_reason
 from bursar.daemon.config import Config
 from bursar.exceptions import BursarError
+
+if TYPE_CHECKING:
+    from bursar._core import Server
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _CHECK_S: Final = 1.0  # how late it is noticed that the server stopped by itself
@@ -27,35 +30,49 @@ def run(config: Config, *, say: Callable[[str], None]) -> None:
         say: Takes each line of what happened.
 
     Raises:
-        BursarError: The store cannot be opened, an address cannot be bound, or the server stopped
-            by itself.
+        BursarError: The store cannot be opened or closed, an address cannot be bound, or the server
+            stopped by itself.
     """
     from bursar import _core
 
     with _signals() as wakeup:
-        try:
+        with _translated():
             server = _core.Server(config.to_core_json())
-        except _core.CoreError as raised:
-            raise from_reason(
-                raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
-            ) from None
-        except OSError as raised:
-            raise BursarError(f"cannot listen: {raised}") from None
         say(server.recovery)
         say(f"listening on {', '.join(server.addresses)}")
-        stopped = False
-        while not stopped:
-            if select.select([wakeup], [], [], _CHECK_S)[0]:
-                break
-            stopped = server.wait(0)
-        if stopped:
-            raise BursarError("the server stopped by itself; the lines above say why")
+        _wait(server, wakeup, say)
         name = signal.Signals(os.read(wakeup, 1)[0]).name
         say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")
         started = time.monotonic()
-        server.shutdown()
+        with _translated():
+            server.shutdown()
         server.wait(None)
         say(f"drained after {time.monotonic() - started:.2f} s; holds are kept")
+
+
+def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:
+    """Returns when a signal has come; says once when the store has failed meanwhile."""
+    failure = None
+    while not select.select([wakeup], [], [], _CHECK_S)[0]:
+        if server.wait(0):
+            raise BursarError("the server stopped by itself; the lines above say why")
+        if failure is None and (failure := server.failure) is not None:
+            say(f"{failure}; until then only reads are answered")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns what the core raises into what Bursar raises."""
+    from bursar import _core
+
+    try:
+        yield
+    except _core.CoreError as raised:
+        raise from_reason(
+            raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
+        ) from None
+    except OSError as raised:
+        raise BursarError(raised.strerror or str(raised)) from None
 
 
 @contextmanager

@@ -81,21 +81,23 @@ class AccountServiceServicer:
         held. Creates the account and the budget where they are missing.
 
         The values are absolute, so a repeat is safe. Lowering a limit below what is spent leaves a
-        negative remainder: new holds are refused, pending ones are kept.
+        negative remainder: new holds are refused, pending ones are kept. It needs no budget itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """Reads one account with all its balances. Changes nothing. Fails with ACCOUNT_NOT_FOUND.
+        """Reads one account with all its balances. Changes nothing, so a repeat is safe; needs no budget.
+        Fails with ACCOUNT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """Reads the accounts below a path in the order of their paths, page by page. Changes nothing.
+        """Reads the accounts below a path in the order of their paths, page by page. Changes nothing, so a
+        repeat is safe; needs no budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,14 +105,15 @@ class AccountServiceServicer:
 
     def Freeze(self, request, context):
         """Stops an account and everything below it: Reserve and Extend are refused with ACCOUNT_FROZEN and
-        Debit answers STOP. Commit, Release and Record still work. A repeat is safe.
+        Debit answers STOP. Commit, Release and Record still work. A repeat is safe. Needs no budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unfreeze(self, request, context):
-        """Ends a freeze. An ancestor's freeze still holds. A repeat is safe.
+        """Ends a freeze. An ancestor's freeze still holds. A repeat is safe. It gives no budget: where that
+        is gone, Reserve goes on answering STOP.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +121,8 @@ class AccountServiceServicer:
 
     def ListEntries(self, request, context):
         """Reads the entries: every money movement in the order in which it happened, page by page.
-        Changes nothing. What was answered before the call is in the answer.
+        Changes nothing, so a repeat is safe; needs no budget. What was answered before the call is in
+        the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +130,8 @@ class AccountServiceServicer:
 
     def WatchAccounts(self, request, context):
         """Sends the accounts below a path as they are, and again whenever they change, until the caller
-        hangs up. Reconnecting is safe: the first message holds everything.
+        hangs up. A repeat is safe: the first message holds everything. Needs no budget: an account whose
+        budget is gone is sent like any other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -109,7 +109,7 @@ pub struct Settled {
     /// What the hold came to, slice by slice; empty when the hold was gone before.
     pub slices: Vec<SliceFact>,
     /// What was spent beyond the hold, and the chain current then. Negative in a late correction: given
-    /// back where it was spent.
+    /// back where it was spent. (In `Remembered`: in all.)
     pub beyond: Option<(ChainId, Amounts)>,
     /// What passed the limit in this settlement, per unit. (In `Remembered`: in all.)
     pub overdraft: Amounts,
@@ -122,6 +122,16 @@ pub struct Settled {
     pub kept: Amounts,
     /// The model, for the history.
     pub model: Option<String>,
+}
+
+impl Settled {
+    /// What was held in all; for the settlements of a reservation taken together, as in `Remembered`.
+    pub fn granted(&self) -> Amounts {
+        let beyond = self.beyond.as_ref().map_or(Amounts::ZERO, |(_, amounts)| *amounts);
+        let parts =
+            self.spent.checked_add(&self.returned).and_then(|sum| sum.checked_add(&self.kept));
+        parts.and_then(|sum| sum.checked_sub(&beyond)).unwrap_or(self.spent)
+    }
 }
 
 /// One thing that happened.

@@ -18,6 +18,8 @@ mod late;
 pub mod lease;
 mod ledger;
 #[cfg(all(test, bursar_loom))]
+mod loom_pairs;
+#[cfg(all(test, bursar_loom))]
 mod loom_window;
 mod nested;
 pub mod path;

@@ -211,18 +211,22 @@ impl<J: Journal> Replay<J> {
             Some((base, units)) => Some((Arc::clone(self.chain(base)?), units)),
             None => None,
         };
-        // A chain of the past is never current again: the first call builds a new one.
+        // The first call builds it anew, and by the same name as long as its windows are the same:
+        // top-ups go on in the slice that there is.
         let account = Arc::clone(self.account(account)?);
-        let chain = Chain {
+        let chain = Arc::new(Chain {
             id,
-            account,
+            account: Arc::clone(&account),
             rolls: any_rolls(&windows, base.as_ref()),
+            valid_until_ms: windows.iter().map(|window| window.end_ms).min().unwrap_or(i64::MAX),
             windows,
             base,
-            valid_until_ms: 0,
-            tree_version: 0,
-        };
-        self.chains.insert(id, Arc::new(chain));
+            tree_version: u64::MAX,
+        });
+        if chain.base.is_none() {
+            account.chain.store(Some(Arc::clone(&chain)));
+        }
+        self.chains.insert(id, chain);
         Ok(())
     }
 

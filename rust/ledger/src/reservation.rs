@@ -119,7 +119,6 @@ impl Reservation {
         settled: &Settled,
         created_ms: i64,
     ) -> Reservation {
-        let granted = settled.spent.checked_add(&settled.returned).unwrap_or(settled.spent);
         let mut reservation = Reservation {
             id,
             state: settled.state,
@@ -127,7 +126,7 @@ impl Reservation {
             slices: SmallVec::new(),
             used: settled.spent,
             debited: false,
-            granted,
+            granted: settled.granted(),
             max_output_tokens: reserved.max_output_tokens,
             created_ms,
             ttl_ms: reserved.ttl_ms,

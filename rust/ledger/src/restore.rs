@@ -179,7 +179,7 @@ impl<J: Journal> Replay<J> {
         ended_ms: i64,
     ) -> Result<(), ReplayError> {
         let mut reservation = self.blank(reserved)?;
-        reservation.granted = settled.spent.checked_add(&settled.returned).unwrap_or_default();
+        reservation.granted = settled.granted();
         reservation.finish(settled);
         let id = reservation.id;
         self.place(reservation, i64::MAX);

@@ -81,6 +81,12 @@ impl PyServer {
         self.running.engine().recovery().to_owned()
     }
 
+    /// Why only reads are answered any more, if so.
+    #[getter]
+    fn failure(&self) -> Option<String> {
+        self.running.engine().failure()
+    }
+
     /// Waits for the shutdown, at most so long; true once it has stopped.
     #[pyo3(signature = (timeout_s=None))]
     fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {

@@ -125,6 +125,11 @@ impl Engine {
         &self.recovery
     }
 
+    /// Why the store takes nothing more, if so.
+    pub fn failure(&self) -> Option<String> {
+        self.durable.check().err().map(|error| error.message)
+    }
+
     /// Stops the ticker and leaves a clean store. Holds are kept: they are in the store.
     pub fn close(&self) -> Result<(), ApiError> {
         if self.closing.swap(true, Ordering::AcqRel) {

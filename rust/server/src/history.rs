@@ -66,6 +66,7 @@ impl Engine {
             id: convert::reservation_id(self.store_id, id),
             state: convert::state(settled.state),
             account: reader.account(reserved.account)?.unwrap_or_default(),
+            granted: convert::list(&settled.granted()),
             spent: convert::list(&settled.spent),
             used: convert::list(&settled.spent),
             max_output_tokens: reserved.max_output_tokens,

@@ -193,7 +193,13 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListe
     name.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(name);
     let _stale = std::fs::remove_file(&temporary);
-    let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
+    let listener = std::os::unix::net::UnixListener::bind(&temporary).map_err(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            return error;
+        }
+        let message = "its folder does not exist: make it, or choose another server.socket";
+        io::Error::new(io::ErrorKind::NotFound, message)
+    })?;
     listener.set_nonblocking(true)?;
     std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
     std::fs::rename(&temporary, path)?;

@@ -82,7 +82,7 @@ pub enum StoreError {
         max: usize,
     },
     /// SQLite failed.
-    #[error("cannot {what} in the database: {reason}")]
+    #[error("the database cannot {what}: {reason}")]
     Database {
         /// What was tried.
         what: &'static str,

@@ -55,8 +55,12 @@ impl Stored {
         self.used = None;
         let before = self.body.settled.take();
         let sum = |now: &Amounts, before: &Amounts| now.checked_add(before).unwrap_or(*before);
-        let mut total = Settled { slices: Vec::new(), beyond: None, ..fact.clone() };
+        let mut total = Settled { slices: Vec::new(), ..fact.clone() };
         if let Some(before) = before {
+            total.beyond = match (total.beyond, before.beyond) {
+                (Some((chain, now)), Some((_, before))) => Some((chain, sum(&now, &before))),
+                (now, before) => now.or(before),
+            };
             total.overdraft = sum(&total.overdraft, &before.overdraft);
             total.returned = sum(&total.returned, &before.returned);
             total.model = total.model.or(before.model);

@@ -163,6 +163,7 @@ impl Restore<'_> {
                 // Capacity that outlived its reservation: held again, then ended again.
                 let mut settled = settled.clone();
                 settled.account = reserved.account;
+                settled.beyond = None; // its windows stand with it
                 settled.slices.clone_from(&reserved.slices);
                 ended.push(Fact::Settled(settled));
             }

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use bursar_ledger::fact::{Fact, Record, State};
-use bursar_ledger::{Admission, Amounts, Ending, HighIds, Ledger, Now, Replay, ReservationId};
+use bursar_ledger::{
+    Admission, Amounts, Ending, HighIds, Ledger, MAX_SLICES, Now, Period, Replay, ReservationId,
+    Unit,
+};
 use proptest::prelude::*;
 
-use crate::common::{Tape, World, ask, exactly, settings};
+use crate::common::{Tape, World, ask, exactly, settings, spec};
 use crate::steps::{PATHS, Step, step};
 use crate::{Pair, config};
 
@@ -148,11 +151,30 @@ fn ids_go_on_after_those_that_were_given_out() {
         replay.apply(&record).unwrap();
     }
     let ledger = replay.finish(high);
+    let calls = spec(Unit::Calls, Period::total(), 5); // the windows of a new chain
+    ledger.set_budget("a", calls, world.now()).unwrap();
     let granted = ledger.reserve(ask("a", exactly(Amounts::ZERO)), world.now()).unwrap();
     let Admission::Granted(granted) = granted else { panic!("refused") };
     assert_eq!((before.sequence, granted.view.id.sequence), (1, 78));
     let facts = ledger.journal().facts();
+    assert!(facts.iter().any(|fact| matches!(fact, Fact::BudgetSet { budget: 81, .. })));
     assert!(facts.iter().any(|fact| matches!(fact, Fact::ChainOpened { chain: 80, .. })));
+}
+
+/// Recovery begins no period: what is topped up after it goes on in the slice that there is.
+#[test]
+fn the_same_windows_are_the_same_chain_after_recovery() {
+    let world = World::tokens(&[("a", 100)]);
+    let id = world.held("a", 1);
+    let mut records = world.tape.records();
+    for total in 2..3 * MAX_SLICES as i64 {
+        let recovered = world.replayed(settings(vec![]), &records);
+        recovered.extend(id, total);
+        records.extend(recovered.tape.records());
+    }
+    let opened = records.iter().flat_map(|record| &record.facts);
+    let opened = opened.filter(|fact| matches!(fact, Fact::ChainOpened { .. }));
+    assert_eq!(opened.count(), 1);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod keys;
 mod leases;
 mod limits;
 mod nested;
+mod rollover;
 mod settlement;
 mod slices;
 mod threads;
