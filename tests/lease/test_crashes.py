@@ -88,7 +88,7 @@ def test_agents_outlive_the_daemon_and_the_totals_agree(tmp_path: Path) -> None:
         assert [agent.result() for agent in agents] == counts
         with daemon.client() as client:
             assert balance(client, "acme") == (0, sum(counts), LIMIT - sum(counts))
-        daemon.stop()
+        daemon.terminate()
         windows, _ = read(daemon.store_path)
         assert [(one.spent, one.counted_spent) for one in windows] == [(sum(counts),) * 2]
 

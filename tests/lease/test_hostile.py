@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import pytest
 from support.daemon import LONG, Daemon, balance
@@ -42,6 +42,12 @@ class Desk:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(10)
         self.socket.connect(str(daemon.socket_path) + ".lease")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
 
     def attach(self, reservation: str, *, unit: int = 0, claim: int = 0, ahead: int = 0) -> Answer:
         name = reservation.encode()
@@ -91,7 +97,7 @@ def test_a_client_that_writes_anything_anywhere_moves_its_own_account_only(
     dice = random.Random(seed)
     mine, theirs = client.reserve("acme", tokens=100), client.reserve("other", tokens=100)
     lease = theirs.lease(top_up=False)
-    with usage_page(Desk(daemon).attach(mine.id)) as page:
+    with Desk(daemon) as desk, usage_page(desk.attach(mine.id)) as page:
         floor = 0
         for _ in range(200):
             page[0:4096] = dice.randbytes(4096)
@@ -112,8 +118,8 @@ def test_a_client_that_writes_anything_anywhere_moves_its_own_account_only(
 def test_pages_can_neither_be_resized_nor_the_control_page_written(
     daemon: Daemon, client: bursar.Client
 ) -> None:
-    answer = Desk(daemon).attach(client.reserve("acme", tokens=5).id)
-    usage, control = answer.fds
+    desk = Desk(daemon)
+    usage, control = desk.attach(client.reserve("acme", tokens=5).id).fds
     for fd in (usage, control):
         for length in (0, 1, 8192):
             with pytest.raises(OSError):  # noqa: PT011 -- EPERM or EINVAL, as the kernel likes
@@ -127,6 +133,7 @@ def test_pages_can_neither_be_resized_nor_the_control_page_written(
     os.close(usage)
     os.close(control)
     assert balance(client, "acme") == (5, 0, 995)
+    desk.socket.close()
 
 
 def test_somebody_elses_reservation_cannot_be_leased(daemon: Daemon, client: bursar.Client) -> None:
@@ -169,8 +176,10 @@ def test_leases_are_refused_at_their_bound_and_the_daemon_lives(
     desk.socket.close()
     deadline = time.monotonic() + 5
     while True:  # the places of a connection that is closed are free again
-        answer = Desk(daemon).attach(held.id)
+        with Desk(daemon) as desk:
+            answer = desk.attach(held.id)
         if answer.status == 0:
+            list(map(os.close, answer.fds))
             break
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -200,17 +209,17 @@ def test_frames_that_are_none_end_their_connection_and_nothing_else(
 
 
 def test_unknown_ended_and_odd_requests_are_named(daemon: Daemon, client: bursar.Client) -> None:
-    desk = Desk(daemon)
-    reservation = client.reserve("acme", tokens=5)
-    assert "no reservation" in desk.attach("nonsense").message
-    assert "not the index" in desk.attach(reservation.id, unit=3).message
-    assert "not the index" in desk.attach(reservation.id, unit=99).message
-    assert "usage was reserved" in desk.attach(reservation.id, unit=255).message
-    reservation.release()
-    assert "has ended" in desk.attach(reservation.id).message
-    assert (
-        desk.ask(REQUEST.pack(MAGIC, 1, 2, 7, 2**64 - 1, 0, 0, 0, 0, 0, 0, 0, 0, b"")).status == 0
-    )
+    with Desk(daemon) as desk:
+        reservation = client.reserve("acme", tokens=5)
+        assert "no reservation" in desk.attach("nonsense").message
+        assert "not the index" in desk.attach(reservation.id, unit=3).message
+        assert "not the index" in desk.attach(reservation.id, unit=99).message
+        assert "usage was reserved" in desk.attach(reservation.id, unit=255).message
+        reservation.release()
+        assert "has ended" in desk.attach(reservation.id).message
+        assert (
+            desk.ask(REQUEST.pack(MAGIC, 1, 2, 7, 2**64 - 1, 0, 0, 0, 0, 0, 0, 0, 0, b"")).status == 0
+        )
 
 
 def test_a_client_that_hangs_up_keeps_its_reservation_until_its_time_to_live(

@@ -236,8 +236,13 @@ impl Shared {
                 *attached = daemon;
                 Ok(())
             }
-            Err(Unattached::Away(error)) => Err(error),
+            // It died before it answered, or cannot take the lease over yet: the grant is still good.
+            Err(Unattached::Away(error)) => {
+                self.pages().open_again(claim);
+                Err(error)
+            }
             Err(Unattached::Refused { reason, message }) if PASSING.contains(&reason) => {
+                self.pages().open_again(claim);
                 Err(io::Error::other(message))
             }
             Err(_) => {

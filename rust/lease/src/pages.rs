@@ -151,6 +151,11 @@ impl ClientPages {
         word::close(self.usage_word())
     }
 
+    /// Lets steps on these pages succeed again: nobody has taken their place.
+    pub(crate) fn open_again(&self, used: u64) {
+        word::open(self.usage_word(), used);
+    }
+
     fn usage_word(&self) -> &AtomicU64 {
         self.usage.word(WORD)
     }
