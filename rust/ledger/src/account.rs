@@ -98,12 +98,14 @@ pub(crate) struct Chain {
 }
 
 /// Whether the units with these bits include `unit`.
+#[inline]
 pub(crate) fn covers(units: u8, unit: Unit) -> bool {
     units & (1 << unit.index()) != 0
 }
 
 /// The windows with the amount that each has to take; windows of units that are not asked for are
 /// left out.
+#[inline]
 pub(crate) fn takings<'a>(
     windows: &'a [Arc<Window>],
     amounts: &'a Amounts,
@@ -143,6 +145,7 @@ impl Chain {
     }
 
     /// Its own windows with the amount that each has to take.
+    #[inline]
     pub(crate) fn takings<'a>(
         &'a self,
         amounts: &'a Amounts,
@@ -153,13 +156,15 @@ impl Chain {
     /// Every window that a spending of `unit` counts in, those of the base included.
     #[inline]
     pub(crate) fn each<F: FnMut(&Arc<Window>)>(&self, unit: Unit, f: &mut F) {
-        for window in self.windows.iter().filter(|w| w.unit == unit) {
-            f(window);
-        }
-        if let Some((base, units)) = &self.base
-            && covers(*units, unit)
-        {
-            base.each(unit, f);
+        let mut chain = self;
+        loop {
+            for window in chain.windows.iter().filter(|w| w.unit == unit) {
+                f(window);
+            }
+            match &chain.base {
+                Some((base, units)) if covers(*units, unit) => chain = base,
+                _ => return,
+            }
         }
     }
 
@@ -171,13 +176,15 @@ impl Chain {
     /// The most severe verdict of its windows.
     #[inline]
     pub(crate) fn verdict(&self) -> Verdict {
-        let mut worst = Verdict::Ok;
-        for window in &self.windows {
-            worst = worst.max(window.verdict());
-        }
-        match &self.base {
-            None => worst,
-            Some((base, _)) => worst.max(base.verdict()),
+        let (mut worst, mut chain) = (Verdict::Ok, self);
+        loop {
+            for window in &chain.windows {
+                worst = worst.max(window.verdict());
+            }
+            match &chain.base {
+                Some((base, _)) => chain = base,
+                None => return worst,
+            }
         }
     }
 

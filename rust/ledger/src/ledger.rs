@@ -170,14 +170,15 @@ impl<J: Journal> Ledger<J> {
 
     /// Tells the journal, once, of every threshold that is newly crossed in the windows (R17).
     pub(crate) fn report_crossings(&self, time_ms: i64, windows: &[Arc<Window>]) -> u64 {
-        let mut ticket = 0;
-        for window in windows {
-            let crossed = window.crossings();
-            if !crossed.is_empty() {
-                ticket = self.log_crossed(time_ms, window, &crossed);
-            }
-        }
-        ticket
+        let reported = windows.iter().map(|window| self.report_crossing(time_ms, window));
+        reported.fold(0, u64::max)
+    }
+
+    /// As above, for one window; 0 when it has crossed nothing.
+    #[cold]
+    pub(crate) fn report_crossing(&self, time_ms: i64, window: &Window) -> u64 {
+        let crossed = window.crossings();
+        if crossed.is_empty() { 0 } else { self.log_crossed(time_ms, window, &crossed) }
     }
 
     pub(crate) fn log_crossed(&self, time_ms: i64, window: &Window, crossed: &[u16]) -> u64 {
@@ -186,12 +187,14 @@ impl<J: Journal> Ledger<J> {
     }
 
     /// The slot's lock, if it still holds this reservation.
+    #[inline]
     pub(crate) fn slot(&self, id: ReservationId) -> Result<&Slot, LedgerError> {
         self.slots.get(id.slot).ok_or(LedgerError::ReservationNotFound)
     }
 }
 
 /// The reservation in a locked slot, if it is the one that is meant.
+#[inline]
 pub(crate) fn body(
     slot: &mut Option<Reservation>,
     id: ReservationId,

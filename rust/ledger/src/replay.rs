@@ -112,7 +112,7 @@ impl<J: Journal> Replay<J> {
             Fact::Settled(settled) => self.settle(settled)?,
             Fact::Frozen { account, frozen, reason } => {
                 let account = self.account(*account)?;
-                account.frozen.store(*frozen, Ordering::Release);
+                self.ledger.tree.set_frozen(account, *frozen);
                 reason.clone_into(&mut account.freeze_reason.lock());
             }
             Fact::Crossed { window, permille } => {

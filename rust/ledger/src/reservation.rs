@@ -138,6 +138,7 @@ impl Reservation {
     }
 
     /// What is left of the hold.
+    #[inline]
     pub(crate) fn unused(&self) -> Amounts {
         self.sum(|slice| {
             let left = slice.held.checked_sub(&slice.used);
@@ -146,6 +147,7 @@ impl Reservation {
     }
 
     /// What is held in all, the spent part included.
+    #[inline]
     pub(crate) fn held(&self) -> Amounts {
         self.sum(|slice| slice.held)
     }
@@ -169,12 +171,13 @@ impl Reservation {
     /// Raises what is debited of `unit` to `to`, or to what is held; spends oldest first. Calls
     /// `crossed` with each window whose thresholds have to be looked at. Returns whether `to` was
     /// reached.
+    #[inline]
     pub(crate) fn debit(
         &mut self,
         unit: Unit,
         to: i64,
         now_ms: i64,
-        crossed: &mut dyn FnMut(&Arc<Window>),
+        crossed: &mut impl FnMut(&Arc<Window>),
     ) -> bool {
         let mut rest = to - self.used.get(unit);
         if rest <= 0 {
@@ -250,12 +253,13 @@ impl Reservation {
 
 /// Turns held into spent in every window that the unit counts in (negative: back into held). Calls
 /// `crossed` with each window whose thresholds have to be looked at.
+#[inline]
 pub(crate) fn spend(
     chain: &Chain,
     unit: Unit,
     amount: i64,
     now_ms: i64,
-    crossed: &mut dyn FnMut(&Arc<Window>),
+    crossed: &mut impl FnMut(&Arc<Window>),
 ) {
     chain.each(unit, &mut |window| {
         window.roll(now_ms);
@@ -267,6 +271,7 @@ pub(crate) fn spend(
 
 /// Gives held back to the chain's own windows, and returns what belongs to its base: that goes to the
 /// parent while it is pending.
+#[inline]
 pub(crate) fn give_back(chain: &Chain, amounts: &Amounts) -> Amounts {
     for (window, amount) in chain.takings(amounts) {
         window.give_back(amount);

@@ -142,7 +142,7 @@ impl<J: Journal> Ledger<J> {
         ask: &Ask<'_>,
         now_ms: i64,
     ) -> Result<Result<(u32, Held<'_>), Refusal>, LedgerError> {
-        if let Some(by) = chain.account.frozen_by() {
+        if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Err(frozen(by)));
         }
         let slot = self.slots.take();
@@ -217,7 +217,7 @@ impl<J: Journal> Ledger<J> {
     ) -> Result<Admission<Fits>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.chain(account, now_ms)?;
-        if let Some(by) = chain.account.frozen_by() {
+        if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Admission::Refused(frozen(by), Scope(Some(chain))));
         }
         let (most, least) = wish.bounds()?;

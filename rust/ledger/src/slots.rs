@@ -119,15 +119,18 @@ impl Slots {
     }
 
     /// A slot that was taken.
+    #[inline]
     pub(crate) fn at(&self, index: u32) -> &Slot {
         self.get(index).expect("a slot that was taken exists")
     }
 
+    #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&Slot> {
         self.all.get(index as usize)
     }
 
     /// Sets when a slot is due; called under its lock.
+    #[inline]
     pub(crate) fn set_deadline(&self, index: u32, deadline_ms: i64) {
         let index = index as usize;
         let (Some(slot), Some(chunk)) = (self.all.get(index), self.chunks.get(index / CHUNK))
@@ -142,6 +145,7 @@ impl Slots {
     }
 
     /// Notes that a reservation was debited; called under its lock.
+    #[inline]
     pub(crate) fn set_debited(&self, index: u32) {
         if let Some(chunk) = self.chunks.get(index as usize / CHUNK)
             && !chunk.debited.load(Ordering::Relaxed)

@@ -4,7 +4,7 @@
 //! the path of admission: once per account, once per period.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -39,6 +39,8 @@ pub(crate) struct Tree {
     pub(crate) building: Mutex<NextIds>,
     /// Rises when a chain that exists has to be rebuilt.
     pub(crate) version: AtomicU64,
+    /// How many accounts are frozen, or about to be: while it is 0, nobody has to walk up the tree.
+    freezes: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -53,7 +55,26 @@ impl Tree {
             accounts: Accounts::with_hasher(foldhash::fast::RandomState::default()),
             building: Mutex::new(NextIds { account: 1, budget: 1 }),
             version: AtomicU64::new(0),
+            freezes: AtomicUsize::new(0),
         }
+    }
+
+    /// Freezes an account or lifts that.
+    pub(crate) fn set_frozen(&self, account: &Account, frozen: bool) {
+        // Counted before it can be seen and until it can be seen no more, so that `frozen_by` finds it
+        // whenever a walk would.
+        if frozen {
+            self.freezes.fetch_add(1, Ordering::AcqRel);
+        }
+        if account.frozen.swap(frozen, Ordering::AcqRel) {
+            self.freezes.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The nearest frozen account on the way up.
+    #[inline]
+    pub(crate) fn frozen_by<'a>(&self, account: &'a Arc<Account>) -> Option<&'a Arc<Account>> {
+        if self.freezes.load(Ordering::Acquire) == 0 { None } else { account.frozen_by() }
     }
 
     pub(crate) fn find(&self, path: &str) -> Option<Arc<Account>> {

@@ -319,7 +319,12 @@ impl Window {
     /// For a rolling window: gives back what has left the period. Cheap when nothing has.
     #[inline]
     pub(crate) fn roll(&self, now_ms: i64) {
-        let Some(rolling) = &self.rolling else { return };
+        if let Some(rolling) = &self.rolling {
+            self.roll_out(rolling, now_ms);
+        }
+    }
+
+    fn roll_out(&self, rolling: &Rolling, now_ms: i64) {
         let left = rolling.roll(now_ms);
         if left != 0 {
             self.hot.spent.fetch_sub(left, Ordering::SeqCst);
