@@ -202,6 +202,7 @@ pub(crate) fn body(
     slot.as_mut().filter(|reservation| reservation.id == id).ok_or(LedgerError::ReservationNotFound)
 }
 
+#[inline]
 pub(crate) fn view(reservation: &Reservation, mono_ms: i64) -> View {
     View {
         id: reservation.id,
@@ -252,6 +253,7 @@ impl Scope {
 }
 
 /// Refused for want of budget.
+#[cold]
 pub(crate) fn exhausted(shortage: &Shortage) -> Refusal {
     let window = &shortage.window;
     Refusal {

@@ -21,12 +21,11 @@ use crate::verdict::{Refusal, RefusalReason};
 use crate::window::Window;
 use crate::wish::{Portion, Wish};
 
-/// A hold that is charged and not a reservation yet.
-pub(crate) struct Held<'a> {
+/// A hold that is carved and not a reservation yet.
+pub(crate) struct Carved<'a> {
     pub(crate) slices: SmallVec<[Slice; 1]>,
-    pub(crate) portion: Portion,
     /// The parent that it was carved from: locked until the journal has heard of both in one record.
-    pub(crate) parent: Option<MutexGuard<'a, Option<Reservation>>>,
+    pub(crate) parent: MutexGuard<'a, Option<Reservation>>,
 }
 
 impl<J: Journal> Ledger<J> {
@@ -37,7 +36,7 @@ impl<J: Journal> Ledger<J> {
         parent: ReservationId,
         wish: &Wish,
         now_ms: i64,
-    ) -> Result<Result<Held<'_>, Refusal>, LedgerError> {
+    ) -> Result<Result<(Portion, Carved<'_>), Refusal>, LedgerError> {
         let (_, least) = wish.bounds()?;
         let mut locked = self.slot(parent)?.body.lock();
         let holder = body(&mut locked, parent)?;
@@ -67,7 +66,7 @@ impl<J: Journal> Ledger<J> {
         };
         // After this point the reservation must succeed.
         let slices = self.carved(own, holder, &windows, units, &part.0, now_ms);
-        Ok(Ok(Held { slices, portion: part, parent: Some(locked) }))
+        Ok(Ok((part, Carved { slices, parent: locked })))
     }
 
     /// Takes the covered units of `part` out of the parent, as slices on top of the parent's chains;

@@ -262,11 +262,42 @@ pub(crate) fn spend(
     crossed: &mut impl FnMut(&Arc<Window>),
 ) {
     chain.each(unit, &mut |window| {
-        window.roll(now_ms);
-        if window.spend_held(amount, now_ms) {
+        if window.spend_at(amount, now_ms) {
             crossed(window);
         }
     });
+}
+
+/// Both at a settlement: turns `delta` of what is held into spent, and gives `back` to the chain's own
+/// windows. Each window is visited once, since others may be using it as well.
+#[inline]
+pub(crate) fn spend_and_give_back(
+    chain: &Chain,
+    delta: &Amounts,
+    back: &Amounts,
+    now_ms: i64,
+    crossed: &mut impl FnMut(&Arc<Window>),
+) {
+    for unit in Unit::ALL {
+        let (delta, back) = (delta.get(unit), back.get(unit));
+        if delta | back == 0 {
+            continue;
+        }
+        for window in chain.windows.iter().filter(|window| window.unit == unit) {
+            if delta != 0 && window.spend_at(delta, now_ms) {
+                crossed(window);
+            }
+            if back != 0 {
+                window.give_back(back);
+            }
+        }
+        if let Some((base, units)) = &chain.base
+            && delta != 0
+            && covers(*units, unit)
+        {
+            spend(base, unit, delta, now_ms, crossed);
+        }
+    }
 }
 
 /// Gives held back to the chain's own windows, and returns what belongs to its base: that goes to the

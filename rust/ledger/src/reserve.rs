@@ -13,7 +13,7 @@ use crate::account::{Account, Chain, available, takings};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
-use crate::nested::{Held, resliced_facts};
+use crate::nested::{Carved, resliced_facts};
 use crate::reservation::{End, Reservation, Slice};
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, Verdict};
@@ -72,6 +72,14 @@ pub struct Fits {
     pub scope: Scope,
 }
 
+/// A hold that is charged and not a reservation yet. Small: it is handed from function to function.
+struct Held<'a> {
+    slot: u32,
+    portion: Portion,
+    /// What there is to say of one that is carved from another.
+    carved: Option<Box<Carved<'a>>>,
+}
+
 impl<J: Journal> Ledger<J> {
     /// Holds the wish on the account and all its ancestors, or refuses and holds nothing.
     pub fn reserve(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
@@ -83,11 +91,11 @@ impl<J: Journal> Ledger<J> {
             return self.repeated(*id, &ask, now).map(Admission::Granted);
         }
         let key = ask.key;
-        let admission = self.admit(ask, now)?;
-        if let Admission::Granted(granted) = &admission {
+        let admission = self.admit(ask, now);
+        if let Ok(Admission::Granted(granted)) = &admission {
             shard.insert(key, granted.view.id);
         }
-        Ok(admission)
+        admission
     }
 
     /// The first answer again (R6).
@@ -112,14 +120,17 @@ impl<J: Journal> Ledger<J> {
     fn admit(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(ask.account, now_ms)?;
-        let held = self.hold_in_slot(&chain, &ask, now_ms);
-        if !matches!(held, Ok(Ok(_))) {
-            leave(&chain.account);
+        match self.hold_in_slot(&chain, &ask, now_ms) {
+            Ok(Ok(held)) => Ok(Admission::Granted(self.place(held, ask, chain, now, now_ms))),
+            Ok(Err(refusal)) => {
+                leave(&chain.account);
+                Ok(Admission::Refused(refusal, Scope(Some(chain))))
+            }
+            Err(error) => {
+                leave(&chain.account);
+                Err(error)
+            }
         }
-        Ok(match held? {
-            Ok((slot, held)) => Admission::Granted(self.place(slot, held, ask, chain, now, now_ms)),
-            Err(refusal) => Admission::Refused(refusal, Scope(Some(chain))),
-        })
     }
 
     /// The chain of an account, which cannot retire until `leave`.
@@ -141,32 +152,30 @@ impl<J: Journal> Ledger<J> {
         chain: &Arc<Chain>,
         ask: &Ask<'_>,
         now_ms: i64,
-    ) -> Result<Result<(u32, Held<'_>), Refusal>, LedgerError> {
+    ) -> Result<Result<Held<'_>, Refusal>, LedgerError> {
         if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Err(frozen(by)));
         }
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let held = match ask.parent {
-            None => hold(chain, &ask.wish, true).map(|held| {
-                held.map(|portion| Held {
-                    slices: smallvec![Slice::new(Arc::clone(chain), portion.0)],
-                    portion,
-                    parent: None,
-                })
+            None => hold(chain, &ask.wish, true)
+                .map(|held| held.map(|portion| Held { slot, portion, carved: None })),
+            Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms).map(|held| {
+                let held = held.map(|(portion, carved)| (portion, Some(Box::new(carved))));
+                held.map(|(portion, carved)| Held { slot, portion, carved })
             }),
-            Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms),
         };
         if !matches!(held, Ok(Ok(_))) {
             self.slots.free(slot);
         }
-        Ok(held?.map(|held| (slot, held)))
+        held
     }
 
     /// Makes the reservation, tells the journal, and writes it into its slot.
+    #[inline]
     fn place(
         &self,
-        slot: u32,
         held: Held<'_>,
         ask: Ask<'_>,
         chain: Arc<Chain>,
@@ -174,15 +183,22 @@ impl<J: Journal> Ledger<J> {
         now_ms: i64,
     ) -> Granted {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
-        let reservation = Reservation {
+        let Held { slot, portion, carved } = held;
+        let (slices, mut parent) = match carved {
+            None => (smallvec![Slice::new(Arc::clone(&chain), portion.0)], None),
+            Some(carved) => (carved.slices, Some(carved.parent)),
+        };
+        let mut locked = self.slots.at(slot).body.lock();
+        // Nobody knows the id before the answer, so nobody sees it before the journal does.
+        let reservation = locked.insert(Reservation {
             id: ReservationId { sequence, slot },
             state: State::Pending,
             account: Arc::clone(&chain.account),
-            slices: held.slices,
+            slices,
             used: Amounts::ZERO,
             debited: false,
-            granted: held.portion.0,
-            max_output_tokens: held.portion.1,
+            granted: portion.0,
+            max_output_tokens: portion.1,
             created_ms: now_ms,
             ttl_ms: ask.ttl_ms,
             deadline_ms: now.mono_ms.saturating_add(ask.ttl_ms),
@@ -192,9 +208,7 @@ impl<J: Journal> Ledger<J> {
             rate: ask.wish.rate(),
             labels: ask.labels,
             end: End::default(),
-        };
-        let mut parent = held.parent;
-        let mut locked = self.slots.at(slot).body.lock();
+        });
         let ticket = self.log(now_ms, || {
             let parent = parent.as_mut().and_then(|parent| parent.as_mut());
             let mut facts =
@@ -203,8 +217,7 @@ impl<J: Journal> Ledger<J> {
             facts
         });
         self.slots.set_deadline(slot, reservation.deadline_ms);
-        let view = view(&reservation, now.mono_ms);
-        *locked = Some(reservation);
+        let view = view(reservation, now.mono_ms);
         Granted { view, verdict: admitted(&chain), scope: Scope(Some(chain)), ticket }
     }
 

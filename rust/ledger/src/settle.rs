@@ -14,7 +14,7 @@ use crate::account::{Chain, covers};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, Settled, SliceFact, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, view};
-use crate::reservation::{End, Reservation, give_back, spend};
+use crate::reservation::{End, Reservation, give_back, spend_and_give_back};
 use crate::reserve::leave;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::Verdict;
@@ -50,7 +50,7 @@ pub struct Ended {
 }
 
 /// Holds that go back to a parent, by the chain that they were carved from.
-type ToParent = SmallVec<[(Arc<Chain>, Amounts); 1]>;
+type ToParent = Vec<(Arc<Chain>, Amounts)>;
 
 /// How a reservation is settled.
 #[derive(Debug, Clone, Copy)]
@@ -92,19 +92,34 @@ impl<J: Journal> Ledger<J> {
             }
             (_, Ending::Release) => {}
         }
-        let chain = self.chain_of(&reservation.account, now_ms);
-        let mut ended = Ended {
+        let chain = self.present_chain(reservation, now_ms);
+        let mut ended = Ok(Ended {
             view: view(reservation, now.mono_ms),
             verdict: after(&chain),
             scope: Scope(Some(chain)),
             ticket,
-        };
+        });
         let parent = reservation.parent;
         drop(locked);
-        if let Some(later) = self.hand_up(parent, to_parent, now_ms) {
+        if let Some(later) = self.hand_up(parent, to_parent, now_ms)
+            && let Ok(ended) = &mut ended
+        {
             ended.ticket = ended.ticket.max(later);
         }
-        Ok(ended)
+        ended
+    }
+
+    /// The current chain of a reservation's account: mostly the one that admitted it.
+    fn present_chain(&self, reservation: &Reservation, now_ms: i64) -> Arc<Chain> {
+        let account = &reservation.account;
+        let newest = reservation.slices.last().map(|slice| &slice.chain);
+        match newest {
+            Some(chain) if chain.base.is_none() && self.is_in_use(account, chain, now_ms) => {
+                chain.roll(now_ms);
+                Arc::clone(chain)
+            }
+            _ => self.chain_of(account, now_ms),
+        }
     }
 
     /// Turns the hold into what was spent, gives the rest back, and marks the end. On expiry capacity
@@ -124,7 +139,7 @@ impl<J: Journal> Ledger<J> {
         let (beyond, overdraft) = self.spend_beyond(account, &excess, now_ms, &mut crossed)?;
         // After this point the settlement must succeed.
         let keeps = |unit: Unit| state == State::Expired && unit.is_capacity();
-        let kept = held.filter(keeps);
+        let kept = if state == State::Expired { held.filter(keeps) } else { Amounts::ZERO };
         let returned = held
             .checked_sub(&from_hold)
             .and_then(|rest| rest.checked_sub(&kept))
@@ -135,15 +150,18 @@ impl<J: Journal> Ledger<J> {
         for slice in &mut reservation.slices {
             let part = slice.held.min(&rest);
             rest = rest.checked_sub(&part).expect("part of it");
-            for (unit, delta) in part.checked_sub(&slice.used).expect("within i64").iter() {
-                let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-                spend(&slice.chain, unit, delta, now_ms, &mut note);
+            let delta = part.checked_sub(&slice.used).expect("within i64");
+            let mut back = slice.held.checked_sub(&part).expect("part of it");
+            if state == State::Expired {
+                back = back.filter(|unit| !keeps(unit));
             }
-            let back = slice.held.checked_sub(&part).expect("part of it");
-            let back = back.filter(|unit| !keeps(unit));
-            let up = give_back(&slice.chain, &back);
-            if let Some((base, _)) = slice.chain.base.as_ref().filter(|_| !up.is_zero()) {
-                to_parent.push((Arc::clone(base), up));
+            let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
+            spend_and_give_back(&slice.chain, &delta, &back, now_ms, &mut note);
+            if let Some((base, units)) = &slice.chain.base {
+                let up = back.filter(|unit| covers(*units, unit));
+                if !up.is_zero() {
+                    to_parent.push((Arc::clone(base), up));
+                }
             }
             facts.push(SliceFact { chain: slice.chain.id, held: slice.held, spent: part });
             slice.held = slice.held.checked_sub(&back).expect("part of it");
@@ -156,7 +174,7 @@ impl<J: Journal> Ledger<J> {
         let ticket = self.log(now_ms, || {
             let beyond = beyond.map(|(chain, amounts)| (chain.id, amounts));
             vec![Fact::Settled(Settled {
-                slices: facts.into_vec(),
+                slices: facts.to_vec(),
                 beyond,
                 overdraft,
                 returned,
@@ -245,6 +263,7 @@ fn committed(reservation: &Reservation, actual: &Amounts, named: u8) -> Amounts 
 }
 
 /// The verdict after spending: STOP when a window is overdrawn.
+#[inline]
 pub(crate) fn after(chain: &Chain) -> Verdict {
     let overdrawn = chain.windows.iter().any(|window| window.remaining() < 0);
     if overdrawn { Verdict::Stop } else { chain.verdict() }

@@ -123,6 +123,12 @@ impl<J: Journal> Ledger<J> {
         }
     }
 
+    /// Whether a chain that no other is below is the one that charges on its account count in now.
+    pub(crate) fn is_in_use(&self, account: &Account, chain: &Chain, now_ms: i64) -> bool {
+        self.is_current(chain, now_ms) && !account.retired.load(Ordering::SeqCst)
+    }
+
+    #[inline]
     fn is_current(&self, chain: &Chain, now_ms: i64) -> bool {
         now_ms < chain.valid_until_ms
             && chain.tree_version == self.tree.version.load(Ordering::Acquire)

@@ -205,6 +205,14 @@ impl Window {
         self.hot.tentative.fetch_sub(amount, Ordering::SeqCst);
     }
 
+    /// As below, after what has left the period by now.
+    #[inline]
+    #[must_use]
+    pub(crate) fn spend_at(&self, amount: i64, now_ms: i64) -> bool {
+        self.roll(now_ms);
+        self.spend_held(amount, now_ms)
+    }
+
     /// Turns so much of a hold into spending (negative: back into a hold). Returns whether a threshold
     /// has to be looked at.
     #[inline]
