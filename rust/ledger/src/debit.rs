@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::account::{Account, Chain};
+use crate::charge::Shortage;
 use crate::error::LedgerError;
 use crate::fact::{Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
@@ -11,7 +12,7 @@ use crate::reservation::Reservation;
 use crate::reserve::hold;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, RefusalReason, Verdict};
-use crate::window::{Shortage, Window};
+use crate::window::Window;
 use crate::wish::Wish;
 
 /// The answer to a debit.
@@ -152,7 +153,7 @@ impl<J: Journal> Ledger<J> {
             return Ok(Err(frozen(by)));
         }
         let wish = Wish::Amounts { most, least };
-        Ok(hold(chain, &wish, false)?.map(|(amounts, _)| amounts))
+        Ok(hold(&self.charges, chain, &wish, false)?.map(|(amounts, _)| amounts))
     }
 }
 

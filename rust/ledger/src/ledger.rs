@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::account::{Account, Chain};
 use crate::budget::BudgetTerms;
+use crate::charge::{Charges, Shortage};
 use crate::error::LedgerError;
 use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
 use crate::keys::Keys;
@@ -19,7 +20,7 @@ use crate::slots::{Slot, Slots};
 use crate::tree::Tree;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Advice, Refusal, RefusalReason, Verdict};
-use crate::window::{Shortage, Standing, Window};
+use crate::window::{Standing, Window};
 
 /// The two clocks, read by the caller once per call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,7 @@ pub struct Ledger<J> {
     pub(crate) tree: Tree,
     pub(crate) slots: Slots,
     pub(crate) keys: Keys,
+    pub(crate) charges: Charges,
     pub(crate) next_window: AtomicU64,
     pub(crate) next_chain: AtomicU64,
     pub(crate) next_sequence: AtomicU64,
@@ -136,6 +138,7 @@ impl<J: Journal> Ledger<J> {
             tree: Tree::new(),
             slots: Slots::new(settings.max_reservations),
             keys: Keys::new(),
+            charges: Charges::new(),
             next_window: AtomicU64::new(1),
             next_chain: AtomicU64::new(1),
             next_sequence: AtomicU64::new(1),

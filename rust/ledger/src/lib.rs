@@ -10,6 +10,7 @@
 mod account;
 mod admin;
 mod budget;
+mod charge;
 mod debit;
 mod error;
 pub mod fact;

@@ -57,7 +57,7 @@ impl<J: Journal> Ledger<J> {
         let mut charged = Ok(());
         let part = part.into_iter().chain([least]).find_map(|part| {
             let part = with_concurrency(own, part);
-            charged = charge_windows(&windows, &part.0);
+            charged = charge_windows(&self.charges, &windows, &part.0);
             charged.is_ok().then_some(part)
         });
         let Some(part) = part else {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use smallvec::smallvec;
 
 use crate::account::{Account, Chain, available, takings};
+use crate::charge::{Charges, Shortage};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
@@ -17,7 +18,7 @@ use crate::nested::{Carved, resliced_facts};
 use crate::reservation::{End, Reservation, Slice};
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, Verdict};
-use crate::window::{Shortage, Window, charge};
+use crate::window::Window;
 use crate::wish::{Portion, Wish};
 
 /// A request to hold.
@@ -159,7 +160,7 @@ impl<J: Journal> Ledger<J> {
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let held = match ask.parent {
-            None => hold(chain, &ask.wish, true)
+            None => hold(&self.charges, chain, &ask.wish, true)
                 .map(|held| held.map(|portion| Held { slot, portion, carved: None })),
             Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms).map(|held| {
                 let held = held.map(|(portion, carved)| (portion, Some(Box::new(carved))));
@@ -257,6 +258,7 @@ impl<J: Journal> Ledger<J> {
 /// Charges the wish, or the largest part of it that is worth having, to all windows of the chain.
 /// `new`: for a new reservation, which counts as one of `concurrency`.
 pub(crate) fn hold(
+    charges: &Charges,
     chain: &Arc<Chain>,
     wish: &Wish,
     new: bool,
@@ -266,7 +268,7 @@ pub(crate) fn hold(
     };
     let (most, least) = wish.bounds()?;
     let most = full(most);
-    let shortage = match charge_windows(&chain.windows, &most.0) {
+    let shortage = match charge_windows(charges, &chain.windows, &most.0) {
         Ok(()) => return Ok(Ok(most)),
         Err(shortage) => shortage,
     };
@@ -279,12 +281,12 @@ pub(crate) fn hold(
             break;
         };
         let part = full(part);
-        if charge_windows(&chain.windows, &part.0).is_ok() {
+        if charge_windows(charges, &chain.windows, &part.0).is_ok() {
             return Ok(Ok(part));
         }
     }
     let least = full(least);
-    let charged = charge_windows(&chain.windows, &least.0);
+    let charged = charge_windows(charges, &chain.windows, &least.0);
     Ok(charged.map(|()| least).map_err(|shortage| exhausted(&shortage)))
 }
 
@@ -297,8 +299,12 @@ pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
 }
 
 /// Takes the amounts from all of the windows, which are rolled to now, or from none.
-pub(crate) fn charge_windows(windows: &[Arc<Window>], amounts: &Amounts) -> Result<(), Shortage> {
-    charge(takings(windows, amounts))
+pub(crate) fn charge_windows(
+    charges: &Charges,
+    windows: &[Arc<Window>],
+    amounts: &Amounts,
+) -> Result<(), Shortage> {
+    charges.charge(takings(windows, amounts))
 }
 
 /// The account has one call, or one pending reservation, fewer.
