@@ -63,7 +63,7 @@ impl<J: Journal> Ledger<J> {
         let reservation = pending(body(&mut locked, id)?)?;
         let (mut ticket, mut short) = (0, None);
         let was_debited = reservation.debited;
-        for unit in Unit::ALL.into_iter().filter(|unit| used.get(*unit) != 0) {
+        for unit in Unit::each().filter(|unit| used.get(*unit) != 0) {
             let to = used.get(unit);
             let mut note = |window: &Arc<Window>| {
                 ticket = self.report_crossing(now_ms, window).max(ticket);

@@ -278,7 +278,7 @@ pub(crate) fn spend_and_give_back(
     now_ms: i64,
     crossed: &mut impl FnMut(&Arc<Window>),
 ) {
-    for unit in Unit::ALL {
+    for unit in Unit::each() {
         let (delta, back) = (delta.get(unit), back.get(unit));
         if delta | back == 0 {
             continue;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use smallvec::smallvec;
+use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, available, takings};
 use crate::charge::{Charges, Shortage};
@@ -83,18 +83,17 @@ struct Held<'a> {
 
 impl<J: Journal> Ledger<J> {
     /// Holds the wish on the account and all its ancestors, or refuses and holds nothing.
-    pub fn reserve(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
+    pub fn reserve(&self, mut ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         if ask.key == 0 {
-            return self.admit(ask, now);
+            return self.admit(&mut ask, now);
         }
         let mut shard = self.keys.shard(ask.key);
         if let Some(id) = shard.get(&ask.key) {
             return self.repeated(*id, &ask, now).map(Admission::Granted);
         }
-        let key = ask.key;
-        let admission = self.admit(ask, now);
+        let admission = self.admit(&mut ask, now);
         if let Ok(Admission::Granted(granted)) = &admission {
-            shard.insert(key, granted.view.id);
+            shard.insert(ask.key, granted.view.id);
         }
         admission
     }
@@ -118,10 +117,11 @@ impl<J: Journal> Ledger<J> {
         })
     }
 
-    fn admit(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
+    /// Charges and makes the reservation; takes the labels out of `ask` then.
+    fn admit(&self, ask: &mut Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(ask.account, now_ms)?;
-        match self.hold_in_slot(&chain, &ask, now_ms) {
+        match self.hold_in_slot(&chain, ask, now_ms) {
             Ok(Ok(held)) => Ok(Admission::Granted(self.place(held, ask, chain, now, now_ms))),
             Ok(Err(refusal)) => {
                 leave(&chain.account);
@@ -178,24 +178,20 @@ impl<J: Journal> Ledger<J> {
     fn place(
         &self,
         held: Held<'_>,
-        ask: Ask<'_>,
+        ask: &mut Ask<'_>,
         chain: Arc<Chain>,
         now: Now,
         now_ms: i64,
     ) -> Granted {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
         let Held { slot, portion, carved } = held;
-        let (slices, mut parent) = match carved {
-            None => (smallvec![Slice::new(Arc::clone(&chain), portion.0)], None),
-            Some(carved) => (carved.slices, Some(carved.parent)),
-        };
         let mut locked = self.slots.at(slot).body.lock();
         // Nobody knows the id before the answer, so nobody sees it before the journal does.
         let reservation = locked.insert(Reservation {
             id: ReservationId { sequence, slot },
             state: State::Pending,
             account: Arc::clone(&chain.account),
-            slices,
+            slices: SmallVec::new(),
             used: Amounts::ZERO,
             debited: false,
             granted: portion.0,
@@ -207,9 +203,17 @@ impl<J: Journal> Ledger<J> {
             payload: ask.payload,
             parent: ask.parent,
             rate: ask.wish.rate(),
-            labels: ask.labels,
+            labels: std::mem::take(&mut ask.labels),
             end: End::default(),
         });
+        // Written into their place: they are large.
+        let mut parent = None;
+        if let Some(carved) = carved {
+            reservation.slices = carved.slices;
+            parent = Some(carved.parent);
+        } else {
+            reservation.slices.push(Slice::new(Arc::clone(&chain), portion.0));
+        }
         let ticket = self.log(now_ms, || {
             let parent = parent.as_mut().and_then(|parent| parent.as_mut());
             let mut facts =

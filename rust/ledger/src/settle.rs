@@ -70,43 +70,51 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = body(&mut locked, id)?;
-        let (mut ticket, mut to_parent) = (u64::MAX, ToParent::new());
-        let settlement = settlement(reservation, &ending);
-        match (reservation.state, ending) {
-            (State::Pending, _) => {
-                (ticket, to_parent) = self.settle(reservation, &settlement, now_ms)?;
-                self.forget_later(reservation, now.mono_ms);
-            }
-            (State::Committed, Ending::Commit { payload, .. }) => {
-                if reservation.end.payload != payload {
-                    return Err(LedgerError::IdempotencyMismatch("commit"));
-                }
-            }
-            (State::Released | State::Expired, Ending::Commit { .. }) => {
-                ticket = self.correct(reservation, &settlement, now_ms)?;
-                self.forget_later(reservation, now.mono_ms);
-            }
-            (State::Expired, Ending::Release) if !reservation.end.kept.is_zero() => {
-                ticket = self.log_kept(reservation, now_ms);
-                self.forget_later(reservation, now.mono_ms);
-            }
-            (_, Ending::Release) => {}
-        }
+        let (ticket, to_parent) = self.bring_to_end(reservation, &ending, now, now_ms)?;
         let chain = self.present_chain(reservation, now_ms);
-        let mut ended = Ok(Ended {
-            view: view(reservation, now.mono_ms),
-            verdict: after(&chain),
-            scope: Scope(Some(chain)),
-            ticket,
-        });
+        if to_parent.is_empty() {
+            return Ok(ended(reservation, chain, ticket, now));
+        }
+        let mut ended = ended(reservation, chain, ticket, now);
         let parent = reservation.parent;
         drop(locked);
-        if let Some(later) = self.hand_up(parent, to_parent, now_ms)
-            && let Ok(ended) = &mut ended
-        {
-            ended.ticket = ended.ticket.max(later);
+        let later = self.hand_up(parent, to_parent, now_ms);
+        ended.ticket = later.map_or(ticket, |later| later.max(ticket));
+        Ok(ended)
+    }
+
+    /// Does what an ending asks for in the state that the reservation is in. Returns the ticket, and
+    /// what goes back to its parent.
+    fn bring_to_end(
+        &self,
+        reservation: &mut Reservation,
+        ending: &Ending,
+        now: Now,
+        now_ms: i64,
+    ) -> Result<(u64, ToParent), LedgerError> {
+        let mut done = (u64::MAX, ToParent::new());
+        match (reservation.state, ending) {
+            (State::Pending, _) => {
+                let settlement = settlement(reservation, ending);
+                done = self.settle(reservation, &settlement, now_ms)?;
+            }
+            (State::Committed, Ending::Commit { payload, .. }) => {
+                if reservation.end.payload != *payload {
+                    return Err(LedgerError::IdempotencyMismatch("commit"));
+                }
+                return Ok(done);
+            }
+            (State::Released | State::Expired, Ending::Commit { .. }) => {
+                let settlement = settlement(reservation, ending);
+                done.0 = self.correct(reservation, &settlement, now_ms)?;
+            }
+            (State::Expired, Ending::Release) if !reservation.end.kept.is_zero() => {
+                done.0 = self.log_kept(reservation, now_ms);
+            }
+            (_, Ending::Release) => return Ok(done),
         }
-        ended
+        self.forget_later(reservation, now.mono_ms);
+        Ok(done)
     }
 
     /// The current chain of a reservation's account: mostly the one that admitted it.
@@ -234,6 +242,17 @@ impl<J: Journal> Ledger<J> {
     }
 }
 
+/// The answer about a reservation that has ended.
+#[inline]
+fn ended(reservation: &Reservation, chain: Arc<Chain>, ticket: u64, now: Now) -> Ended {
+    Ended {
+        view: view(reservation, now.mono_ms),
+        verdict: after(&chain),
+        scope: Scope(Some(chain)),
+        ticket,
+    }
+}
+
 /// What an ending comes to.
 fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
     match ending {
@@ -251,13 +270,15 @@ fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
 /// What a Commit comes to: what it names, what was debited of the rest; a committed call is a call;
 /// capacity is never spent.
 fn committed(reservation: &Reservation, actual: &Amounts, named: u8) -> Amounts {
-    let mut spent = reservation.used.filter(|unit| !unit.is_capacity());
-    for unit in Unit::ALL.into_iter().filter(|unit| !unit.is_capacity()) {
-        if covers(named, unit) {
-            spent.set(unit, actual.get(unit));
-        } else if unit == Unit::Calls {
-            spent.set(unit, reservation.granted.get(unit).max(spent.get(unit)));
-        }
+    let mut spent = Amounts::ZERO;
+    for unit in Unit::each().filter(|unit| !unit.is_capacity()) {
+        let used = reservation.used.get(unit);
+        let amount = match unit {
+            _ if covers(named, unit) => actual.get(unit),
+            Unit::Calls => reservation.granted.get(unit).max(used),
+            _ => used,
+        };
+        spent.set(unit, amount);
     }
     spent
 }

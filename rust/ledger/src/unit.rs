@@ -42,6 +42,12 @@ impl Unit {
         Unit::Concurrency,
     ];
 
+    /// As `ALL`, out of constant memory: loops over it copy nothing and unroll to constants.
+    #[inline]
+    pub(crate) fn each() -> impl Iterator<Item = Unit> + Clone {
+        Self::ALL.iter().copied()
+    }
+
     /// The name used on the wire, in configuration and in the store.
     pub fn name(self) -> &'static str {
         match self {
@@ -104,7 +110,7 @@ impl Amounts {
     /// The units with an amount other than zero.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (Unit, i64)> + '_ {
-        let amounts = Unit::ALL.iter().map(|unit| (*unit, self.get(*unit)));
+        let amounts = Unit::each().map(|unit| (unit, self.get(unit)));
         amounts.filter(|(_, amount)| *amount != 0)
     }
 
@@ -172,7 +178,7 @@ impl Amounts {
     #[must_use]
     pub fn filter(&self, keep: impl Fn(Unit) -> bool) -> Amounts {
         let mut kept = *self;
-        for unit in Unit::ALL {
+        for unit in Unit::each() {
             if !keep(unit) {
                 kept.set(unit, 0);
             }

@@ -44,7 +44,7 @@ impl Wish {
             }
         };
         least.0.check_not_negative()?;
-        match Unit::ALL.into_iter().find(|unit| least.0.get(*unit) > most.0.get(*unit)) {
+        match Unit::each().find(|unit| least.0.get(*unit) > most.0.get(*unit)) {
             Some(unit) => Err(LedgerError::InvalidAmount {
                 unit,
                 why: "the least worth having is more than the wish",
