@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use crate::budget::Budget;
@@ -41,7 +40,8 @@ pub(crate) struct Account {
     /// When it was last charged, to the coarseness of `tick`.
     pub(crate) last_used_ms: AtomicI64,
     pub(crate) budgets: Mutex<Vec<Arc<Budget>>>,
-    pub(crate) chain: ArcSwapOption<Chain>,
+    /// The newest chain; where charges find it is the tree.
+    pub(crate) chain: Mutex<Option<Arc<Chain>>>,
 }
 
 impl Account {
@@ -65,7 +65,7 @@ impl Account {
             open: AtomicI64::new(0),
             last_used_ms: AtomicI64::new(now_ms),
             budgets: Mutex::default(),
-            chain: ArcSwapOption::empty(),
+            chain: Mutex::default(),
         }
     }
 

@@ -205,7 +205,8 @@ pub(crate) fn body(
     slot.as_mut().filter(|reservation| reservation.id == id).ok_or(LedgerError::ReservationNotFound)
 }
 
-#[inline]
+#[allow(clippy::inline_always, reason = "as a call it is built apart and copied: 400 bytes")]
+#[inline(always)]
 pub(crate) fn view(reservation: &Reservation, mono_ms: i64) -> View {
     View {
         id: reservation.id,

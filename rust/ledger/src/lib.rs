@@ -14,6 +14,7 @@ mod charge;
 mod debit;
 mod error;
 pub mod fact;
+mod free;
 mod keys;
 mod late;
 mod ledger;

@@ -1,7 +1,7 @@
 //! Every interleaving of the words that admission changes, two operations at a time.
 //!
-//! Run with `make test-loom`. What is modelled are windows, budgets and rolling buckets: all that
-//! threads share without a reservation's lock.
+//! Run with `make test-loom`. What is modelled are windows, budgets, rolling buckets and the list of
+//! free slots: all that threads share without a reservation's lock.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use loom::thread;
 
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::charge::Charges;
+use crate::free::{FreeList, Link};
 use crate::period::{Calendar, Period, PeriodKind};
 use crate::rolling::Rolling;
 use crate::unit::Unit;
@@ -262,5 +263,29 @@ fn loom_a_doomed_charge_over_two_windows_refuses_nobody() {
         let (theirs, mine) = charge_both([0, 1], (&doomed, 1), (&shared, 2));
         assert!(mine && !theirs);
         assert_eq!(shared.map(|w| w.remaining()), [0, 0]);
+    });
+}
+
+#[test]
+fn loom_a_free_slot_is_taken_once() {
+    loom::model(|| {
+        let links: Arc<[Link]> = [Link::new(), Link::new()].into();
+        let free = Arc::new(FreeList::new());
+        free.push(0, |index| &links[index as usize]);
+        free.push(1, |index| &links[index as usize]);
+        let (other, its_links) = (Arc::clone(&free), Arc::clone(&links));
+        // Takes both and frees the top again: to the other, the same top with another one below it.
+        let thread = thread::spawn(move || {
+            let link = |index: u32| &its_links[index as usize];
+            let taken = [other.pop(link), other.pop(link)];
+            taken[0].inspect(|top| other.push(*top, link));
+            taken[1]
+        });
+        let link = |index: u32| &links[index as usize];
+        let mine = free.pop(link);
+        let mut all = [thread.join().unwrap(), mine, free.pop(link)];
+        all.sort_unstable();
+        assert_eq!(all, [None, Some(0), Some(1)]);
+        assert_eq!(free.len(link), 0);
     });
 }

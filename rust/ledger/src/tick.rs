@@ -141,10 +141,11 @@ impl<J: Journal> Ledger<J> {
         }
         self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
         self.tree.accounts.pin().remove(&account.path);
+        self.tree.chains.pin().remove(&account.path);
         if let Some(parent) = &account.parent {
             parent.children.fetch_sub(1, Ordering::Relaxed);
         }
-        account.chain.store(None);
+        *account.chain.lock() = None;
         true
     }
 }
