@@ -169,6 +169,7 @@ impl Chain {
     }
 
     /// Whether a window counts the unit.
+    #[inline]
     pub(crate) fn counts(&self, unit: Unit) -> bool {
         self.windows.iter().any(|window| window.unit == unit)
     }

@@ -295,6 +295,7 @@ pub(crate) fn hold(
 }
 
 /// A reservation counts as one of `concurrency` where a budget counts that.
+#[inline]
 pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
     if portion.0.get(Unit::Concurrency) == 0 && chain.counts(Unit::Concurrency) {
         portion.0.set(Unit::Concurrency, 1);

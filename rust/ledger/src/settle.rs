@@ -8,13 +8,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use smallvec::SmallVec;
-
 use crate::account::{Chain, covers};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, Settled, SliceFact, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, view};
-use crate::reservation::{End, Reservation, give_back, spend_and_give_back};
+use crate::reservation::{End, Reservation, Slice, give_back, spend_and_give_back};
 use crate::reserve::leave;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::Verdict;
@@ -70,7 +68,8 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = body(&mut locked, id)?;
-        let (ticket, to_parent) = self.bring_to_end(reservation, &ending, now, now_ms)?;
+        let mut to_parent = ToParent::new();
+        let ticket = self.bring_to_end(reservation, &ending, now, now_ms, &mut to_parent)?;
         let chain = self.present_chain(reservation, now_ms);
         if to_parent.is_empty() {
             return Ok(ended(reservation, chain, ticket, now));
@@ -83,38 +82,37 @@ impl<J: Journal> Ledger<J> {
         Ok(ended)
     }
 
-    /// Does what an ending asks for in the state that the reservation is in. Returns the ticket, and
-    /// what goes back to its parent.
+    /// Does what an ending asks for in the state that the reservation is in.
     fn bring_to_end(
         &self,
         reservation: &mut Reservation,
         ending: &Ending,
         now: Now,
         now_ms: i64,
-    ) -> Result<(u64, ToParent), LedgerError> {
-        let mut done = (u64::MAX, ToParent::new());
-        match (reservation.state, ending) {
+        to_parent: &mut ToParent,
+    ) -> Result<u64, LedgerError> {
+        let ticket = match (reservation.state, ending) {
             (State::Pending, _) => {
                 let settlement = settlement(reservation, ending);
-                done = self.settle(reservation, &settlement, now_ms)?;
+                self.settle(reservation, &settlement, now_ms, to_parent)?
             }
             (State::Committed, Ending::Commit { payload, .. }) => {
                 if reservation.end.payload != *payload {
                     return Err(LedgerError::IdempotencyMismatch("commit"));
                 }
-                return Ok(done);
+                return Ok(u64::MAX);
             }
             (State::Released | State::Expired, Ending::Commit { .. }) => {
                 let settlement = settlement(reservation, ending);
-                done.0 = self.correct(reservation, &settlement, now_ms)?;
+                self.correct(reservation, &settlement, now_ms)?
             }
             (State::Expired, Ending::Release) if !reservation.end.kept.is_zero() => {
-                done.0 = self.log_kept(reservation, now_ms);
+                self.log_kept(reservation, now_ms)
             }
-            (_, Ending::Release) => return Ok(done),
-        }
+            (_, Ending::Release) => return Ok(u64::MAX),
+        };
         self.forget_later(reservation, now.mono_ms);
-        Ok(done)
+        Ok(ticket)
     }
 
     /// The current chain of a reservation's account: mostly the one that admitted it.
@@ -130,70 +128,59 @@ impl<J: Journal> Ledger<J> {
         }
     }
 
-    /// Turns the hold into what was spent, gives the rest back, and marks the end. On expiry capacity
-    /// stays held until the owner is known to be gone (R9). Called under the slot's lock.
+    /// Turns the hold into what was spent, gives the rest back (what goes to a parent: into
+    /// `to_parent`), and marks the end. On expiry capacity stays held until the owner is known to be
+    /// gone (R9). Called under the slot's lock.
     pub(crate) fn settle(
         &self,
         reservation: &mut Reservation,
         settlement: &Settlement,
         now_ms: i64,
-    ) -> Result<(u64, ToParent), LedgerError> {
+        to_parent: &mut ToParent,
+    ) -> Result<u64, LedgerError> {
         let Settlement { state, spent, payload } = *settlement;
         let held = reservation.held();
         let from_hold = spent.min(&held);
         let excess = spent.checked_sub(&from_hold).ok_or(LedgerError::Overflow)?;
         let mut crossed = Vec::new();
-        let account = &reservation.account;
-        let (beyond, overdraft) = self.spend_beyond(account, &excess, now_ms, &mut crossed)?;
+        let (mut beyond, mut overdraft) = (None, Amounts::ZERO);
+        if !excess.is_zero() {
+            let account = &reservation.account;
+            (beyond, overdraft) = self.spend_beyond(account, &excess, now_ms, &mut crossed)?;
+        }
         // After this point the settlement must succeed.
-        let keeps = |unit: Unit| state == State::Expired && unit.is_capacity();
-        let kept = if state == State::Expired { held.filter(keeps) } else { Amounts::ZERO };
+        let mut kept = Amounts::ZERO;
+        if state == State::Expired {
+            kept = held.filter(Unit::is_capacity);
+        }
         let returned = held
             .checked_sub(&from_hold)
             .and_then(|rest| rest.checked_sub(&kept))
             .expect("parts of the hold");
-        let mut rest = from_hold;
-        let mut to_parent = ToParent::new();
-        let mut facts = SmallVec::<[SliceFact; 1]>::new();
-        for slice in &mut reservation.slices {
-            let part = slice.held.min(&rest);
-            rest = rest.checked_sub(&part).expect("part of it");
-            let delta = part.checked_sub(&slice.used).expect("within i64");
-            let mut back = slice.held.checked_sub(&part).expect("part of it");
-            if state == State::Expired {
-                back = back.filter(|unit| !keeps(unit));
-            }
-            let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-            spend_and_give_back(&slice.chain, &delta, &back, now_ms, &mut note);
-            if let Some((base, units)) = &slice.chain.base {
-                let up = back.filter(|unit| covers(*units, unit));
-                if !up.is_zero() {
-                    to_parent.push((Arc::clone(base), up));
-                }
-            }
-            facts.push(SliceFact { chain: slice.chain.id, held: slice.held, spent: part });
-            slice.held = slice.held.checked_sub(&back).expect("part of it");
-            slice.used = part;
-        }
         reservation.state = state;
+        settle_slices(reservation, from_hold, now_ms, &mut crossed, to_parent);
         reservation.used = spent;
         reservation.debited = false;
         reservation.end = End { payload, spent, returned, overdraft, kept };
         let ticket = self.log(now_ms, || {
-            let beyond = beyond.map(|(chain, amounts)| (chain.id, amounts));
+            let fact = |s: &Slice| SliceFact { chain: s.chain.id, held: s.held, spent: s.used };
             vec![Fact::Settled(Settled {
-                slices: facts.to_vec(),
-                beyond,
+                slices: reservation.slices.iter().map(fact).collect(),
+                beyond: beyond.map(|(chain, amounts)| (chain.id, amounts)),
                 overdraft,
                 returned,
                 ..as_it_ended(reservation)
             })]
         });
+        for slice in &mut reservation.slices {
+            let back = returnable(slice, state);
+            slice.held = slice.held.checked_sub(&back).expect("part of it");
+        }
         self.report_crossings(now_ms, &crossed);
         let account = &reservation.account;
         account.last_used_ms.store(now_ms, Ordering::Relaxed);
         leave(account);
-        Ok((ticket, to_parent))
+        Ok(ticket)
     }
 
     /// Sets when the ended reservation, and its key, are forgotten.
@@ -253,7 +240,42 @@ fn ended(reservation: &Reservation, chain: Arc<Chain>, ticket: u64, now: Now) ->
     }
 }
 
+/// Turns `rest` of what the slices hold into spent, oldest first, and gives back what is left. The
+/// slices go on to say what they held: the journal hears that first.
+#[inline]
+fn settle_slices(
+    reservation: &mut Reservation,
+    mut rest: Amounts,
+    now_ms: i64,
+    crossed: &mut Vec<Arc<Window>>,
+    to_parent: &mut ToParent,
+) {
+    for slice in &mut reservation.slices {
+        let part = slice.held.min(&rest);
+        rest = rest.checked_sub(&part).expect("part of it");
+        let delta = part.checked_sub(&slice.used).expect("within i64");
+        slice.used = part;
+        let back = returnable(slice, reservation.state);
+        let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
+        spend_and_give_back(&slice.chain, &delta, &back, now_ms, &mut note);
+        if let Some((base, units)) = &slice.chain.base {
+            let up = back.filter(|unit| covers(*units, unit));
+            if !up.is_zero() {
+                to_parent.push((Arc::clone(base), up));
+            }
+        }
+    }
+}
+
+/// What a slice does not need any more at its end: after expiry, all but capacity.
+#[inline]
+fn returnable(slice: &Slice, state: State) -> Amounts {
+    let rest = slice.held.checked_sub(&slice.used).expect("used never passes held");
+    if state == State::Expired { rest.filter(|unit| !unit.is_capacity()) } else { rest }
+}
+
 /// What an ending comes to.
+#[inline]
 fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
     match ending {
         Ending::Release => {
@@ -270,15 +292,13 @@ fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
 /// What a Commit comes to: what it names, what was debited of the rest; a committed call is a call;
 /// capacity is never spent.
 fn committed(reservation: &Reservation, actual: &Amounts, named: u8) -> Amounts {
-    let mut spent = Amounts::ZERO;
-    for unit in Unit::each().filter(|unit| !unit.is_capacity()) {
-        let used = reservation.used.get(unit);
-        let amount = match unit {
-            _ if covers(named, unit) => actual.get(unit),
-            Unit::Calls => reservation.granted.get(unit).max(used),
-            _ => used,
-        };
-        spent.set(unit, amount);
+    let mut spent = actual.blend(&reservation.used, named);
+    for unit in Unit::CAPACITIES {
+        spent.set(unit, 0);
+    }
+    let calls = reservation.granted.get(Unit::Calls);
+    if !covers(named, Unit::Calls) && spent.get(Unit::Calls) < calls {
+        spent.set(Unit::Calls, calls);
     }
     spent
 }

@@ -43,8 +43,9 @@ impl<J: Journal> Ledger<J> {
         if reservation.state == State::Pending {
             let settlement =
                 Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
-            let settled = self.settle(reservation, &settlement, now_ms);
-            let (_, to_parent) = settled.expect("what was used is within the hold");
+            let mut to_parent = Vec::new();
+            let settled = self.settle(reservation, &settlement, now_ms, &mut to_parent);
+            settled.expect("what was used is within the hold");
             self.forget_later(reservation, now.mono_ms);
             let parent = reservation.parent;
             drop(locked);

@@ -42,6 +42,9 @@ impl Unit {
         Unit::Concurrency,
     ];
 
+    /// Those that come back.
+    pub(crate) const CAPACITIES: [Unit; 2] = [Unit::VramBytes, Unit::Concurrency];
+
     /// As `ALL`, out of constant memory: loops over it copy nothing and unroll to constants.
     #[inline]
     pub(crate) fn each() -> impl Iterator<Item = Unit> + Clone {
@@ -163,14 +166,29 @@ impl Amounts {
     #[inline]
     #[must_use]
     pub fn min(&self, other: &Amounts) -> Amounts {
-        Amounts(std::array::from_fn(|i| self.0[i].min(other.0[i])))
+        self.select(other, |a, b| less(a, b))
     }
 
     /// The larger of each unit.
     #[inline]
     #[must_use]
     pub fn max(&self, other: &Amounts) -> Amounts {
-        Amounts(std::array::from_fn(|i| self.0[i].max(other.0[i])))
+        self.select(other, |a, b| !less(a, b))
+    }
+
+    /// Its own amounts of the units with these bits, the others of the rest.
+    #[inline]
+    #[must_use]
+    pub(crate) fn blend(&self, other: &Amounts, units: u8) -> Amounts {
+        let own = |i: usize| -(i64::from(units) >> i & 1);
+        Amounts(std::array::from_fn(|i| other.0[i] ^ (self.0[i] ^ other.0[i]) & own(i)))
+    }
+
+    /// Its own amounts where `own` gives all ones, the others where it gives zero.
+    #[inline]
+    fn select(&self, other: &Amounts, own: impl Fn(i64, i64) -> i64) -> Amounts {
+        let one = |a: i64, b: i64| b ^ (a ^ b) & own(a, b);
+        Amounts(std::array::from_fn(|i| one(self.0[i], other.0[i])))
     }
 
     /// Only the units for which `keep` holds.
@@ -205,6 +223,13 @@ impl Amounts {
     }
 }
 
+/// All ones when `a` is less than `b`, else zero. Without a comparison, for the same reason as `zip`:
+/// the difference tells by its sign unless it overflows, and then the signs of `a` and `b` do.
+#[inline]
+fn less(a: i64, b: i64) -> i64 {
+    ((a & !b) | (!(a ^ b) & a.wrapping_sub(b))) >> 63
+}
+
 impl FromIterator<(Unit, i64)> for Amounts {
     fn from_iter<I: IntoIterator<Item = (Unit, i64)>>(iter: I) -> Amounts {
         let mut amounts = Amounts::ZERO;
@@ -212,5 +237,28 @@ impl FromIterator<(Unit, i64)> for Amounts {
             amounts.set(unit, amount);
         }
         amounts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EDGES: [i64; 8] = [i64::MIN, i64::MIN + 1, -7, -1, 0, 1, 7, i64::MAX];
+
+    /// Each pair of edges, in every place of the vector, against the plain operation on integers.
+    #[test]
+    fn amounts_at_the_edges_of_i64_are_those_of_plain_integers() {
+        let pairs = EDGES.into_iter().flat_map(|a| EDGES.map(|b| (a, b)));
+        for (unit, (a, b)) in pairs.flat_map(|pair| Unit::ALL.map(|unit| (unit, pair))) {
+            let (left, right) = (Amounts::of(unit, a), Amounts::of(unit, b));
+            let of = |amount| Amounts::of(unit, amount);
+            assert_eq!(left.min(&right), of(a.min(b)), "{a} {b}");
+            assert_eq!(left.max(&right), of(a.max(b)), "{a} {b}");
+            assert_eq!(left.checked_add(&right), a.checked_add(b).map(of), "{a} + {b}");
+            assert_eq!(left.checked_sub(&right), a.checked_sub(b).map(of), "{a} - {b}");
+            assert_eq!(left.blend(&right, 1 << unit.index()), left);
+            assert_eq!(left.blend(&right, !(1 << unit.index())), right);
+        }
     }
 }

@@ -32,6 +32,7 @@ pub(crate) type Portion = (Amounts, i64);
 
 impl Wish {
     /// All of it, and the least worth having; an error when they make no sense.
+    #[inline]
     pub(crate) fn bounds(&self) -> Result<(Portion, Portion), LedgerError> {
         let (most, least) = match self {
             Wish::Amounts { most, least } => ((*most, 0), (*least, 0)),
