@@ -222,8 +222,9 @@ impl<J: Journal> Ledger<J> {
             facts
         });
         self.slots.set_deadline(slot, reservation.deadline_ms);
+        let verdict = admitted(&chain);
         let view = view(reservation, now.mono_ms);
-        Granted { view, verdict: admitted(&chain), scope: Scope(Some(chain)), ticket }
+        Granted { view, verdict, scope: Scope(Some(chain)), ticket }
     }
 
     /// What Reserve would say; holds nothing.

@@ -232,12 +232,9 @@ impl<J: Journal> Ledger<J> {
 /// The answer about a reservation that has ended.
 #[inline]
 fn ended(reservation: &Reservation, chain: Arc<Chain>, ticket: u64, now: Now) -> Ended {
-    Ended {
-        view: view(reservation, now.mono_ms),
-        verdict: after(&chain),
-        scope: Scope(Some(chain)),
-        ticket,
-    }
+    let verdict = after(&chain);
+    let view = view(reservation, now.mono_ms);
+    Ended { view, verdict, scope: Scope(Some(chain)), ticket }
 }
 
 /// Turns `rest` of what the slices hold into spent, oldest first, and gives back what is left. The
