@@ -20,10 +20,12 @@ use crossbeam_utils::CachePadded;
 use crate::sync::{AtomicU64, Ordering, own_lane, yield_now};
 use crate::window::Window;
 
-/// How many lanes there are. Threads beyond it share one: that is as exact, and refusals may wait longer.
+/// How many lanes there are. Each belongs to one thread, except the last one, which later threads share:
+/// that is as exact and a little slower.
 pub(crate) const LANES: usize = if cfg!(bursar_loom) { 2 } else { 32 };
+const SHARED: usize = LANES - 1;
 
-/// The charges under way, by lane.
+/// How many charges are under way, by lane.
 #[derive(Debug)]
 pub(crate) struct Charges {
     lanes: [CachePadded<AtomicU64>; LANES],
@@ -49,7 +51,7 @@ impl Charges {
         &self,
         takings: impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone,
     ) -> Result<(), Shortage> {
-        self.charge_in(own_lane() % LANES, takings)
+        self.charge_in(own_lane().min(SHARED), takings)
     }
 
     /// As above, in a given lane.
@@ -60,10 +62,9 @@ impl Charges {
         takings: impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone,
     ) -> Result<(), Shortage> {
         loop {
-            let lane = &self.lanes[lane];
-            lane.fetch_add(1, Ordering::AcqRel);
+            self.begin(lane);
             let taken = take_all(takings.clone());
-            lane.fetch_sub(1, Ordering::AcqRel);
+            self.end(lane);
             let Err((window, short)) = taken else {
                 return Ok(());
             };
@@ -71,6 +72,25 @@ impl Charges {
             if window.rollbacks() == short.rollbacks {
                 return Err(Shortage { window: Arc::clone(window), shortfall: short.shortfall });
             }
+        }
+    }
+
+    #[inline]
+    fn begin(&self, lane: usize) {
+        // What is taken from now on is taken with release: who sees it sees this.
+        if lane == SHARED {
+            self.lanes[lane].fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.lanes[lane].store(1, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn end(&self, lane: usize) {
+        if lane == SHARED {
+            self.lanes[lane].fetch_sub(1, Ordering::Release);
+        } else {
+            self.lanes[lane].store(0, Ordering::Release);
         }
     }
 

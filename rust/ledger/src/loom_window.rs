@@ -42,7 +42,7 @@ fn charge_in(charges: &Charges, lane: usize, windows: &[Arc<Window>], amount: i6
     charges.charge_in(lane, windows.iter().map(|window| (window, amount))).is_ok()
 }
 
-/// Charges `theirs` and `mine` at once, from two lanes or from one that both share. Returns whether
+/// Charges `theirs` and `mine` at once, from a thread's own lane (0) or the shared one (1). Returns whether
 /// they were admitted.
 fn charge_both(
     lanes: [usize; 2],
@@ -68,7 +68,7 @@ fn loom_two_charges_never_pass_the_limit() {
 
 #[test]
 fn loom_a_doomed_charge_refuses_nobody() {
-    for lanes in [[0, 1], [0, 0]] {
+    for lanes in [[0, 1], [1, 0], [1, 1]] {
         loom::model(move || {
             let (shared, exhausted) = (window(1, 2, &[]), window(2, 0, &[]));
             let doomed = [Arc::clone(&shared), exhausted];

@@ -32,8 +32,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A number that tells the calling thread from others as far as there are numbers: each thread gets
-/// the next one.
+/// A number that is the calling thread's own: each thread gets the next one.
 #[cfg(not(bursar_loom))]
 #[inline]
 pub(crate) fn own_lane() -> usize {
