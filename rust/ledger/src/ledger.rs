@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
+
 use crate::account::{Account, Chain};
 use crate::budget::BudgetTerms;
 use crate::charge::{Charges, Shortage};
@@ -79,7 +81,8 @@ pub struct Ledger<J> {
     pub(crate) charges: Charges,
     pub(crate) next_window: AtomicU64,
     pub(crate) next_chain: AtomicU64,
-    pub(crate) next_sequence: AtomicU64,
+    /// Apart from what every call only reads.
+    pub(crate) next_sequence: CachePadded<AtomicU64>,
     /// The latest wall time that was seen; time never goes back behind it (R14).
     time_ms: AtomicI64,
 }
@@ -144,7 +147,7 @@ impl<J: Journal> Ledger<J> {
             charges: Charges::new(),
             next_window: AtomicU64::new(1),
             next_chain: AtomicU64::new(1),
-            next_sequence: AtomicU64::new(1),
+            next_sequence: CachePadded::new(AtomicU64::new(1)),
             time_ms: AtomicI64::new(0),
             settings,
         }

@@ -48,7 +48,7 @@ impl<J: Journal> Ledger<J> {
             return Err(LedgerError::ParentElsewhere { parent, child });
         }
         let (units, unused) = coverage(holder);
-        if least.0.min(&unused) != least.0 {
+        if !least.0.is_within(&unused) {
             let account = &holder.account.path;
             return Ok(Err(parent_exhausted(account, &least.0, &unused)));
         }

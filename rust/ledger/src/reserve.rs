@@ -271,8 +271,7 @@ pub(crate) fn hold(
     let full = |portion| {
         if new { with_concurrency(chain, portion) } else { portion }
     };
-    let (most, least) = wish.bounds()?;
-    let most = full(most);
+    let most = full(wish.most()?);
     let shortage = match charge_windows(charges, &chain.windows, &most.0) {
         Ok(()) => return Ok(Ok(most)),
         Err(shortage) => shortage,
@@ -290,7 +289,7 @@ pub(crate) fn hold(
             return Ok(Ok(part));
         }
     }
-    let least = full(least);
+    let least = full(wish.bounds()?.1);
     let charged = charge_windows(charges, &chain.windows, &least.0);
     Ok(charged.map(|()| least).map_err(|shortage| exhausted(&shortage)))
 }
@@ -305,6 +304,7 @@ pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
 }
 
 /// Takes the amounts from all of the windows, which are rolled to now, or from none.
+#[inline]
 pub(crate) fn charge_windows(
     charges: &Charges,
     windows: &[Arc<Window>],

@@ -120,7 +120,13 @@ impl Amounts {
     /// Whether every amount is zero.
     #[inline]
     pub fn is_zero(&self) -> bool {
-        self.0 == [0; UNIT_COUNT]
+        self.0.iter().fold(0, |bits, amount| bits | amount) == 0
+    }
+
+    /// Whether none of them passes that of the other.
+    #[inline]
+    pub(crate) fn is_within(&self, other: &Amounts) -> bool {
+        (0..UNIT_COUNT).fold(0, |passes, i| passes | less(other.0[i], self.0[i])) == 0
     }
 
     /// An error when one of them is below zero.
@@ -257,6 +263,8 @@ mod tests {
             assert_eq!(left.max(&right), of(a.max(b)), "{a} {b}");
             assert_eq!(left.checked_add(&right), a.checked_add(b).map(of), "{a} + {b}");
             assert_eq!(left.checked_sub(&right), a.checked_sub(b).map(of), "{a} - {b}");
+            assert_eq!(left.is_within(&right), a <= b, "{a} {b}");
+            assert_eq!(left.is_zero(), a == 0);
             assert_eq!(left.blend(&right, 1 << unit.index()), left);
             assert_eq!(left.blend(&right, !(1 << unit.index())), right);
         }
