@@ -20,8 +20,8 @@ use crossbeam_utils::CachePadded;
 use crate::sync::{AtomicU64, Ordering, own_lane, yield_now};
 use crate::window::Window;
 
-/// How many lanes there are. Each belongs to one thread, except the last one, which later threads share:
-/// that is as exact and a little slower.
+/// How many lanes there are. Each belongs to one thread, except the last one, which later threads
+/// share: that is as exact and a little slower.
 pub(crate) const LANES: usize = if cfg!(bursar_loom) { 2 } else { 32 };
 const SHARED: usize = LANES - 1;
 
@@ -49,7 +49,7 @@ impl Charges {
     #[inline]
     pub(crate) fn charge<'a>(
         &self,
-        takings: impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone,
+        takings: &(impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone),
     ) -> Result<(), Shortage> {
         self.charge_in(own_lane().min(SHARED), takings)
     }
@@ -59,7 +59,7 @@ impl Charges {
     pub(crate) fn charge_in<'a>(
         &self,
         lane: usize,
-        takings: impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone,
+        takings: &(impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone),
     ) -> Result<(), Shortage> {
         loop {
             self.begin(lane);

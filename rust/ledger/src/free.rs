@@ -54,7 +54,7 @@ impl FreeList {
             let (turn, top) = split(head);
             let index = index(top)?;
             let (_, next) = split(link(index).0.load(Ordering::Relaxed));
-            match self.swap(head, join(turn + 1 & LOW, next)) {
+            match self.swap(head, join((turn + 1) & LOW, next)) {
                 Ok(_) => return Some(index),
                 Err(present) => head = present,
             }
@@ -68,7 +68,7 @@ impl FreeList {
             let (turn, top) = split(head);
             let below = index(top).map_or(0, |top| split(link(top).0.load(Ordering::Relaxed)).0);
             link(freed).0.store(join(below + 1, top), Ordering::Relaxed);
-            match self.swap(head, join(turn + 1 & LOW, u64::from(freed) + 1)) {
+            match self.swap(head, join((turn + 1) & LOW, u64::from(freed) + 1)) {
                 Ok(_) => return,
                 Err(present) => head = present,
             }

@@ -39,7 +39,7 @@ fn charge_all(windows: &[Arc<Window>], amount: i64) -> bool {
 }
 
 fn charge_in(charges: &Charges, lane: usize, windows: &[Arc<Window>], amount: i64) -> bool {
-    charges.charge_in(lane, windows.iter().map(|window| (window, amount))).is_ok()
+    charges.charge_in(lane, &windows.iter().map(|window| (window, amount))).is_ok()
 }
 
 /// Charges `theirs` and `mine` at once, from a thread's own lane (0) or the shared one (1). Returns whether

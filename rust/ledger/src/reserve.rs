@@ -290,8 +290,10 @@ pub(crate) fn hold(
         }
     }
     let least = full(wish.bounds()?.1);
-    let charged = charge_windows(charges, &chain.windows, &least.0);
-    Ok(charged.map(|()| least).map_err(|shortage| exhausted(&shortage)))
+    match charge_windows(charges, &chain.windows, &least.0) {
+        Ok(()) => Ok(Ok(least)),
+        Err(shortage) => Ok(Err(exhausted(&shortage))),
+    }
 }
 
 /// A reservation counts as one of `concurrency` where a budget counts that.
@@ -310,7 +312,7 @@ pub(crate) fn charge_windows(
     windows: &[Arc<Window>],
     amounts: &Amounts,
 ) -> Result<(), Shortage> {
-    charges.charge(takings(windows, amounts))
+    charges.charge(&takings(windows, amounts))
 }
 
 /// The account has one call, or one pending reservation, fewer.

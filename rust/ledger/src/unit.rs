@@ -172,7 +172,7 @@ impl Amounts {
     #[inline]
     #[must_use]
     pub fn min(&self, other: &Amounts) -> Amounts {
-        self.select(other, |a, b| less(a, b))
+        self.select(other, less)
     }
 
     /// The larger of each unit.
