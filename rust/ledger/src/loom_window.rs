@@ -42,8 +42,8 @@ fn charge_in(charges: &Charges, lane: usize, windows: &[Arc<Window>], amount: i6
     charges.charge_in(lane, &windows.iter().map(|window| (window, amount))).is_ok()
 }
 
-/// Charges `theirs` and `mine` at once, from a thread's own lane (0) or the shared one (1). Returns whether
-/// they were admitted.
+/// Charges `theirs` and `mine` at once, from a thread's own lane (0) or the shared one (1). Returns
+/// whether they were admitted.
 fn charge_both(
     lanes: [usize; 2],
     theirs: (&[Arc<Window>], i64),
