@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use crate::budget::Budget;
@@ -41,7 +40,8 @@ pub(crate) struct Account {
     /// When it was last charged, to the coarseness of `tick`.
     pub(crate) last_used_ms: AtomicI64,
     pub(crate) budgets: Mutex<Vec<Arc<Budget>>>,
-    pub(crate) chain: ArcSwapOption<Chain>,
+    /// The newest chain; where charges find it is the tree.
+    pub(crate) chain: Mutex<Option<Arc<Chain>>>,
 }
 
 impl Account {
@@ -65,7 +65,7 @@ impl Account {
             open: AtomicI64::new(0),
             last_used_ms: AtomicI64::new(now_ms),
             budgets: Mutex::default(),
-            chain: ArcSwapOption::empty(),
+            chain: Mutex::default(),
         }
     }
 
@@ -98,12 +98,14 @@ pub(crate) struct Chain {
 }
 
 /// Whether the units with these bits include `unit`.
+#[inline]
 pub(crate) fn covers(units: u8, unit: Unit) -> bool {
     units & (1 << unit.index()) != 0
 }
 
 /// The windows with the amount that each has to take; windows of units that are not asked for are
 /// left out.
+#[inline]
 pub(crate) fn takings<'a>(
     windows: &'a [Arc<Window>],
     amounts: &'a Amounts,
@@ -143,6 +145,7 @@ impl Chain {
     }
 
     /// Its own windows with the amount that each has to take.
+    #[inline]
     pub(crate) fn takings<'a>(
         &'a self,
         amounts: &'a Amounts,
@@ -153,17 +156,20 @@ impl Chain {
     /// Every window that a spending of `unit` counts in, those of the base included.
     #[inline]
     pub(crate) fn each<F: FnMut(&Arc<Window>)>(&self, unit: Unit, f: &mut F) {
-        for window in self.windows.iter().filter(|w| w.unit == unit) {
-            f(window);
-        }
-        if let Some((base, units)) = &self.base
-            && covers(*units, unit)
-        {
-            base.each(unit, f);
+        let mut chain = self;
+        loop {
+            for window in chain.windows.iter().filter(|w| w.unit == unit) {
+                f(window);
+            }
+            match &chain.base {
+                Some((base, units)) if covers(*units, unit) => chain = base,
+                _ => return,
+            }
         }
     }
 
     /// Whether a window counts the unit.
+    #[inline]
     pub(crate) fn counts(&self, unit: Unit) -> bool {
         self.windows.iter().any(|window| window.unit == unit)
     }
@@ -171,13 +177,15 @@ impl Chain {
     /// The most severe verdict of its windows.
     #[inline]
     pub(crate) fn verdict(&self) -> Verdict {
-        let mut worst = Verdict::Ok;
-        for window in &self.windows {
-            worst = worst.max(window.verdict());
-        }
-        match &self.base {
-            None => worst,
-            Some((base, _)) => worst.max(base.verdict()),
+        let (mut worst, mut chain) = (Verdict::Ok, self);
+        loop {
+            for window in &chain.windows {
+                worst = worst.max(window.verdict());
+            }
+            match &chain.base {
+                Some((base, _)) => chain = base,
+                None => return worst,
+            }
         }
     }
 

@@ -129,7 +129,7 @@ impl<J: Journal> Ledger<J> {
             vec![Fact::Frozen { account: account.id, frozen, reason: reason.to_owned() }]
         });
         reason.clone_into(&mut kept_reason);
-        account.frozen.store(frozen, Ordering::Release);
+        self.tree.set_frozen(&account, frozen);
         self.changed();
         Ok(ticket)
     }

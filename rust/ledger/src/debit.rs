@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::account::Chain;
+use crate::account::{Account, Chain};
+use crate::charge::Shortage;
 use crate::error::LedgerError;
 use crate::fact::{Journal, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
 use crate::nested::check_slices;
 use crate::reservation::Reservation;
 use crate::reserve::{NoHold, RECLAIMS, hold};
-use crate::unit::Amounts;
+use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, RefusalReason, Verdict};
-use crate::window::{Shortage, Window};
+use crate::window::Window;
 use crate::wish::Wish;
 
 /// The answer to a debit.
@@ -63,11 +64,13 @@ impl<J: Journal> Ledger<J> {
         if reservation.lease.is_some() {
             return Err(LedgerError::ReservationLeased);
         }
-        let mut crossed: Vec<Arc<Window>> = Vec::new();
-        let mut short = None;
+        let (mut ticket, mut short) = (0, None);
         let was_debited = reservation.debited;
-        for (unit, to) in used.iter() {
-            let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
+        for unit in Unit::each().filter(|unit| used.get(*unit) != 0) {
+            let to = used.get(unit);
+            let mut note = |window: &Arc<Window>| {
+                ticket = self.report_crossing(now_ms, window).max(ticket);
+            };
             if !reservation.debit(unit, to, now_ms, &mut note) {
                 short = Some((unit, to - reservation.used.get(unit)));
             }
@@ -75,35 +78,24 @@ impl<J: Journal> Ledger<J> {
         if reservation.debited && !was_debited {
             self.slots.set_debited(id.slot);
         }
-        let ticket = self.report_crossings(now_ms, &crossed);
         let chain = newest(reservation);
         chain.roll(now_ms);
-        let verdict = chain.verdict();
-        let refusal = match (reservation.account.frozen_by(), short) {
+        let (verdict, frozen_by) = (chain.verdict(), self.tree.frozen_by(&reservation.account));
+        let (remaining, held) = (reservation.unused(), reservation.held());
+        if verdict == Verdict::Ok && short.is_none() && frozen_by.is_none() {
+            // There is no advice, and the hot path leaves the chain's count alone.
+            let scope = Scope(None);
+            return Ok(Debited { verdict, remaining, held, refusal: None, scope, ticket });
+        }
+        let refusal = match (frozen_by, short) {
             (Some(by), _) => Some(frozen(by)),
-            (None, Some((unit, shortfall))) => Some(Refusal {
-                reason: RefusalReason::HoldExhausted,
-                account: reservation.account.path.to_string(),
-                unit: Some(unit),
-                shortfall,
-                reset_ms: None,
-            }),
+            (None, Some(short)) => Some(hold_exhausted(&reservation.account, short)),
             (None, None) if verdict == Verdict::Stop => overspent(chain),
             (None, None) => None,
         };
-        let verdict = match refusal {
-            Some(_) => Verdict::Stop,
-            None => verdict,
-        };
-        Ok(Debited {
-            verdict,
-            remaining: reservation.unused(),
-            held: reservation.held(),
-            refusal,
-            // Where all is well there is no advice, and the hot path leaves the chain's count alone.
-            scope: Scope((verdict != Verdict::Ok).then(|| Arc::clone(chain))),
-            ticket,
-        })
+        let verdict = if refusal.is_some() { Verdict::Stop } else { verdict };
+        let scope = Scope(Some(Arc::clone(chain)));
+        Ok(Debited { verdict, remaining, held, refusal, scope, ticket })
     }
 
     /// Renews the time to live and raises the hold to `wish` in all (cumulative), or to what is left of
@@ -178,16 +170,16 @@ impl<J: Journal> Ledger<J> {
         let held = reservation.held();
         let (most, _) = wish.bounds()?;
         most.0.check_not_negative()?;
-        if most.0.max(&held) == held {
+        if most.0.is_within(&held) {
             return Ok(Ok(0));
         }
-        if let Some(by) = chain.account.frozen_by() {
+        if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Err(NoHold::Refused(frozen(by))));
         }
         if !reservation.slices.iter().any(|slice| slice.chain.id == chain.id) {
             check_slices(reservation.slices.len())?;
         }
-        let (added, output) = match hold(&chain, wish, Some(&held))? {
+        let (added, output) = match hold(&self.charges, &chain, wish, Some(&held))? {
             Ok(portion) => portion,
             Err(shortage) => return Ok(Err(NoHold::Short(shortage))),
         };
@@ -203,6 +195,7 @@ impl<J: Journal> Ledger<J> {
 }
 
 /// The reservation, unless it has ended.
+#[inline]
 pub(crate) fn pending(reservation: &mut Reservation) -> Result<&mut Reservation, LedgerError> {
     match reservation.state {
         State::Pending => Ok(reservation),
@@ -211,15 +204,28 @@ pub(crate) fn pending(reservation: &mut Reservation) -> Result<&mut Reservation,
 }
 
 /// The chain of the newest slice.
+#[inline]
 pub(crate) fn newest(reservation: &Reservation) -> &Arc<Chain> {
     &reservation.slices.last().expect("a pending reservation has a slice").chain
+}
+
+/// Why to stop when the hold covers only part of a debit.
+#[cold]
+fn hold_exhausted(account: &Account, (unit, shortfall): (Unit, i64)) -> Refusal {
+    Refusal {
+        reason: RefusalReason::HoldExhausted,
+        account: account.path.to_string(),
+        unit: Some(unit),
+        shortfall,
+        reset_ms: None,
+    }
 }
 
 /// Why to stop when a window has spent more than its limit allows (R10).
 #[cold]
 fn overspent(chain: &Chain) -> Option<Refusal> {
     let mut found = None;
-    for unit in crate::unit::Unit::ALL {
+    for unit in Unit::ALL {
         chain.each(unit, &mut |window| {
             if window.verdict() == Verdict::Stop {
                 found = Some(Arc::clone(window));

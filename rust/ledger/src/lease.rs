@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::charge::Shortage;
 use crate::error::LedgerError;
 use crate::fact::{Journal, Owner, ReservationId};
 use crate::ledger::{Ledger, Now, body};
@@ -20,7 +21,7 @@ use crate::reservation::{Reservation, give_back};
 use crate::settle::ToParent;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Advice, Verdict};
-use crate::window::{Shortage, Window};
+use crate::window::Window;
 use crate::wish::{Wish, usage_amounts};
 
 /// The most that one lease counts: what fits a page's word.
@@ -300,7 +301,7 @@ impl<J: Journal> Ledger<J> {
     /// Tells the client the verdict and the advice, where they have changed or `anew`.
     fn advise(&self, reservation: &mut Reservation, anew: bool) {
         let chain = Arc::clone(crate::debit::newest(reservation));
-        let frozen = reservation.account.frozen_by().is_some();
+        let frozen = self.tree.frozen_by(&reservation.account).is_some();
         let verdict = if frozen { Verdict::Stop } else { chain.verdict() };
         let lease = reservation.lease.as_mut().expect("the caller has seen it");
         if verdict != lease.told || anew {

@@ -10,9 +10,11 @@
 mod account;
 mod admin;
 mod budget;
+mod charge;
 mod debit;
 mod error;
 pub mod fact;
+mod free;
 mod keys;
 mod late;
 pub mod lease;

@@ -1,18 +1,20 @@
 //! Every interleaving of the words that admission changes, two operations at a time.
 //!
-//! Run with `make test-loom`. What is modelled are windows, budgets and rolling buckets: all that
-//! threads share without a reservation's lock.
+//! Run with `make test-loom`. What is modelled are windows, budgets, rolling buckets and the list of
+//! free slots: all that threads share without a reservation's lock.
 
 use std::sync::Arc;
 
 use loom::thread;
 
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
+use crate::charge::Charges;
+use crate::free::{FreeList, Link};
 use crate::period::{Calendar, Period, PeriodKind};
 use crate::rolling::Rolling;
 use crate::unit::Unit;
 use crate::verdict::{Advice, Threshold, Verdict};
-use crate::window::{Window, charge};
+use crate::window::Window;
 
 fn info(id: u32, period: Period) -> BudgetInfo {
     BudgetInfo { id, account: id, path: "acme".into(), unit: Unit::Tokens, period }
@@ -33,17 +35,32 @@ fn thresholds(permille: &[u16]) -> Arc<[Threshold]> {
 }
 
 fn charge_all(windows: &[Arc<Window>], amount: i64) -> bool {
-    charge(windows.iter().map(|window| (window, amount))).is_ok()
+    charge_in(&Charges::new(), 0, windows, amount)
+}
+
+fn charge_in(charges: &Charges, lane: usize, windows: &[Arc<Window>], amount: i64) -> bool {
+    charges.charge_in(lane, &windows.iter().map(|window| (window, amount))).is_ok()
+}
+
+/// Charges `theirs` and `mine` at once, from a thread's own lane (0) or the shared one (1). Returns
+/// whether they were admitted.
+fn charge_both(
+    lanes: [usize; 2],
+    theirs: (&[Arc<Window>], i64),
+    mine: (&[Arc<Window>], i64),
+) -> (bool, bool) {
+    let charges = Arc::new(Charges::new());
+    let (others, windows, amount) = (Arc::clone(&charges), theirs.0.to_vec(), theirs.1);
+    let thread = thread::spawn(move || charge_in(&others, lanes[0], &windows, amount));
+    let mine = charge_in(&charges, lanes[1], mine.0, mine.1);
+    (thread.join().unwrap(), mine)
 }
 
 #[test]
 fn loom_two_charges_never_pass_the_limit() {
     loom::model(|| {
         let windows = [window(1, 3, &[]), window(2, 1, &[])];
-        let other = windows.clone();
-        let thread = thread::spawn(move || charge_all(&other, 1));
-        let mine = charge_all(&windows, 1);
-        let theirs = thread.join().unwrap();
+        let (theirs, mine) = charge_both([0, 1], (&windows, 1), (&windows, 1));
         assert!(mine ^ theirs, "exactly one fits");
         assert_eq!(windows.map(|w| w.remaining()), [2, 0]);
     });
@@ -51,14 +68,17 @@ fn loom_two_charges_never_pass_the_limit() {
 
 #[test]
 fn loom_a_doomed_charge_refuses_nobody() {
-    loom::model(|| {
-        let (shared, exhausted) = (window(1, 2, &[]), window(2, 0, &[]));
-        let doomed = [Arc::clone(&shared), exhausted];
-        let thread = thread::spawn(move || charge_all(&doomed, 2));
-        assert!(charge_all(&[Arc::clone(&shared)], 2), "it fits once the doomed one is gone");
-        assert!(!thread.join().unwrap());
-        assert_eq!(shared.remaining(), 0);
-    });
+    for lanes in [[0, 1], [1, 0], [1, 1]] {
+        loom::model(move || {
+            let (shared, exhausted) = (window(1, 2, &[]), window(2, 0, &[]));
+            let doomed = [Arc::clone(&shared), exhausted];
+            let (theirs, mine) =
+                charge_both(lanes, (&doomed, 2), (std::slice::from_ref(&shared), 2));
+            assert!(mine, "it fits once the doomed one is gone");
+            assert!(!theirs);
+            assert_eq!(shared.remaining(), 0);
+        });
+    }
 }
 
 #[test]
@@ -66,10 +86,40 @@ fn loom_a_doomed_charge_beside_one_that_is_really_refused() {
     loom::model(|| {
         let (shared, exhausted) = (window(1, 2, &[]), window(2, 0, &[]));
         let doomed = [Arc::clone(&shared), exhausted];
-        let thread = thread::spawn(move || charge_all(&doomed, 1));
-        assert!(!charge_all(&[Arc::clone(&shared)], 3), "3 never fit into 2");
-        assert!(!thread.join().unwrap());
+        let (theirs, mine) = charge_both([0, 1], (&doomed, 1), (std::slice::from_ref(&shared), 3));
+        assert!(!mine, "3 never fit into 2");
+        assert!(!theirs);
         assert_eq!(shared.remaining(), 2);
+    });
+}
+
+/// Each is short where the other has taken, in the other order: one of them gives way at least, and
+/// neither waits for the other for ever.
+#[test]
+fn loom_two_charges_in_opposite_order_do_not_wait_in_a_circle() {
+    loom::model(|| {
+        let windows = [window(1, 1, &[]), window(2, 1, &[])];
+        let reversed = [Arc::clone(&windows[1]), Arc::clone(&windows[0])];
+        let (theirs, mine) = charge_both([0, 1], (&reversed, 1), (&windows, 1));
+        assert!(mine ^ theirs, "one fits, and the one that is refused saw it admitted");
+        assert_eq!(windows.map(|w| w.remaining()), [0, 0]);
+    });
+}
+
+/// One thread gives back and then takes for good, so the other may see either; it is refused only by
+/// what was taken for good.
+#[test]
+fn loom_a_refusal_beside_a_doomed_charge_and_an_admitted_one_is_true() {
+    loom::model(|| {
+        let (shared, exhausted) = (window(1, 2, &[]), window(2, 0, &[]));
+        let charges = Arc::new(Charges::new());
+        let (doomed, others) = ([Arc::clone(&shared), exhausted], Arc::clone(&charges));
+        let thread = thread::spawn(move || {
+            assert!(!charge_in(&others, 0, &doomed, 1));
+            charge_in(&others, 0, &doomed[..1], 2)
+        });
+        let mine = charge_in(&charges, 1, std::slice::from_ref(&shared), 1);
+        assert!(mine ^ thread.join().unwrap(), "exactly one of 1 and 2 fits into 2");
     });
 }
 
@@ -210,9 +260,32 @@ fn loom_a_doomed_charge_over_two_windows_refuses_nobody() {
     loom::model(|| {
         let shared = [window(1, 2, &[]), window(2, 2, &[])];
         let doomed = [Arc::clone(&shared[0]), Arc::clone(&shared[1]), window(3, 0, &[])];
-        let thread = thread::spawn(move || charge_all(&doomed, 1));
-        assert!(charge_all(&shared, 2));
-        assert!(!thread.join().unwrap());
+        let (theirs, mine) = charge_both([0, 1], (&doomed, 1), (&shared, 2));
+        assert!(mine && !theirs);
         assert_eq!(shared.map(|w| w.remaining()), [0, 0]);
+    });
+}
+
+#[test]
+fn loom_a_free_slot_is_taken_once() {
+    loom::model(|| {
+        let links: Arc<[Link]> = [Link::new(), Link::new()].into();
+        let free = Arc::new(FreeList::new());
+        free.push(0, |index| &links[index as usize]);
+        free.push(1, |index| &links[index as usize]);
+        let (other, its_links) = (Arc::clone(&free), Arc::clone(&links));
+        // Takes both and frees the top again: to the other, the same top with another one below it.
+        let thread = thread::spawn(move || {
+            let link = |index: u32| &its_links[index as usize];
+            let taken = [other.pop(link), other.pop(link)];
+            taken[0].inspect(|top| other.push(*top, link));
+            taken[1]
+        });
+        let link = |index: u32| &links[index as usize];
+        let mine = free.pop(link);
+        let mut all = [thread.join().unwrap(), mine, free.pop(link)];
+        all.sort_unstable();
+        assert_eq!(all, [None, Some(0), Some(1)]);
+        assert_eq!(free.len(link), 0);
     });
 }

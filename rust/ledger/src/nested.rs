@@ -21,12 +21,11 @@ use crate::verdict::{Refusal, RefusalReason};
 use crate::window::Window;
 use crate::wish::{Portion, Wish};
 
-/// A hold that is charged and not a reservation yet.
-pub(crate) struct Held<'a> {
+/// A hold that is carved and not a reservation yet.
+pub(crate) struct Carved<'a> {
     pub(crate) slices: SmallVec<[Slice; 1]>,
-    pub(crate) portion: Portion,
     /// The parent that it was carved from: locked until the journal has heard of both in one record.
-    pub(crate) parent: Option<MutexGuard<'a, Option<Reservation>>>,
+    pub(crate) parent: MutexGuard<'a, Option<Reservation>>,
 }
 
 impl<J: Journal> Ledger<J> {
@@ -37,7 +36,7 @@ impl<J: Journal> Ledger<J> {
         parent: ReservationId,
         wish: &Wish,
         now_ms: i64,
-    ) -> Result<Result<Held<'_>, NoHold>, LedgerError> {
+    ) -> Result<Result<(Portion, Carved<'_>), NoHold>, LedgerError> {
         let mut locked = self.slot(parent)?.body.lock();
         let holder = body(&mut locked, parent)?;
         // Nobody debits what is being carved.
@@ -45,7 +44,7 @@ impl<J: Journal> Ledger<J> {
         let carved = self.carve_from(own, holder, wish, now_ms);
         self.reopen_lease(holder);
         let carved = carved?;
-        Ok(carved.map(|(slices, portion)| Held { slices, portion, parent: Some(locked) }))
+        Ok(carved.map(|(slices, portion)| (portion, Carved { slices, parent: locked })))
     }
 
     fn carve_from(
@@ -64,7 +63,7 @@ impl<J: Journal> Ledger<J> {
             return Err(LedgerError::ParentElsewhere { parent, child });
         }
         let (units, unused) = coverage(holder);
-        if least.0.min(&unused) != least.0 {
+        if !least.0.is_within(&unused) {
             let account = &holder.account.path;
             return Ok(Err(NoHold::Refused(parent_exhausted(account, &least.0, &unused))));
         }
@@ -73,7 +72,7 @@ impl<J: Journal> Ledger<J> {
         let mut charged = Ok(());
         let part = part.into_iter().chain([least]).find_map(|part| {
             let part = with_concurrency(own, part);
-            charged = charge_windows(&windows, &part.0);
+            charged = charge_windows(&self.charges, &windows, &part.0);
             charged.is_ok().then_some(part)
         });
         let Some(part) = part else {

@@ -112,7 +112,7 @@ impl<J: Journal> Replay<J> {
             Fact::Settled(settled) => self.settle(settled)?,
             Fact::Frozen { account, frozen, reason } => {
                 let account = self.account(*account)?;
-                account.frozen.store(*frozen, Ordering::Release);
+                self.ledger.tree.set_frozen(account, *frozen);
                 reason.clone_into(&mut account.freeze_reason.lock());
             }
             Fact::Crossed { window, permille } => {
@@ -224,7 +224,7 @@ impl<J: Journal> Replay<J> {
             tree_version: u64::MAX,
         });
         if chain.base.is_none() {
-            account.chain.store(Some(Arc::clone(&chain)));
+            *account.chain.lock() = Some(Arc::clone(&chain));
         }
         self.chains.insert(id, chain);
         Ok(())

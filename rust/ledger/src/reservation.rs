@@ -145,6 +145,7 @@ impl Reservation {
     }
 
     /// What is left of the hold.
+    #[inline]
     pub(crate) fn unused(&self) -> Amounts {
         self.sum(|slice| {
             let left = slice.held.checked_sub(&slice.used);
@@ -153,6 +154,7 @@ impl Reservation {
     }
 
     /// What is held in all, the spent part included.
+    #[inline]
     pub(crate) fn held(&self) -> Amounts {
         self.sum(|slice| slice.held)
     }
@@ -176,12 +178,13 @@ impl Reservation {
     /// Raises what is debited of `unit` to `to`, or to what is held; spends oldest first. Calls
     /// `crossed` with each window whose thresholds have to be looked at. Returns whether `to` was
     /// reached.
+    #[inline]
     pub(crate) fn debit(
         &mut self,
         unit: Unit,
         to: i64,
         now_ms: i64,
-        crossed: &mut dyn FnMut(&Arc<Window>),
+        crossed: &mut impl FnMut(&Arc<Window>),
     ) -> bool {
         let mut rest = to - self.used.get(unit);
         if rest <= 0 {
@@ -258,23 +261,56 @@ impl Reservation {
 
 /// Turns held into spent in every window that the unit counts in (negative: back into held). Calls
 /// `crossed` with each window whose thresholds have to be looked at.
+#[inline]
 pub(crate) fn spend(
     chain: &Chain,
     unit: Unit,
     amount: i64,
     now_ms: i64,
-    crossed: &mut dyn FnMut(&Arc<Window>),
+    crossed: &mut impl FnMut(&Arc<Window>),
 ) {
     chain.each(unit, &mut |window| {
-        window.roll(now_ms);
-        if window.spend_held(amount, now_ms) {
+        if window.spend_at(amount, now_ms) {
             crossed(window);
         }
     });
 }
 
+/// Both at a settlement: turns `delta` of what is held into spent, and gives `back` to the chain's own
+/// windows. Each window is visited once, since others may be using it as well.
+#[inline]
+pub(crate) fn spend_and_give_back(
+    chain: &Chain,
+    delta: &Amounts,
+    back: &Amounts,
+    now_ms: i64,
+    crossed: &mut impl FnMut(&Arc<Window>),
+) {
+    for unit in Unit::each() {
+        let (delta, back) = (delta.get(unit), back.get(unit));
+        if delta | back == 0 {
+            continue;
+        }
+        for window in chain.windows.iter().filter(|window| window.unit == unit) {
+            if delta != 0 && window.spend_at(delta, now_ms) {
+                crossed(window);
+            }
+            if back != 0 {
+                window.give_back(back);
+            }
+        }
+        if let Some((base, units)) = &chain.base
+            && delta != 0
+            && covers(*units, unit)
+        {
+            spend(base, unit, delta, now_ms, crossed);
+        }
+    }
+}
+
 /// Gives held back to the chain's own windows, and returns what belongs to its base: that goes to the
 /// parent while it is pending.
+#[inline]
 pub(crate) fn give_back(chain: &Chain, amounts: &Amounts) -> Amounts {
     for (window, amount) in chain.takings(amounts) {
         window.give_back(amount);

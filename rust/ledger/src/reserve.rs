@@ -7,17 +7,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use smallvec::smallvec;
+use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, available, takings};
+use crate::charge::{Charges, Shortage};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, Owner, ReservationId, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, exhausted, frozen, view};
-use crate::nested::{Held, resliced_facts};
+use crate::nested::{Carved, resliced_facts};
 use crate::reservation::{End, Reservation, Slice};
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, Verdict};
-use crate::window::{Shortage, Window, charge};
+use crate::window::Window;
 use crate::wish::{Portion, Wish};
 
 /// A request to hold.
@@ -96,22 +97,29 @@ impl NoHold {
 /// were quicker to take what had become free.
 pub(crate) const RECLAIMS: usize = 100;
 
+/// A hold that is charged and not a reservation yet. Small: it is handed from function to function.
+struct Held<'a> {
+    slot: u32,
+    portion: Portion,
+    /// What there is to say of one that is carved from another.
+    carved: Option<Box<Carved<'a>>>,
+}
+
 impl<J: Journal> Ledger<J> {
     /// Holds the wish on the account and all its ancestors, or refuses and holds nothing.
-    pub fn reserve(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
+    pub fn reserve(&self, mut ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         if ask.key == 0 {
-            return self.admit(ask, now);
+            return self.admit(&mut ask, now);
         }
         let mut shard = self.keys.shard(ask.key);
         if let Some(id) = shard.get(&ask.key) {
             return self.repeated(*id, &ask, now).map(Admission::Granted);
         }
-        let key = ask.key;
-        let admission = self.admit(ask, now)?;
-        if let Admission::Granted(granted) = &admission {
-            shard.insert(key, granted.view.id);
+        let admission = self.admit(&mut ask, now);
+        if let Ok(Admission::Granted(granted)) = &admission {
+            shard.insert(ask.key, granted.view.id);
         }
-        Ok(admission)
+        admission
     }
 
     /// The first answer again (R6).
@@ -133,25 +141,30 @@ impl<J: Journal> Ledger<J> {
         })
     }
 
-    fn admit(&self, ask: Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
+    /// Charges and makes the reservation; takes the labels out of `ask` then.
+    fn admit(&self, ask: &mut Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(ask.account, now_ms)?;
-        let mut held = self.hold_in_slot(&chain, &ask, now_ms);
+        let mut held = self.hold_in_slot(&chain, ask, now_ms);
         for _ in 0..RECLAIMS {
             match &held {
                 Ok(Err(NoHold::Short(shortage))) if self.reclaim(shortage, None, now_ms) => {
-                    held = self.hold_in_slot(&chain, &ask, now_ms);
+                    held = self.hold_in_slot(&chain, ask, now_ms);
                 }
                 _ => break,
             }
         }
-        if !matches!(held, Ok(Ok(_))) {
-            leave(&chain.account);
+        match held {
+            Ok(Ok(held)) => Ok(Admission::Granted(self.place(held, ask, chain, now, now_ms))),
+            Ok(Err(none)) => {
+                leave(&chain.account);
+                Ok(Admission::Refused(none.refusal(), Scope(Some(chain))))
+            }
+            Err(error) => {
+                leave(&chain.account);
+                Err(error)
+            }
         }
-        Ok(match held? {
-            Ok((slot, held)) => Admission::Granted(self.place(slot, held, ask, chain, now, now_ms)),
-            Err(none) => Admission::Refused(none.refusal(), Scope(Some(chain))),
-        })
     }
 
     /// The chain of an account, which cannot retire until `leave`.
@@ -173,49 +186,51 @@ impl<J: Journal> Ledger<J> {
         chain: &Arc<Chain>,
         ask: &Ask<'_>,
         now_ms: i64,
-    ) -> Result<Result<(u32, Held<'_>), NoHold>, LedgerError> {
-        if let Some(by) = chain.account.frozen_by() {
+    ) -> Result<Result<Held<'_>, NoHold>, LedgerError> {
+        if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Err(NoHold::Refused(frozen(by))));
         }
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let held = match ask.parent {
-            None => hold(chain, &ask.wish, None).map(|held| {
-                let held = held.map(|portion| Held {
-                    slices: smallvec![Slice::new(Arc::clone(chain), portion.0)],
-                    portion,
-                    parent: None,
-                });
+            None => hold(&self.charges, chain, &ask.wish, None).map(|held| {
+                let held = held.map(|portion| Held { slot, portion, carved: None });
                 held.map_err(NoHold::Short)
             }),
-            Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms),
+            Some(parent) => self.hold_nested(chain, parent, &ask.wish, now_ms).map(|held| {
+                let held = held.map(|(portion, carved)| (portion, Some(Box::new(carved))));
+                held.map(|(portion, carved)| Held { slot, portion, carved })
+            }),
         };
         if !matches!(held, Ok(Ok(_))) {
             self.slots.free(slot);
         }
-        Ok(held?.map(|held| (slot, held)))
+        held
     }
 
     /// Makes the reservation, tells the journal, and writes it into its slot.
+    #[inline]
     fn place(
         &self,
-        slot: u32,
         held: Held<'_>,
-        ask: Ask<'_>,
+        ask: &mut Ask<'_>,
         chain: Arc<Chain>,
         now: Now,
         now_ms: i64,
     ) -> Granted {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
-        let reservation = Reservation {
+        let Held { slot, portion, carved } = held;
+        let mut locked = self.slots.at(slot).body.lock();
+        // Nobody knows the id before the answer, so nobody sees it before the journal does.
+        let reservation = locked.insert(Reservation {
             id: ReservationId { sequence, slot },
             state: State::Pending,
             account: Arc::clone(&chain.account),
-            slices: held.slices,
+            slices: SmallVec::new(),
             used: Amounts::ZERO,
             debited: false,
-            granted: held.portion.0,
-            max_output_tokens: held.portion.1,
+            granted: portion.0,
+            max_output_tokens: portion.1,
             created_ms: now_ms,
             ttl_ms: ask.ttl_ms,
             deadline_ms: now.mono_ms.saturating_add(ask.ttl_ms),
@@ -223,13 +238,19 @@ impl<J: Journal> Ledger<J> {
             payload: ask.payload,
             parent: ask.parent,
             rate: ask.wish.rate(),
-            labels: ask.labels,
+            labels: std::mem::take(&mut ask.labels),
             owner: ask.owner,
             lease: None,
             end: End::default(),
-        };
-        let mut parent = held.parent;
-        let mut locked = self.slots.at(slot).body.lock();
+        });
+        // Written into their place: they are large.
+        let mut parent = None;
+        if let Some(carved) = carved {
+            reservation.slices = carved.slices;
+            parent = Some(carved.parent);
+        } else {
+            reservation.slices.push(Slice::new(Arc::clone(&chain), portion.0));
+        }
         let ticket = self.log(now_ms, || {
             let parent = parent.as_mut().and_then(|parent| parent.as_mut());
             let mut facts =
@@ -238,9 +259,9 @@ impl<J: Journal> Ledger<J> {
             facts
         });
         self.slots.set_deadline(slot, reservation.deadline_ms);
-        let view = view(&reservation, now.mono_ms);
-        *locked = Some(reservation);
-        Granted { view, verdict: admitted(&chain), scope: Scope(Some(chain)), ticket }
+        let verdict = admitted(&chain);
+        let view = view(reservation, now.mono_ms);
+        Granted { view, verdict, scope: Scope(Some(chain)), ticket }
     }
 
     /// What Reserve would say; holds nothing.
@@ -252,7 +273,7 @@ impl<J: Journal> Ledger<J> {
     ) -> Result<Admission<Fits>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.chain(account, now_ms)?;
-        if let Some(by) = chain.account.frozen_by() {
+        if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Admission::Refused(frozen(by), Scope(Some(chain))));
         }
         let (most, least) = wish.bounds()?;
@@ -281,6 +302,7 @@ impl<J: Journal> Ledger<J> {
 /// `held`: what the reservation holds already, which the wish includes; `None`: a new one, which counts as
 /// one of `concurrency`. Returns what was charged.
 pub(crate) fn hold(
+    charges: &Charges,
     chain: &Arc<Chain>,
     wish: &Wish,
     held: Option<&Amounts>,
@@ -297,9 +319,8 @@ pub(crate) fn hold(
         // What is held stays, even where a window is overdrawn.
         Some(held) => available(&chain.windows).max(&Amounts::ZERO).saturating_add(held),
     };
-    let (most, least) = wish.bounds()?;
-    let most = to_charge(most);
-    let shortage = match charge_windows(&chain.windows, &most.0) {
+    let most = to_charge(wish.most()?);
+    let shortage = match charge_windows(charges, &chain.windows, &most.0) {
         Ok(()) => return Ok(Ok(most)),
         Err(shortage) => shortage,
     };
@@ -312,15 +333,16 @@ pub(crate) fn hold(
             break;
         };
         let part = to_charge(part);
-        if charge_windows(&chain.windows, &part.0).is_ok() {
+        if charge_windows(charges, &chain.windows, &part.0).is_ok() {
             return Ok(Ok(part));
         }
     }
-    let least = to_charge(least);
-    Ok(charge_windows(&chain.windows, &least.0).map(|()| least))
+    let least = to_charge(wish.bounds()?.1);
+    Ok(charge_windows(charges, &chain.windows, &least.0).map(|()| least))
 }
 
 /// A reservation counts as one of `concurrency` where a budget counts that.
+#[inline]
 pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
     if portion.0.get(Unit::Concurrency) == 0 && chain.counts(Unit::Concurrency) {
         portion.0.set(Unit::Concurrency, 1);
@@ -329,8 +351,13 @@ pub(crate) fn with_concurrency(chain: &Chain, mut portion: Portion) -> Portion {
 }
 
 /// Takes the amounts from all of the windows, which are rolled to now, or from none.
-pub(crate) fn charge_windows(windows: &[Arc<Window>], amounts: &Amounts) -> Result<(), Shortage> {
-    charge(takings(windows, amounts))
+#[inline]
+pub(crate) fn charge_windows(
+    charges: &Charges,
+    windows: &[Arc<Window>],
+    amounts: &Amounts,
+) -> Result<(), Shortage> {
+    charges.charge(&takings(windows, amounts))
 }
 
 /// The account has one call, or one pending reservation, fewer.

@@ -8,13 +8,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use smallvec::SmallVec;
-
 use crate::account::{Chain, covers};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, Settled, SliceFact, State};
 use crate::ledger::{Ledger, Now, Scope, View, body, view};
-use crate::reservation::{End, Reservation, give_back, spend};
+use crate::reservation::{End, Reservation, Slice, give_back, spend_and_give_back};
 use crate::reserve::leave;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::Verdict;
@@ -50,7 +48,7 @@ pub struct Ended {
 }
 
 /// Holds that go back to a parent, by the chain that they were carved from.
-pub(crate) type ToParent = SmallVec<[(Arc<Chain>, Amounts); 1]>;
+pub(crate) type ToParent = Vec<(Arc<Chain>, Amounts)>;
 
 /// How a reservation is settled.
 #[derive(Debug, Clone, Copy)]
@@ -70,107 +68,122 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = body(&mut locked, id)?;
-        let (mut ticket, mut to_parent) = (u64::MAX, ToParent::new());
-        self.close_lease(reservation, now_ms);
-        let settlement = settlement(reservation, &ending);
-        match (reservation.state, ending) {
-            (State::Pending, _) => {
-                let settled = self.settle(reservation, &settlement, now_ms);
-                (ticket, to_parent) = settled.inspect_err(|_| self.reopen_lease(reservation))?;
-                self.forget_later(reservation, now.mono_ms);
-            }
-            (State::Committed, Ending::Commit { payload, .. }) => {
-                if reservation.end.payload != payload {
-                    return Err(LedgerError::IdempotencyMismatch("commit"));
-                }
-            }
-            (State::Released | State::Expired, Ending::Commit { .. }) => {
-                ticket = self.correct(reservation, &settlement, now_ms)?;
-                self.forget_later(reservation, now.mono_ms);
-            }
-            (State::Expired, Ending::Release) if !reservation.end.kept.is_zero() => {
-                ticket = self.log_kept(reservation, now_ms);
-                self.forget_later(reservation, now.mono_ms);
-            }
-            (_, Ending::Release) => {}
+        let mut to_parent = ToParent::new();
+        let ticket = self.bring_to_end(reservation, &ending, now, now_ms, &mut to_parent)?;
+        let chain = self.present_chain(reservation, now_ms);
+        if to_parent.is_empty() {
+            return Ok(ended(reservation, chain, ticket, now));
         }
-        let chain = self.chain_of(&reservation.account, now_ms);
-        let mut ended = Ended {
-            view: view(reservation, now.mono_ms),
-            verdict: after(&chain),
-            scope: Scope(Some(chain)),
-            ticket,
-        };
+        let mut ended = ended(reservation, chain, ticket, now);
         let parent = reservation.parent;
         drop(locked);
-        if let Some(later) = self.hand_up(parent, to_parent, now_ms) {
-            ended.ticket = ended.ticket.max(later);
-        }
+        let later = self.hand_up(parent, to_parent, now_ms);
+        ended.ticket = later.map_or(ticket, |later| later.max(ticket));
         Ok(ended)
     }
 
-    /// Turns the hold into what was spent, gives the rest back, and marks the end. On expiry capacity
-    /// stays held until the owner is known to be gone (R9). Called under the slot's lock.
+    /// Does what an ending asks for in the state that the reservation is in.
+    fn bring_to_end(
+        &self,
+        reservation: &mut Reservation,
+        ending: &Ending,
+        now: Now,
+        now_ms: i64,
+        to_parent: &mut ToParent,
+    ) -> Result<u64, LedgerError> {
+        let ticket = match (reservation.state, ending) {
+            (State::Pending, _) => {
+                self.close_lease(reservation, now_ms);
+                let settlement = settlement(reservation, ending);
+                let settled = self.settle(reservation, &settlement, now_ms, to_parent);
+                settled.inspect_err(|_| self.reopen_lease(reservation))?
+            }
+            (State::Committed, Ending::Commit { payload, .. }) => {
+                if reservation.end.payload != *payload {
+                    return Err(LedgerError::IdempotencyMismatch("commit"));
+                }
+                return Ok(u64::MAX);
+            }
+            (State::Released | State::Expired, Ending::Commit { .. }) => {
+                let settlement = settlement(reservation, ending);
+                self.correct(reservation, &settlement, now_ms)?
+            }
+            (State::Expired, Ending::Release) if !reservation.end.kept.is_zero() => {
+                self.log_kept(reservation, now_ms)
+            }
+            (_, Ending::Release) => return Ok(u64::MAX),
+        };
+        self.forget_later(reservation, now.mono_ms);
+        Ok(ticket)
+    }
+
+    /// The current chain of a reservation's account: mostly the one that admitted it.
+    fn present_chain(&self, reservation: &Reservation, now_ms: i64) -> Arc<Chain> {
+        let account = &reservation.account;
+        let newest = reservation.slices.last().map(|slice| &slice.chain);
+        match newest {
+            Some(chain) if chain.base.is_none() && self.is_in_use(account, chain, now_ms) => {
+                chain.roll(now_ms);
+                Arc::clone(chain)
+            }
+            _ => self.chain_of(account, now_ms),
+        }
+    }
+
+    /// Turns the hold into what was spent, gives the rest back (what goes to a parent: into
+    /// `to_parent`), and marks the end. On expiry capacity stays held until the owner is known to be
+    /// gone (R9). Called under the slot's lock.
     pub(crate) fn settle(
         &self,
         reservation: &mut Reservation,
         settlement: &Settlement,
         now_ms: i64,
-    ) -> Result<(u64, ToParent), LedgerError> {
+        to_parent: &mut ToParent,
+    ) -> Result<u64, LedgerError> {
         let Settlement { state, spent, payload } = *settlement;
         let held = reservation.held();
         let from_hold = spent.min(&held);
         let excess = spent.checked_sub(&from_hold).ok_or(LedgerError::Overflow)?;
         let mut crossed = Vec::new();
-        let account = &reservation.account;
-        let (beyond, overdraft) = self.spend_beyond(account, &excess, now_ms, &mut crossed)?;
+        let (mut beyond, mut overdraft) = (None, Amounts::ZERO);
+        if !excess.is_zero() {
+            let account = &reservation.account;
+            (beyond, overdraft) = self.spend_beyond(account, &excess, now_ms, &mut crossed)?;
+        }
         // After this point the settlement must succeed.
-        let keeps = |unit: Unit| state == State::Expired && unit.is_capacity();
-        let kept = held.filter(keeps);
+        let mut kept = Amounts::ZERO;
+        if state == State::Expired {
+            kept = held.filter(Unit::is_capacity);
+        }
         let returned = held
             .checked_sub(&from_hold)
             .and_then(|rest| rest.checked_sub(&kept))
             .expect("parts of the hold");
-        let mut rest = from_hold;
-        let mut to_parent = ToParent::new();
-        let mut facts = SmallVec::<[SliceFact; 1]>::new();
-        for slice in &mut reservation.slices {
-            let part = slice.held.min(&rest);
-            rest = rest.checked_sub(&part).expect("part of it");
-            for (unit, delta) in part.checked_sub(&slice.used).expect("within i64").iter() {
-                let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-                spend(&slice.chain, unit, delta, now_ms, &mut note);
-            }
-            let back = slice.held.checked_sub(&part).expect("part of it");
-            let back = back.filter(|unit| !keeps(unit));
-            let up = give_back(&slice.chain, &back);
-            if let Some((base, _)) = slice.chain.base.as_ref().filter(|_| !up.is_zero()) {
-                to_parent.push((Arc::clone(base), up));
-            }
-            facts.push(SliceFact { chain: slice.chain.id, held: slice.held, spent: part });
-            slice.held = slice.held.checked_sub(&back).expect("part of it");
-            slice.used = part;
-        }
         let _counted = self.end_lease(reservation);
         reservation.state = state;
+        settle_slices(reservation, from_hold, now_ms, &mut crossed, to_parent);
         reservation.used = spent;
         reservation.debited = false;
         reservation.end = End { payload, spent, returned, overdraft, kept };
         let ticket = self.log(now_ms, || {
-            let beyond = beyond.map(|(chain, amounts)| (chain.id, amounts));
+            let fact = |s: &Slice| SliceFact { chain: s.chain.id, held: s.held, spent: s.used };
             vec![Fact::Settled(Settled {
-                slices: facts.into_vec(),
-                beyond,
+                slices: reservation.slices.iter().map(fact).collect(),
+                beyond: beyond.map(|(chain, amounts)| (chain.id, amounts)),
                 overdraft,
                 returned,
                 ..as_it_ended(reservation)
             })]
         });
+        for slice in &mut reservation.slices {
+            let back = returnable(slice, state);
+            slice.held = slice.held.checked_sub(&back).expect("part of it");
+        }
         self.report_crossings(now_ms, &crossed);
         let account = &reservation.account;
         account.last_used_ms.store(now_ms, Ordering::Relaxed);
         leave(account);
-        Ok((ticket, to_parent))
+        Ok(ticket)
     }
 
     /// Sets when the ended reservation, and its key, are forgotten.
@@ -221,7 +234,50 @@ impl<J: Journal> Ledger<J> {
     }
 }
 
+/// The answer about a reservation that has ended.
+#[inline]
+fn ended(reservation: &Reservation, chain: Arc<Chain>, ticket: u64, now: Now) -> Ended {
+    let verdict = after(&chain);
+    let view = view(reservation, now.mono_ms);
+    Ended { view, verdict, scope: Scope(Some(chain)), ticket }
+}
+
+/// Turns `rest` of what the slices hold into spent, oldest first, and gives back what is left. The
+/// slices go on to say what they held: the journal hears that first.
+#[inline]
+fn settle_slices(
+    reservation: &mut Reservation,
+    mut rest: Amounts,
+    now_ms: i64,
+    crossed: &mut Vec<Arc<Window>>,
+    to_parent: &mut ToParent,
+) {
+    for slice in &mut reservation.slices {
+        let part = slice.held.min(&rest);
+        rest = rest.checked_sub(&part).expect("part of it");
+        let delta = part.checked_sub(&slice.used).expect("within i64");
+        slice.used = part;
+        let back = returnable(slice, reservation.state);
+        let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
+        spend_and_give_back(&slice.chain, &delta, &back, now_ms, &mut note);
+        if let Some((base, units)) = &slice.chain.base {
+            let up = back.filter(|unit| covers(*units, unit));
+            if !up.is_zero() {
+                to_parent.push((Arc::clone(base), up));
+            }
+        }
+    }
+}
+
+/// What a slice does not need any more at its end: after expiry, all but capacity.
+#[inline]
+fn returnable(slice: &Slice, state: State) -> Amounts {
+    let rest = slice.held.checked_sub(&slice.used).expect("used never passes held");
+    if state == State::Expired { rest.filter(|unit| !unit.is_capacity()) } else { rest }
+}
+
 /// What an ending comes to.
+#[inline]
 fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
     match ending {
         Ending::Release => {
@@ -238,18 +294,19 @@ fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
 /// What a Commit comes to: what it names, what was debited of the rest; a committed call is a call;
 /// capacity is never spent.
 fn committed(reservation: &Reservation, actual: &Amounts, named: u8) -> Amounts {
-    let mut spent = reservation.used.filter(|unit| !unit.is_capacity());
-    for unit in Unit::ALL.into_iter().filter(|unit| !unit.is_capacity()) {
-        if covers(named, unit) {
-            spent.set(unit, actual.get(unit));
-        } else if unit == Unit::Calls {
-            spent.set(unit, reservation.granted.get(unit).max(spent.get(unit)));
-        }
+    let mut spent = actual.blend(&reservation.used, named);
+    for unit in Unit::CAPACITIES {
+        spent.set(unit, 0);
+    }
+    let calls = reservation.granted.get(Unit::Calls);
+    if !covers(named, Unit::Calls) && spent.get(Unit::Calls) < calls {
+        spent.set(Unit::Calls, calls);
     }
     spent
 }
 
 /// The verdict after spending: STOP when a window is overdrawn.
+#[inline]
 pub(crate) fn after(chain: &Chain) -> Verdict {
     let overdrawn = chain.windows.iter().any(|window| window.remaining() < 0);
     if overdrawn { Verdict::Stop } else { chain.verdict() }

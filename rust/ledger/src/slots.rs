@@ -4,11 +4,11 @@
 //! Chunks of slots carry the earliest deadline among them, so that looking for what is due costs next
 //! to nothing when nothing is.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use crossbeam_queue::SegQueue;
 use parking_lot::Mutex;
 
+use crate::free::{FreeList, Link};
 use crate::reservation::Reservation;
 
 /// How many slots share an earliest deadline.
@@ -22,6 +22,8 @@ pub(crate) struct Slot {
     pub(crate) body: Mutex<Option<Reservation>>,
     /// When it expires (pending) or is forgotten (ended), on the monotonic clock.
     deadline_ms: AtomicI64,
+    /// Its place among the free ones.
+    link: Link,
 }
 
 impl Slot {
@@ -44,8 +46,7 @@ struct Chunk {
 pub(crate) struct Slots {
     all: boxcar::Vec<Slot>,
     chunks: boxcar::Vec<Chunk>,
-    free: SegQueue<u32>,
-    taken: AtomicUsize,
+    free: FreeList,
     /// Held while slots and chunks are added.
     growing: Mutex<()>,
     max: usize,
@@ -56,8 +57,7 @@ impl Slots {
         Slots {
             all: boxcar::Vec::new(),
             chunks: boxcar::Vec::new(),
-            free: SegQueue::new(),
-            taken: AtomicUsize::new(0),
+            free: FreeList::new(),
             growing: Mutex::new(()),
             max,
         }
@@ -69,65 +69,74 @@ impl Slots {
 
     /// How many are taken.
     pub(crate) fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
+        self.all.count() - self.free.len(|index| self.link(index)).min(self.all.count())
     }
 
     /// A free slot, or `None` at the maximum. It is the caller's until it is freed.
+    #[inline]
     pub(crate) fn take(&self) -> Option<u32> {
-        let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
-        let room = |taken| (taken < self.max).then_some(taken + 1);
-        self.taken.fetch_update(ok, fail, room).ok()?;
-        Some(self.free.pop().unwrap_or_else(|| self.grow()))
+        // There are no more slots than the maximum, unless it was higher before a restart.
+        if self.taken() >= self.max {
+            return None;
+        }
+        self.free.pop(|index| self.link(index)).or_else(|| self.grow_within(self.max))
     }
 
-    fn grow(&self) -> u32 {
+    fn link(&self, index: u32) -> &Link {
+        &self.at(index).link
+    }
+
+    /// A new slot, as long as there are fewer than `max`.
+    fn grow_within(&self, max: usize) -> Option<u32> {
         // A push that is under way elsewhere is counted before it can be read: one at a time.
         let _growing = self.growing.lock();
-        let slot = Slot { body: Mutex::new(None), deadline_ms: AtomicI64::new(NEVER) };
+        if self.all.count() >= max {
+            return self.free.pop(|index| self.link(index));
+        }
+        let link = Link::new();
+        let slot = Slot { body: Mutex::new(None), deadline_ms: AtomicI64::new(NEVER), link };
         let index = self.all.push(slot);
         while self.chunks.count() <= index / CHUNK {
             let (earliest_ms, debited) = (AtomicI64::new(NEVER), AtomicBool::new(false));
             self.chunks.push(Chunk { earliest_ms, debited });
         }
-        u32::try_from(index).expect("the maximum of reservations fits u32")
+        Some(u32::try_from(index).expect("the maximum of reservations fits u32"))
     }
 
     /// Gives a slot back whose body is empty.
     pub(crate) fn free(&self, index: u32) {
-        self.free.push(index);
-        self.taken.fetch_sub(1, Ordering::AcqRel);
+        self.free.push(index, |index| self.link(index));
     }
 
     /// Takes this very slot (recovery, before anything else runs; `settle_recovered` follows).
     pub(crate) fn take_at(&self, index: u32) {
         while self.all.count() <= index as usize {
-            self.grow();
+            self.grow_within(usize::MAX);
         }
     }
 
-    /// Counts what recovery filled and offers the rest.
+    /// Offers what recovery has not filled.
     pub(crate) fn settle_recovered(&self) {
-        let mut taken = 0;
         for (index, slot) in &self.all {
-            if slot.body.lock().is_some() {
-                taken += 1;
-            } else {
-                self.free.push(u32::try_from(index).expect("the maximum fits u32"));
+            if slot.body.lock().is_none() {
+                self.free(u32::try_from(index).expect("the maximum fits u32"));
             }
         }
-        self.taken.store(taken, Ordering::Release);
     }
 
     /// A slot that was taken.
+    #[inline]
     pub(crate) fn at(&self, index: u32) -> &Slot {
         self.get(index).expect("a slot that was taken exists")
     }
 
+    #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&Slot> {
         self.all.get(index as usize)
     }
 
     /// Sets when a slot is due; called under its lock.
+    #[inline]
     pub(crate) fn set_deadline(&self, index: u32, deadline_ms: i64) {
         let index = index as usize;
         let (Some(slot), Some(chunk)) = (self.all.get(index), self.chunks.get(index / CHUNK))
@@ -142,6 +151,7 @@ impl Slots {
     }
 
     /// Notes that a reservation was debited; called under its lock.
+    #[inline]
     pub(crate) fn set_debited(&self, index: u32) {
         if let Some(chunk) = self.chunks.get(index as usize / CHUNK)
             && !chunk.debited.load(Ordering::Relaxed)

@@ -31,3 +31,21 @@ impl<T> Mutex<T> {
         self.0.lock().expect("no thread panics in a model")
     }
 }
+
+/// A number that is the calling thread's own: each thread gets the next one.
+#[cfg(not(bursar_loom))]
+#[inline]
+pub(crate) fn own_lane() -> usize {
+    use std::sync::atomic::AtomicUsize;
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    std::thread_local! {
+        static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    OWN.with(|own| *own)
+}
+
+/// Models name their lanes.
+#[cfg(bursar_loom)]
+pub(crate) fn own_lane() -> usize {
+    0
+}

@@ -71,8 +71,9 @@ impl<J: Journal> Ledger<J> {
         let reservation = locked.as_mut().expect("the caller has seen it");
         self.close_lease(reservation, now_ms);
         let settlement = Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
-        let settled = self.settle(reservation, &settlement, now_ms);
-        let (_, to_parent) = settled.expect("what was used is within the hold");
+        let mut to_parent = Vec::new();
+        let settled = self.settle(reservation, &settlement, now_ms, &mut to_parent);
+        settled.expect("what was used is within the hold");
         self.forget_later(reservation, now.mono_ms);
         let parent = reservation.parent;
         drop(locked);
@@ -161,10 +162,11 @@ impl<J: Journal> Ledger<J> {
         }
         self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
         self.tree.accounts.pin().remove(&account.path);
+        self.tree.chains.pin().remove(&account.path);
         if let Some(parent) = &account.parent {
             parent.children.fetch_sub(1, Ordering::Relaxed);
         }
-        account.chain.store(None);
+        *account.chain.lock() = None;
         true
     }
 }

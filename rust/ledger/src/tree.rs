@@ -4,7 +4,7 @@
 //! the path of admission: once per account, once per period.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -18,7 +18,7 @@ use crate::period::{Calendar, Period, PeriodKind};
 use crate::unit::Unit;
 use crate::window::Window;
 
-type Accounts = papaya::HashMap<Arc<str>, Arc<Account>, foldhash::fast::RandomState>;
+type ByPath<T> = papaya::HashMap<Arc<str>, Arc<T>, foldhash::fast::RandomState>;
 
 /// Why an account comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +34,15 @@ pub(crate) enum Opening {
 /// All accounts by path.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    pub(crate) accounts: Accounts,
+    pub(crate) accounts: ByPath<Account>,
+    /// The newest chain of each account that has one, so that a charge looks up only once.
+    pub(crate) chains: ByPath<Chain>,
     /// Held to change the tree; what it guards are the next ids.
     pub(crate) building: Mutex<NextIds>,
     /// Rises when a chain that exists has to be rebuilt.
     pub(crate) version: AtomicU64,
+    /// How many accounts are frozen, or about to be: while it is 0, nobody has to walk up the tree.
+    freezes: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -50,10 +54,30 @@ pub(crate) struct NextIds {
 impl Tree {
     pub(crate) fn new() -> Tree {
         Tree {
-            accounts: Accounts::with_hasher(foldhash::fast::RandomState::default()),
+            accounts: ByPath::with_hasher(foldhash::fast::RandomState::default()),
+            chains: ByPath::with_hasher(foldhash::fast::RandomState::default()),
             building: Mutex::new(NextIds { account: 1, budget: 1 }),
             version: AtomicU64::new(0),
+            freezes: AtomicUsize::new(0),
         }
+    }
+
+    /// Freezes an account or lifts that.
+    pub(crate) fn set_frozen(&self, account: &Account, frozen: bool) {
+        // Counted before it can be seen and until it can be seen no more, so that `frozen_by` finds it
+        // whenever a walk would.
+        if frozen {
+            self.freezes.fetch_add(1, Ordering::AcqRel);
+        }
+        if account.frozen.swap(frozen, Ordering::AcqRel) {
+            self.freezes.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The nearest frozen account on the way up.
+    #[inline]
+    pub(crate) fn frozen_by<'a>(&self, account: &'a Arc<Account>) -> Option<&'a Arc<Account>> {
+        if self.freezes.load(Ordering::Acquire) == 0 { None } else { account.frozen_by() }
     }
 
     pub(crate) fn find(&self, path: &str) -> Option<Arc<Account>> {
@@ -65,20 +89,13 @@ impl<J: Journal> Ledger<J> {
     /// The current chain of an account, its windows rolled to `now_ms`; creates the account if a
     /// pattern allows it.
     pub(crate) fn chain(&self, path: &str, now_ms: i64) -> Result<Arc<Chain>, LedgerError> {
-        let found = {
-            let accounts = self.tree.accounts.pin();
-            match accounts.get(path) {
-                Some(account) => match account.chain.load_full() {
-                    Some(chain) if self.is_current(&chain, now_ms) => {
-                        chain.roll(now_ms);
-                        return Ok(chain);
-                    }
-                    _ => Some(Arc::clone(account)),
-                },
-                None => None,
-            }
-        };
-        let account = match found {
+        let current = |chain: &&Arc<Chain>| self.is_current(chain, now_ms);
+        let found = self.tree.chains.pin().get(path).filter(current).cloned();
+        if let Some(chain) = found {
+            chain.roll(now_ms);
+            return Ok(chain);
+        }
+        let account = match self.tree.find(path) {
             Some(account) => account,
             None => self.open_account(path, now_ms, Opening::ByUse)?,
         };
@@ -93,7 +110,8 @@ impl<J: Journal> Ledger<J> {
         {
             return self.chain_of(&successor, now_ms);
         }
-        match account.chain.load_full() {
+        let newest = account.chain.lock().clone();
+        match newest {
             Some(chain) if self.is_current(&chain, now_ms) => {
                 chain.roll(now_ms);
                 chain
@@ -102,6 +120,12 @@ impl<J: Journal> Ledger<J> {
         }
     }
 
+    /// Whether a chain that no other is below is the one that charges on its account count in now.
+    pub(crate) fn is_in_use(&self, account: &Account, chain: &Chain, now_ms: i64) -> bool {
+        self.is_current(chain, now_ms) && !account.retired.load(Ordering::SeqCst)
+    }
+
+    #[inline]
     fn is_current(&self, chain: &Chain, now_ms: i64) -> bool {
         now_ms < chain.valid_until_ms
             && chain.tree_version == self.tree.version.load(Ordering::Acquire)
@@ -109,8 +133,9 @@ impl<J: Journal> Ledger<J> {
 
     fn rebuild_chain(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
         let _building = self.tree.building.lock();
-        if let Some(chain) = account.chain.load_full().filter(|c| self.is_current(c, now_ms)) {
-            return chain;
+        let present = account.chain.lock().clone();
+        if let Some(chain) = present.as_ref().filter(|chain| self.is_current(chain, now_ms)) {
+            return Arc::clone(chain);
         }
         let tree_version = self.tree.version.load(Ordering::Acquire);
         let mut windows: Vec<Arc<Window>> = Vec::new();
@@ -121,7 +146,6 @@ impl<J: Journal> Ledger<J> {
         windows.sort_by_key(|window| window.budget.id);
         // The same windows again (a budget was added elsewhere) are the same chain by name: top-ups go
         // on in the slice that there is.
-        let present = account.chain.load_full();
         let same = |chain: &&Arc<Chain>| {
             let names = chain.windows.iter().map(|window| window.id);
             names.eq(windows.iter().map(|window| window.id))
@@ -138,7 +162,11 @@ impl<J: Journal> Ledger<J> {
             }),
             None => self.new_chain(account, windows.into(), None, tree_version, now_ms),
         };
-        account.chain.store(Some(Arc::clone(&chain)));
+        *account.chain.lock() = Some(Arc::clone(&chain));
+        // Under this lock it does not retire; one that has is not to be found any more.
+        if !account.retired.load(Ordering::SeqCst) {
+            self.tree.chains.pin().insert(Arc::clone(&account.path), Arc::clone(&chain));
+        }
         chain.roll(now_ms);
         chain
     }

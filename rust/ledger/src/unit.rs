@@ -42,6 +42,15 @@ impl Unit {
         Unit::Concurrency,
     ];
 
+    /// Those that come back.
+    pub(crate) const CAPACITIES: [Unit; 2] = [Unit::VramBytes, Unit::Concurrency];
+
+    /// As `ALL`, out of constant memory: loops over it copy nothing and unroll to constants.
+    #[inline]
+    pub(crate) fn each() -> impl Iterator<Item = Unit> + Clone {
+        Self::ALL.iter().copied()
+    }
+
     /// The name used on the wire, in configuration and in the store.
     pub fn name(self) -> &'static str {
         match self {
@@ -61,11 +70,13 @@ impl Unit {
     }
 
     /// Whether it comes back when the reservation ends.
+    #[inline]
     pub fn is_capacity(self) -> bool {
         matches!(self, Unit::VramBytes | Unit::Concurrency)
     }
 
     /// The index into [`Amounts`].
+    #[inline]
     pub fn index(self) -> usize {
         self as usize
     }
@@ -80,6 +91,7 @@ impl Amounts {
     pub const ZERO: Amounts = Amounts([0; UNIT_COUNT]);
 
     /// So much of one unit.
+    #[inline]
     pub fn of(unit: Unit, amount: i64) -> Amounts {
         let mut amounts = Amounts::ZERO;
         amounts.set(unit, amount);
@@ -99,13 +111,22 @@ impl Amounts {
     }
 
     /// The units with an amount other than zero.
+    #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (Unit, i64)> + '_ {
-        Unit::ALL.into_iter().zip(self.0).filter(|(_, amount)| *amount != 0)
+        let amounts = Unit::each().map(|unit| (unit, self.get(unit)));
+        amounts.filter(|(_, amount)| *amount != 0)
     }
 
     /// Whether every amount is zero.
+    #[inline]
     pub fn is_zero(&self) -> bool {
-        self.0 == [0; UNIT_COUNT]
+        self.0.iter().fold(0, |bits, amount| bits | amount) == 0
+    }
+
+    /// Whether none of them passes that of the other.
+    #[inline]
+    pub(crate) fn is_within(&self, other: &Amounts) -> bool {
+        (0..UNIT_COUNT).fold(0, |passes, i| passes | less(other.0[i], self.0[i])) == 0
     }
 
     /// An error when one of them is below zero.
@@ -125,18 +146,19 @@ impl Amounts {
     /// An error when one of them is a capacity: it is held, and never spent.
     #[inline]
     pub(crate) fn check_no_capacity(&self) -> Result<(), LedgerError> {
-        let mut capacities = [Unit::VramBytes, Unit::Concurrency].into_iter();
-        match capacities.find(|unit| self.get(*unit) != 0) {
-            None => Ok(()),
-            Some(unit) => {
-                Err(LedgerError::InvalidAmount { unit, why: "a capacity is held, not spent" })
-            }
+        if self.get(Unit::VramBytes) | self.get(Unit::Concurrency) == 0 {
+            return Ok(());
         }
+        let vram = self.get(Unit::VramBytes) != 0;
+        let unit = if vram { Unit::VramBytes } else { Unit::Concurrency };
+        Err(LedgerError::InvalidAmount { unit, why: "a capacity is held, not spent" })
     }
 
     /// The sum, or `None` on overflow.
+    #[inline]
     pub fn checked_add(&self, other: &Amounts) -> Option<Amounts> {
-        self.zip(other, i64::checked_add)
+        // A sum overflows when its sign is that of neither term.
+        self.zip(other, i64::wrapping_add, |a, b, sum| (a ^ sum) & (b ^ sum))
     }
 
     /// The sum, held at the ends of the range.
@@ -146,27 +168,47 @@ impl Amounts {
     }
 
     /// The difference, or `None` on overflow.
+    #[inline]
     pub fn checked_sub(&self, other: &Amounts) -> Option<Amounts> {
-        self.zip(other, i64::checked_sub)
+        // A difference overflows when the signs differ and it has that of what was taken away.
+        self.zip(other, i64::wrapping_sub, |a, b, difference| (a ^ b) & (a ^ difference))
     }
 
     /// The smaller of each unit.
+    #[inline]
     #[must_use]
     pub fn min(&self, other: &Amounts) -> Amounts {
-        Amounts(std::array::from_fn(|i| self.0[i].min(other.0[i])))
+        self.select(other, less)
     }
 
     /// The larger of each unit.
+    #[inline]
     #[must_use]
     pub fn max(&self, other: &Amounts) -> Amounts {
-        Amounts(std::array::from_fn(|i| self.0[i].max(other.0[i])))
+        self.select(other, |a, b| !less(a, b))
+    }
+
+    /// Its own amounts of the units with these bits, the others of the rest.
+    #[inline]
+    #[must_use]
+    pub(crate) fn blend(&self, other: &Amounts, units: u8) -> Amounts {
+        let own = |i: usize| -(i64::from(units) >> i & 1);
+        Amounts(std::array::from_fn(|i| other.0[i] ^ (self.0[i] ^ other.0[i]) & own(i)))
+    }
+
+    /// Its own amounts where `own` gives all ones, the others where it gives zero.
+    #[inline]
+    fn select(&self, other: &Amounts, own: impl Fn(i64, i64) -> i64) -> Amounts {
+        let one = |a: i64, b: i64| b ^ (a ^ b) & own(a, b);
+        Amounts(std::array::from_fn(|i| one(self.0[i], other.0[i])))
     }
 
     /// Only the units for which `keep` holds.
+    #[inline]
     #[must_use]
     pub fn filter(&self, keep: impl Fn(Unit) -> bool) -> Amounts {
         let mut kept = *self;
-        for unit in Unit::ALL {
+        for unit in Unit::each() {
             if !keep(unit) {
                 kept.set(unit, 0);
             }
@@ -174,13 +216,30 @@ impl Amounts {
         kept
     }
 
-    fn zip(&self, other: &Amounts, f: impl Fn(i64, i64) -> Option<i64>) -> Option<Amounts> {
-        let mut out = Amounts::ZERO;
+    /// Unit by unit; `None` when the sign bit of `overflow` is set for one of them. Has one branch in
+    /// all and no flag, so that it is done in vector registers and copied out of them without a stall.
+    #[inline]
+    fn zip(
+        &self,
+        other: &Amounts,
+        f: impl Fn(i64, i64) -> i64,
+        overflow: impl Fn(i64, i64, i64) -> i64,
+    ) -> Option<Amounts> {
+        let (mut out, mut overflows) = (Amounts::ZERO, 0);
         for i in 0..UNIT_COUNT {
-            out.0[i] = f(self.0[i], other.0[i])?;
+            let (a, b) = (self.0[i], other.0[i]);
+            out.0[i] = f(a, b);
+            overflows |= overflow(a, b, out.0[i]);
         }
-        Some(out)
+        (overflows >= 0).then_some(out)
     }
+}
+
+/// All ones when `a` is less than `b`, else zero. Without a comparison, for the same reason as `zip`:
+/// the difference tells by its sign unless it overflows, and then the signs of `a` and `b` do.
+#[inline]
+fn less(a: i64, b: i64) -> i64 {
+    ((a & !b) | (!(a ^ b) & a.wrapping_sub(b))) >> 63
 }
 
 impl FromIterator<(Unit, i64)> for Amounts {
@@ -190,5 +249,30 @@ impl FromIterator<(Unit, i64)> for Amounts {
             amounts.set(unit, amount);
         }
         amounts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EDGES: [i64; 8] = [i64::MIN, i64::MIN + 1, -7, -1, 0, 1, 7, i64::MAX];
+
+    /// Each pair of edges, in every place of the vector, against the plain operation on integers.
+    #[test]
+    fn amounts_at_the_edges_of_i64_are_those_of_plain_integers() {
+        let pairs = EDGES.into_iter().flat_map(|a| EDGES.map(|b| (a, b)));
+        for (unit, (a, b)) in pairs.flat_map(|pair| Unit::ALL.map(|unit| (unit, pair))) {
+            let (left, right) = (Amounts::of(unit, a), Amounts::of(unit, b));
+            let of = |amount| Amounts::of(unit, amount);
+            assert_eq!(left.min(&right), of(a.min(b)), "{a} {b}");
+            assert_eq!(left.max(&right), of(a.max(b)), "{a} {b}");
+            assert_eq!(left.checked_add(&right), a.checked_add(b).map(of), "{a} + {b}");
+            assert_eq!(left.checked_sub(&right), a.checked_sub(b).map(of), "{a} - {b}");
+            assert_eq!(left.is_within(&right), a <= b, "{a} {b}");
+            assert_eq!(left.is_zero(), a == 0);
+            assert_eq!(left.blend(&right, 1 << unit.index()), left);
+            assert_eq!(left.blend(&right, !(1 << unit.index())), right);
+        }
     }
 }

@@ -4,20 +4,18 @@
 //! hold is admitted by taking from it. Limit changes add to the same word, so a limit and a hold never
 //! disagree. What is held is derived: `limit − spent − remaining`.
 //!
-//! A charge on several windows takes from one after the other, in ascending order of budget, and may
-//! have to give back (`charge`). While it is under way its takings count as *tentative*, so that
-//! nobody is refused for the sake of a call that is itself refused in the end.
-//!
-//! Called from `ledger` with no lock held; takes `terms` only at a threshold or a limit change.
+//! How several windows are taken from at once is in `charge`. Takes `terms` only at a threshold or a
+//! limit change.
 
 use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
 use crate::budget::BudgetInfo;
+use crate::charge::Short;
 use crate::fact::WindowId;
 use crate::rolling::Rolling;
-use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering, yield_now};
+use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::unit::Unit;
 use crate::verdict::{Advice, Threshold, Verdict};
 
@@ -45,9 +43,7 @@ pub struct Window {
 struct Hot {
     /// limit − spent − held; negative when overdrawn.
     remaining: AtomicI64,
-    /// Takings of charges under way: added before they are taken, dropped after they are final.
-    tentative: AtomicI64,
-    /// How many takings were given back; tells a reader that `remaining` moved behind its back.
+    /// How many takings were given back; tells who found it short that it was not for good.
     rollbacks: AtomicU64,
     /// Spent for good.
     spent: AtomicI64,
@@ -64,17 +60,6 @@ struct Terms {
     thresholds: Arc<[Threshold]>,
     /// Thresholds (by share) whose crossing was reported.
     fired: Vec<u16>,
-}
-
-/// How a charge fails: the window that is short, and by how much.
-#[derive(Debug, Clone)]
-pub(crate) struct Shortage {
-    /// The limiting window.
-    pub window: Arc<Window>,
-    /// What the charge asks of it.
-    pub amount: i64,
-    /// By how much that passes what is left.
-    pub shortfall: i64,
 }
 
 /// A sum would pass the range of `i64`.
@@ -106,7 +91,6 @@ impl Window {
         let rolling = Rolling::of(&budget.period).map(Box::new);
         let hot = Hot {
             remaining: AtomicI64::new(limit),
-            tentative: AtomicI64::new(0),
             rollbacks: AtomicU64::new(0),
             spent: AtomicI64::new(0),
             next_mark: AtomicI64::new(i64::MAX),
@@ -162,49 +146,45 @@ impl Window {
         Standing { limit, held, spent, remaining: limit.saturating_sub(spent).saturating_sub(held) }
     }
 
-    /// Takes `amount`, unless it would not fit even if every charge under way were given back (R3).
-    /// `last`: no later window can make the caller give it back.
-    fn take(&self, amount: i64, last: bool) -> Result<(), i64> {
+    /// Takes `amount` if so much is left; see `charge`.
+    #[inline]
+    pub(crate) fn take(&self, amount: i64) -> Result<(), Short> {
         let hot = &self.hot;
         loop {
-            // Order matters: version, remaining, tentative, version. A charge adds to `tentative`
-            // before it takes and drops it only after giving back and bumping the version. So a
-            // taking that this read of `remaining` misses is either still tentative, or final, or the
-            // version has moved.
-            let version = hot.rollbacks.load(Ordering::SeqCst);
-            let remaining = hot.remaining.load(Ordering::SeqCst);
-            if remaining >= amount {
-                if !last {
-                    hot.tentative.fetch_add(amount, Ordering::SeqCst);
-                }
-                let taken = hot.remaining.compare_exchange(
-                    remaining,
-                    remaining - amount,
-                    Ordering::SeqCst,
-                    Ordering::Relaxed,
-                );
-                if taken.is_ok() {
-                    return Ok(());
-                }
-                if !last {
-                    hot.tentative.fetch_sub(amount, Ordering::SeqCst);
-                }
-                continue;
+            // The count comes first, and `untake` raises it last: a taking whose return is counted here
+            // is back in what is read next.
+            let rollbacks = self.rollbacks();
+            let remaining = hot.remaining.load(Ordering::Acquire);
+            if remaining < amount {
+                let shortfall = amount.saturating_sub(remaining);
+                return Err(Short { amount, shortfall, rollbacks });
             }
-            let tentative = hot.tentative.load(Ordering::SeqCst);
-            if remaining.saturating_add(tentative) >= amount {
-                yield_now();
-            } else if hot.rollbacks.load(Ordering::SeqCst) == version {
-                return Err(amount.saturating_sub(remaining));
+            let (ok, fail) = (Ordering::AcqRel, Ordering::Relaxed);
+            let left = remaining - amount;
+            if hot.remaining.compare_exchange(remaining, left, ok, fail).is_ok() {
+                return Ok(());
             }
         }
     }
 
-    /// Gives a taking back: restore, bump the version, drop the tentative; in this order (see `take`).
-    fn untake(&self, amount: i64) {
-        self.hot.remaining.fetch_add(amount, Ordering::SeqCst);
-        self.hot.rollbacks.fetch_add(1, Ordering::SeqCst);
-        self.hot.tentative.fetch_sub(amount, Ordering::SeqCst);
+    /// Gives a taking back, and counts that; in this order (see `take`).
+    pub(crate) fn untake(&self, amount: i64) {
+        self.hot.remaining.fetch_add(amount, Ordering::AcqRel);
+        self.hot.rollbacks.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many takings were given back.
+    #[inline]
+    pub(crate) fn rollbacks(&self) -> u64 {
+        self.hot.rollbacks.load(Ordering::Acquire)
+    }
+
+    /// As below, after what has left the period by now.
+    #[inline]
+    #[must_use]
+    pub(crate) fn spend_at(&self, amount: i64, now_ms: i64) -> bool {
+        self.roll(now_ms);
+        self.spend_held(amount, now_ms)
     }
 
     /// Turns so much of a hold into spending (negative: back into a hold). Returns whether a threshold
@@ -321,7 +301,12 @@ impl Window {
     /// For a rolling window: gives back what has left the period. Cheap when nothing has.
     #[inline]
     pub(crate) fn roll(&self, now_ms: i64) {
-        let Some(rolling) = &self.rolling else { return };
+        if let Some(rolling) = &self.rolling {
+            self.roll_out(rolling, now_ms);
+        }
+    }
+
+    fn roll_out(&self, rolling: &Rolling, now_ms: i64) {
         let left = rolling.roll(now_ms);
         if left != 0 {
             self.hot.spent.fetch_sub(left, Ordering::SeqCst);
@@ -382,28 +367,4 @@ impl Window {
             self.hot.next_mark.store(0, Ordering::SeqCst);
         }
     }
-}
-
-/// Takes the amounts from the windows in the given order, or from none.
-///
-/// The order must be the same for every caller (ascending budget id): a charge that waits at one
-/// window holds takings only at windows before it, so nobody waits in a circle.
-pub(crate) fn charge<'a>(
-    takings: impl Iterator<Item = (&'a Arc<Window>, i64)> + Clone,
-) -> Result<(), Shortage> {
-    let mut rest = takings.clone().peekable();
-    let mut taken = 0;
-    while let Some((window, amount)) = rest.next() {
-        if let Err(shortfall) = window.take(amount, rest.peek().is_none()) {
-            for (earlier, amount) in takings.take(taken) {
-                earlier.untake(amount);
-            }
-            return Err(Shortage { window: Arc::clone(window), amount, shortfall });
-        }
-        taken += 1;
-    }
-    for (window, amount) in takings.take(taken.saturating_sub(1)) {
-        window.hot.tentative.fetch_sub(amount, Ordering::SeqCst);
-    }
-    Ok(())
 }

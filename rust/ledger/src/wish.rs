@@ -32,6 +32,7 @@ pub(crate) type Portion = (Amounts, i64);
 
 impl Wish {
     /// All of it, and the least worth having; an error when they make no sense.
+    #[inline]
     pub(crate) fn bounds(&self) -> Result<(Portion, Portion), LedgerError> {
         let (most, least) = match self {
             Wish::Amounts { most, least } => ((*most, 0), (*least, 0)),
@@ -43,13 +44,19 @@ impl Wish {
                 (priced(usage.output_tokens)?, priced(*min_output_tokens)?)
             }
         };
-        least.0.check_not_negative()?;
-        match Unit::ALL.into_iter().find(|unit| least.0.get(*unit) > most.0.get(*unit)) {
-            Some(unit) => Err(LedgerError::InvalidAmount {
-                unit,
-                why: "the least worth having is more than the wish",
-            }),
-            None => Ok((most, least)),
+        check_order(&least.0, &most.0)?;
+        Ok((most, least))
+    }
+
+    /// All of it, as above; the least is not copied.
+    #[inline]
+    pub(crate) fn most(&self) -> Result<Portion, LedgerError> {
+        match self {
+            Wish::Amounts { most, least } => {
+                check_order(least, most)?;
+                Ok((*most, 0))
+            }
+            Wish::Usage { .. } => Ok(self.bounds()?.0),
         }
     }
 
@@ -97,6 +104,20 @@ impl Wish {
             Wish::Usage { rate, .. } => rate.clone(),
         }
     }
+}
+
+/// An error when the least is negative or more than the most.
+#[inline]
+fn check_order(least: &Amounts, most: &Amounts) -> Result<(), LedgerError> {
+    least.check_not_negative()?;
+    if least.is_within(most) {
+        return Ok(());
+    }
+    let unit = Unit::each().find(|unit| least.get(*unit) > most.get(*unit));
+    Err(LedgerError::InvalidAmount {
+        unit: unit.expect("one of them is smaller in the most"),
+        why: "the least worth having is more than the wish",
+    })
 }
 
 /// What a usage amounts to: tokens, money, one call, GPU time.
