@@ -9,9 +9,10 @@ use std::sync::Arc;
 use loom::thread;
 
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
+use crate::charge::{Charges, LANES};
 use crate::period::{Calendar, Period, PeriodKind};
 use crate::unit::Unit;
-use crate::window::{Window, charge};
+use crate::window::Window;
 
 const LIMIT: i64 = 5;
 const LOWERED: i64 = 3;
@@ -40,6 +41,7 @@ struct World {
     budget: Arc<Budget>,
     window: Arc<Window>,
     exhausted: Arc<Window>,
+    charges: Arc<Charges>,
 }
 
 fn budget(id: u32, limit: i64) -> Arc<Budget> {
@@ -57,17 +59,25 @@ impl World {
     fn new() -> World {
         let budget = budget(1, LIMIT);
         let window = budget.window(0, |_, _| 1);
-        charge([(&window, HELD)].into_iter()).unwrap();
-        World { budget, window, exhausted: self::budget(2, 0).window(0, |_, _| 2) }
+        let exhausted = self::budget(2, 0).window(0, |_, _| 2);
+        let world = World { budget, window, exhausted, charges: Arc::new(Charges::new()) };
+        assert!(world.charge(0, &[(&world.window, HELD)]));
+        world
+    }
+
+    /// Charges in a lane: a thread's own, or the one that is shared.
+    fn charge(&self, lane: usize, takings: &[(&Arc<Window>, i64)]) -> bool {
+        self.charges.charge_in(lane, &takings.iter().copied()).is_ok()
     }
 
     /// Does it; returns what was taken for good from the first window.
     fn act(&self, act: Act, number: u64) -> i64 {
         let takings = [(&self.window, 1), (&self.exhausted, 1)];
+        let lane = usize::try_from(number).unwrap() % LANES;
         match act {
-            Act::Charge => i64::from(charge(takings[..1].iter().copied()).is_ok()),
+            Act::Charge => i64::from(self.charge(lane, &takings[..1])),
             Act::Rollback => {
-                charge(takings.into_iter()).unwrap_err();
+                assert!(!self.charge(lane, &takings));
                 0
             }
             Act::Rollover => {
@@ -110,8 +120,8 @@ fn check(world: &World, acts: [Act; 2], taken: i64) {
     }
     // Nothing is left under way: what no longer fits is refused at once, and what is left is taken.
     let left = world.window.remaining();
-    charge([(&world.window, left + 1)].into_iter()).unwrap_err();
-    charge([(&world.window, left)].into_iter()).unwrap();
+    assert!(!world.charge(0, &[(&world.window, left + 1)]));
+    assert!(world.charge(0, &[(&world.window, left)]));
     assert_eq!(world.window.remaining(), 0);
 }
 
