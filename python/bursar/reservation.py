@@ -208,8 +208,8 @@ class Reservation(Handle):
     ) -> Lease:
         """Opens it for debits step by step.
 
-        Where the sidecar is on this host, a debit is a step on shared memory; elsewhere it is counted
-        here and reported by a stream.
+        Where the sidecar is on this host, a debit is a step on shared memory; elsewhere it is
+        counted here and reported by a stream.
 
         While the lease is open, `debit` by call is refused; `commit` and `release` end it.
 

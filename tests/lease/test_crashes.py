@@ -53,11 +53,10 @@ def test_a_killed_agent_is_settled_at_the_exact_count_it_had_debited(tmp_path: P
                 times.append(took)
         assert balance(client, "acme") == (0, spent, LIMIT - spent)
         times.sort()
-        print(
-            f"settled after {times[len(times) // 2] * 1e3:.1f} ms (median), {times[-1] * 1e3:.1f} ms"
-        )
-        # A shared machine may take a break of its own; half of them may not.
-        assert times[len(times) // 2] < SETTLED_WITHIN_S
+        median = times[len(times) // 2]
+        print(f"settled after {median * 1e3:.1f} ms (median), {times[-1] * 1e3:.1f} ms (most)")
+        # A shared machine may take a break of its own now and then; the median does not see it.
+        assert median < SETTLED_WITHIN_S
 
 
 @pytest.mark.timeout(120 + RESTARTS * 30)

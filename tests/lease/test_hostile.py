@@ -217,9 +217,8 @@ def test_unknown_ended_and_odd_requests_are_named(daemon: Daemon, client: bursar
         assert "usage was reserved" in desk.attach(reservation.id, unit=255).message
         reservation.release()
         assert "has ended" in desk.attach(reservation.id).message
-        assert (
-            desk.ask(REQUEST.pack(MAGIC, 1, 2, 7, 2**64 - 1, 0, 0, 0, 0, 0, 0, 0, 0, b"")).status == 0
-        )
+        nobody = REQUEST.pack(MAGIC, 1, 2, 7, 2**64 - 1, 0, 0, 0, 0, 0, 0, 0, 0, b"")
+        assert desk.ask(nobody).status == 0
 
 
 def test_a_client_that_hangs_up_keeps_its_reservation_until_its_time_to_live(

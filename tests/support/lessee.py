@@ -22,17 +22,19 @@ _TESTS: Final = Path(__file__).resolve().parent.parent
 def main(target: str, account: str, journal: str, reserve: str, count: str) -> None:
     """Debits, and commits what it has debited."""
     with Path(journal).open("r+b") as file, mmap.mmap(file.fileno(), _NUMBERS.size) as page:
-        write = _NUMBERS.pack_into
+        # Each number is stored whole: a kill leaves the one before or the one after.
+        numbers = memoryview(page).cast("q")
         with bursar.connect(target, timeout_s=30, attempts=100) as client:
             reservation = client.reserve(account, tokens=int(reserve), ttl_s=600)
             lease = reservation.lease()
             sys.stdout.write(f"{reservation.id}\n")
             sys.stdout.flush()
             for done in range(int(count)):
-                write(page, 0, done + 1, done)
+                numbers[0] = done + 1
                 if lease.debit(1) is bursar.Verdict.STOP:
                     break
-                write(page, 0, done + 1, done + 1)
+                numbers[1] = done + 1
+            numbers.release()
             spent = reservation.commit(tokens=lease.used).spent.get("tokens", 0)
         sys.stdout.write(f"{spent}\n")
 

@@ -72,8 +72,8 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Receives one frame into `bytes`; 0: the other end is gone. Descriptors come back in their order; those
-/// that are not expected are closed.
+/// Receives one frame into `bytes`; 0: the other end is gone. Descriptors come back in their order;
+/// those that are not expected are closed.
 pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);

@@ -21,13 +21,15 @@
 //! |---|---|---|
 //! | 0 | u32 | [`MAGIC`] |
 //! | 4 | u32 | [`VERSION`] |
-//! | 64 | u64 | the control word: bits 0–47 *granted*, 48–50 *verdict* (0 OK, 1 WARN, 2 DEGRADE, 3 STOP), 51 *ended* |
+//! | 64 | u64 | the control word: bits 0–47 *granted*, 48–50 *verdict*, 51 *ended* |
 //! | 128 | u64 | the advice's sequence: odd while it is written |
 //! | 136 | i64 | `max_new_tokens`; negative: leave as it is |
 //! | 144 | f64 | `temperature`; NaN: leave as it is |
 //! | 152 | f64 | `repetition_penalty`; NaN: leave as it is |
 //! | 160 | u64 | the length of `fallback_model`; 0: leave as it is |
 //! | 168 | bytes | `fallback_model`, UTF-8, at most [`MODEL_BYTES`] |
+//!
+//! Verdicts are 0 OK, 1 WARN, 2 DEGRADE, 3 STOP.
 //!
 //! # A step
 //! 1. Load the usage word (acquire). If *closed*: if the control word says *ended*, stop for good; else
@@ -42,8 +44,9 @@
 //! *epoch* up when it opens it again: a step that loaded a grant from before cannot succeed after.
 //!
 //! # The lease socket
-//! A Unix socket of type SEQPACKET beside the daemon's own, with `.lease` behind its name: one request, one
-//! answer. A lease lives as long as the process that attached it, its connection, and its reservation.
+//! A Unix socket of type SEQPACKET beside the daemon's own, with `.lease` behind its name: one
+//! request, one answer. A lease lives as long as the process that attached it, its connection, and
+//! its reservation.
 //!
 //! | offset | request | type |
 //! |---|---|---|
@@ -58,9 +61,11 @@
 //! | 48 | those of them that are read from a cache | i64 |
 //! | 56 | those of them that are written to a cache | i64 |
 //! | 64 | GPU time of the usage in milliseconds | i64 |
-//! | 72 | what the lease counts: the unit's index (0 `tokens`, 1 `usd_nanos`, 2 `gpu_ms`, 4 `energy_mj`, 5 `calls`), or 255: the output tokens of the usage | u8 |
+//! | 72 | what the lease counts: a unit's index, or 255: the output tokens of the usage | u8 |
 //! | 73 | length of the reservation's id | u8 |
 //! | 80 | the reservation's id, at most [`ID_BYTES`] | bytes |
+//!
+//! Units are 0 `tokens`, 1 `usd_nanos`, 2 `gpu_ms`, 4 `energy_mj`, 5 `calls`.
 //!
 //! | offset | answer | type |
 //! |---|---|---|

@@ -1,7 +1,7 @@
 //! Who is at the other end of a Unix socket, as the kernel says.
 //!
-//! Contains `unsafe`: `getsockopt` for two options. (rustix has no `SO_PEERPIDFD`, and its `SO_PEERCRED`
-//! cannot say that the peer's pid is invisible.)
+//! Contains `unsafe`: `getsockopt` for two options. (rustix has no `SO_PEERPIDFD`, and its
+//! `SO_PEERCRED` cannot say that the peer's pid is invisible.)
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

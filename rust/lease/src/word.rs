@@ -1,7 +1,7 @@
 //! The protocol on one lease's two words. See `layout` for the words and the steps.
 //!
-//! The usage word is changed by read-modify-write only, by both sides; the control word is stored by the
-//! daemon alone, under its lock on the reservation. `loom_word` runs every interleaving.
+//! The usage word is changed by read-modify-write only, by both sides; the control word is stored
+//! by the daemon alone, under its lock on the reservation. `loom_word` runs every interleaving.
 
 use crate::layout::COUNT_MAX;
 use crate::sync::{AtomicU64, Ordering};

@@ -98,9 +98,9 @@ impl<J: Journal> Ledger<J> {
         Ok(Debited { verdict, remaining, held, refusal, scope, ticket })
     }
 
-    /// Renews the time to live and raises the hold to `wish` in all (cumulative), or to what is left of
-    /// it as long as it is worth having. What is added is charged to the windows current now. `top_up`: it
-    /// is for a lease and may be taken back while it is unused.
+    /// Renews the time to live and raises the hold to `wish` in all (cumulative), or to what is
+    /// left of it as long as it is worth having. What is added is charged to the windows current
+    /// now. `top_up`: it is for a lease and may be taken back while it is unused.
     pub fn extend(
         &self,
         id: ReservationId,
@@ -157,8 +157,8 @@ impl<J: Journal> Ledger<J> {
         Ok((extended, none))
     }
 
-    /// Raises a pending reservation's hold; called under its lock. Returns what has to be durable before
-    /// anybody may spend of it; 0: nothing was missing.
+    /// Raises a pending reservation's hold; called under its lock. Returns what has to be durable
+    /// before anybody may spend of it; 0: nothing was missing.
     pub(crate) fn raise(
         &self,
         reservation: &mut Reservation,

@@ -47,8 +47,8 @@ impl FreeList {
     /// Takes the slot that was freed last; it is the caller's until it is pushed.
     #[inline]
     pub(crate) fn pop<'a>(&self, link: impl Fn(u32) -> &'a Link) -> Option<u32> {
-        // Acquire pairs with `push`: who sees a top sees its link. A link newer than this top comes with
-        // a newer turn, and the swap fails.
+        // Acquire pairs with `push`: who sees a top sees its link. A link newer than this top comes
+        // with a newer turn, and the swap fails.
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             let (turn, top) = split(head);

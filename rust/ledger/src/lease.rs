@@ -1,11 +1,14 @@
-//! Leases: reservations that are debited outside of the ledger, on pages that the client counts on (R6, R9).
+//! Leases: reservations that are debited outside of the ledger, on pages that the client counts on
+//! (R6, R9).
 //!
-//! The ledger never trusts a page: what it counts is a claim, held between what was seen and what is
-//! granted. Whoever is about to settle the reservation, to carve from it or to take a top-up back closes the
-//! page first, so no step slips past. What was topped up and is not used may be taken back before anybody is
-//! refused (R5); what Reserve or an explicit Extend has granted may not.
+//! The ledger never trusts a page: what it counts is a claim, held between what was seen and what
+//! is granted. Whoever is about to settle the reservation, to carve from it or to take a top-up
+//! back closes the page first, so no step slips past. What was topped up and is not used may be
+//! taken back before anybody is refused (R5); what Reserve or an explicit Extend has granted may
+//! not.
 //!
-//! Called by the host's pump every few milliseconds, and from `settle`, `nested`, `debit` and `reserve`.
+//! Called by the host's pump every few milliseconds, and from `settle`, `nested`, `debit` and
+//! `reserve`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -225,8 +228,8 @@ impl<J: Journal> Ledger<J> {
         Ok(Leased { used, granted: lease.granted })
     }
 
-    /// Ends a lease and keeps its reservation, without what was topped up and is not used. Returns what is
-    /// debited; `None`: there was no lease.
+    /// Ends a lease and keeps its reservation, without what was topped up and is not used. Returns
+    /// what is debited; `None`: there was no lease.
     pub fn detach(&self, id: ReservationId, now: Now) -> Result<Option<i64>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
@@ -240,9 +243,9 @@ impl<J: Journal> Ledger<J> {
         Ok(counted)
     }
 
-    /// Counts what is new on a lease's pages, renews its time to live if there is something, tops it up if
-    /// it runs low, and tells its client how to go on. `look`: verdicts may have changed since the last
-    /// time.
+    /// Counts what is new on a lease's pages, renews its time to live if there is something, tops
+    /// it up if it runs low, and tells its client how to go on. `look`: verdicts may have changed
+    /// since the last time.
     pub fn pump(&self, id: ReservationId, look: bool, now: Now) -> Pumped {
         let now_ms = self.time(now.wall_ms);
         let Ok(slot) = self.slot(id) else { return Pumped::Over };
@@ -363,9 +366,9 @@ impl<J: Journal> Ledger<J> {
         Some(lease.counted)
     }
 
-    /// Takes back what other leases were topped up by and have not used, as far as the shortage can be met
-    /// by it. Returns whether it was, so that the call is worth another try. Called with no reservation
-    /// locked; `own` is the caller's and keeps what it has.
+    /// Takes back what other leases were topped up by and have not used, as far as the shortage can
+    /// be met by it. Returns whether it was, so that the call is worth another try. Called with no
+    /// reservation locked; `own` is the caller's and keeps what it has.
     pub(crate) fn reclaim(
         &self,
         shortage: &Shortage,
@@ -461,7 +464,8 @@ fn slack(reservation: &Reservation, window: &Arc<Window>) -> i64 {
 }
 
 impl<J: Journal> Ledger<J> {
-    /// Rises whenever a verdict may have changed for reasons of its own: a freeze, a limit, a threshold.
+    /// Rises whenever a verdict may have changed for reasons of its own: a freeze, a limit, a
+    /// threshold.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }

@@ -299,8 +299,8 @@ impl<J: Journal> Ledger<J> {
 }
 
 /// Charges the wish, or the largest part of it that is worth having, to all windows of the chain.
-/// `held`: what the reservation holds already, which the wish includes; `None`: a new one, which counts as
-/// one of `concurrency`. Returns what was charged.
+/// `held`: what the reservation holds already, which the wish includes; `None`: a new one, which
+/// counts as one of `concurrency`. Returns what was charged.
 pub(crate) fn hold(
     charges: &Charges,
     chain: &Arc<Chain>,

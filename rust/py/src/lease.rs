@@ -22,7 +22,8 @@ pub(crate) struct PyLease {
 
 #[pymethods]
 impl PyLease {
-    /// Attaches. `unit`: its index, or `usage`: input, cached, cache-written tokens and GPU milliseconds.
+    /// Attaches. `unit`: its index, or `usage`: input, cached, cache-written tokens and GPU
+    /// milliseconds.
     #[new]
     #[pyo3(signature = (socket, reservation, unit, usage, claim, ahead, at_most, verdicts, patience_s))]
     #[expect(clippy::too_many_arguments, reason = "called in one place, by name")]

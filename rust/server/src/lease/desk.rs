@@ -31,7 +31,8 @@ use crate::{convert, owner};
 /// What an event is about: the listener, the end of the desk, else two numbers for each connection.
 const LISTENER: u64 = 0;
 const STOP: u64 = 1;
-/// How many rounds a connection that is closed waits for the end of its process, which mostly closed it.
+/// How many rounds a connection that is closed waits for the end of its process, which mostly
+/// closed it.
 const GRACE_ROUNDS: u32 = 250;
 
 /// The thread, and how to end it.
@@ -233,8 +234,8 @@ impl Inside {
         send(fd, &answer.encode(tag), &[])
     }
 
-    /// A connection is closed: its leases end at what they counted, and their reservations wait for the end
-    /// of the process or of their time to live.
+    /// A connection is closed: its leases end at what they counted, and their reservations wait for
+    /// the end of the process or of their time to live.
     fn part(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         connection.fd = None;

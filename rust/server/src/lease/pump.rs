@@ -1,7 +1,7 @@
 //! Counts what is debited on the pages of leases, and tells their clients how to go on.
 //!
-//! A lease that moves is looked at on every round, one that rests a few times a second: a round costs what
-//! has moved, not what there is. When verdicts may have changed, all are told at once.
+//! A lease that moves is looked at on every round, one that rests a few times a second: a round
+//! costs what has moved, not what there is. When verdicts may have changed, all are told at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
