@@ -346,18 +346,6 @@ impl<J: Journal> Ledger<J> {
         }
     }
 
-    /// Lets a closed lease go on with what is held now; without a lease, nothing.
-    pub(crate) fn reopen_lease(&self, reservation: &mut Reservation) {
-        let held = reservation.held();
-        if let Some(lease) = &mut reservation.lease {
-            let most = lease.most(&held).ok().flatten().unwrap_or(0);
-            lease.granted = most.min(lease.granted).max(lease.counted);
-            lease.own = lease.own.min(lease.granted);
-            lease.tell(lease.told);
-            lease.pages.open(lease.counted);
-        }
-    }
-
     /// Ends a closed lease; returns what it counted.
     pub(crate) fn end_lease(&self, reservation: &mut Reservation) -> Option<i64> {
         let lease = reservation.lease.take()?;
@@ -411,7 +399,7 @@ impl<J: Journal> Ledger<J> {
         }
         self.close_lease(reservation, now_ms);
         let to_parent = self.shrink(reservation, now_ms);
-        self.reopen_lease(reservation);
+        reopen_lease(reservation);
         let parent = reservation.parent;
         drop(locked);
         self.hand_up(parent, to_parent, now_ms);
@@ -436,6 +424,18 @@ impl<J: Journal> Ledger<J> {
             }
         }
         to_parent
+    }
+}
+
+/// Lets a closed lease go on with what is held now; without a lease, nothing.
+pub(crate) fn reopen_lease(reservation: &mut Reservation) {
+    let held = reservation.held();
+    if let Some(lease) = &mut reservation.lease {
+        let most = lease.most(&held).ok().flatten().unwrap_or(0);
+        lease.granted = most.min(lease.granted).max(lease.counted);
+        lease.own = lease.own.min(lease.granted);
+        lease.tell(lease.told);
+        lease.pages.open(lease.counted);
     }
 }
 

@@ -12,6 +12,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::account::{Account, Chain, available, covers};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, State};
+use crate::lease::reopen_lease;
 use crate::ledger::{Ledger, body};
 use crate::path;
 use crate::reservation::{MAX_SLICES, Reservation, Slice};
@@ -21,9 +22,11 @@ use crate::verdict::{Refusal, RefusalReason};
 use crate::window::Window;
 use crate::wish::{Portion, Wish};
 
+pub(crate) type Slices = SmallVec<[Slice; 1]>;
+
 /// A hold that is carved and not a reservation yet.
 pub(crate) struct Carved<'a> {
-    pub(crate) slices: SmallVec<[Slice; 1]>,
+    pub(crate) slices: Slices,
     /// The parent that it was carved from: locked until the journal has heard of both in one record.
     pub(crate) parent: MutexGuard<'a, Option<Reservation>>,
 }
@@ -42,7 +45,7 @@ impl<J: Journal> Ledger<J> {
         // Nobody debits what is being carved.
         self.close_lease(holder, now_ms);
         let carved = self.carve_from(own, holder, wish, now_ms);
-        self.reopen_lease(holder);
+        reopen_lease(holder);
         let carved = carved?;
         Ok(carved.map(|(slices, portion)| (portion, Carved { slices, parent: locked })))
     }
@@ -53,7 +56,7 @@ impl<J: Journal> Ledger<J> {
         holder: &mut Reservation,
         wish: &Wish,
         now_ms: i64,
-    ) -> Result<Result<(SmallVec<[Slice; 1]>, Portion), NoHold>, LedgerError> {
+    ) -> Result<Result<(Slices, Portion), NoHold>, LedgerError> {
         let (_, least) = wish.bounds()?;
         if holder.state != State::Pending {
             return Err(LedgerError::ReservationEnded(holder.state));
@@ -94,7 +97,7 @@ impl<J: Journal> Ledger<J> {
         units: u8,
         part: &Amounts,
         now_ms: i64,
-    ) -> SmallVec<[Slice; 1]> {
+    ) -> Slices {
         let on_top = |base: Arc<Chain>, held: Amounts| {
             let (base, version) = (Some((base, units)), own.tree_version);
             let chain = self.new_chain(&own.account, windows.into(), base, version, now_ms);
@@ -103,7 +106,7 @@ impl<J: Journal> Ledger<J> {
         let mut rest = part.filter(|unit| !covers(units, unit));
         let pieces = holder.carve(&part.filter(|unit| covers(units, unit)));
         holder.granted = holder.held();
-        let mut slices: SmallVec<[Slice; 1]> = pieces
+        let mut slices: Slices = pieces
             .into_iter()
             .map(|(base, piece)| {
                 let rest = std::mem::take(&mut rest);

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use crate::account::{Chain, covers};
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, Settled, SliceFact, State};
+use crate::lease::reopen_lease;
 use crate::ledger::{Ledger, Now, Scope, View, body, view};
 use crate::reservation::{End, Reservation, Slice, give_back, spend_and_give_back};
 use crate::reserve::leave;
@@ -96,7 +97,7 @@ impl<J: Journal> Ledger<J> {
                 self.close_lease(reservation, now_ms);
                 let settlement = settlement(reservation, ending);
                 let settled = self.settle(reservation, &settlement, now_ms, to_parent);
-                settled.inspect_err(|_| self.reopen_lease(reservation))?
+                settled.inspect_err(|_| reopen_lease(reservation))?
             }
             (State::Committed, Ending::Commit { payload, .. }) => {
                 if reservation.end.payload != *payload {

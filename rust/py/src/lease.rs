@@ -11,6 +11,9 @@ use pyo3::types::PyTuple;
 
 use crate::error::lease_error;
 
+/// `max_new_tokens`, `temperature`, `repetition_penalty`, `fallback_model`.
+type Advised = (Option<i64>, Option<f64>, Option<f64>, Option<String>);
+
 /// A lease; `bursar.lease` has the class that people see.
 #[pyclass(name = "Lease", frozen, subclass, module = "bursar._core")]
 pub(crate) struct PyLease {
@@ -96,9 +99,9 @@ impl PyLease {
         self.lease.control().ended
     }
 
-    /// `max_new_tokens`, `temperature`, `repetition_penalty`, `fallback_model`, or `None`.
+    /// What to change, or `None`.
     #[getter]
-    fn advice_now(&self) -> Option<(Option<i64>, Option<f64>, Option<f64>, Option<String>)> {
+    fn advice_now(&self) -> Option<Advised> {
         let advice = self.lease.advice()?;
         let (tokens, model) = (advice.max_new_tokens, advice.fallback_model);
         Some((tokens, advice.temperature, advice.repetition_penalty, model))
