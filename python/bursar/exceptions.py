@@ -11,6 +11,7 @@ BursarError
 │  ├─ ReservationNotFound
 │  ├─ ReservationEnded
 │  ├─ ReservationExpired
+│  ├─ ReservationLeased      a lease or a Meter stream debits it
 │  └─ IdempotencyMismatch
 ├─ InvalidRequest            also a ValueError: the call itself is wrong
 ├─ GenerationTerminated      a hard limit in mid-stream, with the partial text
@@ -43,6 +44,7 @@ __all__ = [
     "ReservationEnded",
     "ReservationError",
     "ReservationExpired",
+    "ReservationLeased",
     "ReservationNotFound",
     "SidecarError",
     "SidecarTimeout",
@@ -176,6 +178,10 @@ class ReservationExpired(ReservationError):
     """The reservation expired; a commit of what was truly used still works."""
 
 
+class ReservationLeased(ReservationError):
+    """Somebody else debits the reservation: a lease, or another Meter stream."""
+
+
 class IdempotencyMismatch(ReservationError):
     """The key, or the commit, was used before with another payload."""
 
@@ -265,6 +271,7 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "STORE_UNAVAILABLE": ErrorRow("UNAVAILABLE", StoreUnavailable),
         "SLICE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
         "SHUTTING_DOWN": ErrorRow("UNAVAILABLE", SidecarUnavailable),
+        "RESERVATION_LEASED": ErrorRow("FAILED_PRECONDITION", ReservationLeased),
     },
 )
 """ErrorReason without its prefix → gRPC code and exception. A test compares it with the proto."""

@@ -129,6 +129,7 @@ impl<J: Journal> Ledger<J> {
         });
         reason.clone_into(&mut kept_reason);
         account.frozen.store(frozen, Ordering::Release);
+        self.changes.verdicts();
         Ok(ticket)
     }
 

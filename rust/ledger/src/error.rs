@@ -30,6 +30,9 @@ pub enum LedgerError {
     /// The reservation has ended.
     #[error("the reservation has ended ({0:?})")]
     ReservationEnded(State),
+    /// Somebody else has claimed its debits.
+    #[error("the reservation is debited through another channel (a lease or a Meter stream)")]
+    ReservationLeased,
     /// The same key or Commit with another payload.
     #[error("this {0} was used before with another payload")]
     IdempotencyMismatch(&'static str),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::account::{Account, Chain};
 use crate::budget::BudgetTerms;
+use crate::changes::{Changes, Observer};
 use crate::error::LedgerError;
 use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
 use crate::keys::Keys;
@@ -72,6 +73,7 @@ pub struct Settings {
 pub struct Ledger<J> {
     pub(crate) journal: J,
     pub(crate) settings: Settings,
+    pub(crate) changes: Arc<Changes>,
     pub(crate) tree: Tree,
     pub(crate) slots: Slots,
     pub(crate) keys: Keys,
@@ -133,6 +135,7 @@ impl<J: Journal> Ledger<J> {
     pub fn new(settings: Settings, journal: J) -> Ledger<J> {
         Ledger {
             journal,
+            changes: Arc::default(),
             tree: Tree::new(),
             slots: Slots::new(settings.max_reservations),
             keys: Keys::new(),
@@ -152,6 +155,17 @@ impl<J: Journal> Ledger<J> {
     /// Sends the facts elsewhere from now on: recovery is over.
     pub fn set_journal(&mut self, journal: J) {
         self.journal = journal;
+    }
+
+    /// Names the one who hears of changes from now on.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.changes.observe(observer);
+    }
+
+    /// Rises whenever a window's verdict or advice, a freeze or a limit changes, and whenever a
+    /// reservation that a channel had claimed ends.
+    pub fn changes(&self) -> u64 {
+        self.changes.count()
     }
 
     /// The wall time, held at the latest that was ever seen.
@@ -236,6 +250,11 @@ impl Scope {
     /// What to change at the present verdict.
     pub fn advice(&self) -> Option<Advice> {
         self.0.as_ref().and_then(|chain| chain.advice())
+    }
+
+    /// Whether time alone may change what the windows say: one of them is a rolling one.
+    pub fn rolls(&self) -> bool {
+        self.0.as_ref().is_some_and(|chain| chain.rolls)
     }
 
     /// The most severe verdict of the windows; STOP when the account or an ancestor is frozen.

@@ -10,6 +10,8 @@
 mod account;
 mod admin;
 mod budget;
+mod changes;
+mod channel;
 mod debit;
 mod error;
 pub mod fact;
@@ -41,6 +43,8 @@ mod wish;
 pub use account::MAX_BUDGETS;
 pub use admin::{AccountView, MAX_THRESHOLDS};
 pub use budget::{BudgetInfo, BudgetTerms};
+pub use changes::Observer;
+pub use channel::Channel;
 pub use debit::{Debited, Extended};
 pub use error::LedgerError;
 pub use fact::{Journal, NoJournal, ReservationId, State};

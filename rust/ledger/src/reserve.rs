@@ -181,6 +181,7 @@ impl<J: Journal> Ledger<J> {
             slices: held.slices,
             used: Amounts::ZERO,
             debited: false,
+            channel: None,
             granted: held.portion.0,
             max_output_tokens: held.portion.1,
             created_ms: now_ms,

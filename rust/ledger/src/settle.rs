@@ -150,6 +150,9 @@ impl<J: Journal> Ledger<J> {
             slice.used = part;
         }
         reservation.state = state;
+        if let Some(channel) = reservation.channel.take() {
+            self.changes.ended(channel, reservation.id, state);
+        }
         reservation.used = spent;
         reservation.debited = false;
         reservation.end = End { payload, spent, returned, overdraft, kept };

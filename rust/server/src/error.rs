@@ -57,6 +57,7 @@ impl ApiError {
             ErrorReason::AccountNotFound | ErrorReason::ReservationNotFound => Code::NotFound,
             ErrorReason::ReservationEnded
             | ErrorReason::ReservationExpired
+            | ErrorReason::ReservationLeased
             | ErrorReason::UnpricedModel
             | ErrorReason::UnknownTokenizer => Code::FailedPrecondition,
             ErrorReason::IdempotencyMismatch => Code::AlreadyExists,
@@ -97,6 +98,7 @@ impl From<LedgerError> for ApiError {
             LedgerError::ReservationNotFound => new(ErrorReason::ReservationNotFound),
             LedgerError::ReservationEnded(State::Expired) => new(ErrorReason::ReservationExpired),
             LedgerError::ReservationEnded(_) => new(ErrorReason::ReservationEnded),
+            LedgerError::ReservationLeased => new(ErrorReason::ReservationLeased),
             LedgerError::IdempotencyMismatch(_) => new(ErrorReason::IdempotencyMismatch),
             LedgerError::Overflow => new(ErrorReason::AmountOverflow),
             LedgerError::InvalidAmount { unit, .. } => {

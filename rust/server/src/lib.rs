@@ -15,6 +15,8 @@ mod engine;
 pub mod error;
 mod grpc;
 mod history;
+mod meter;
+mod meters;
 mod owner;
 mod serve;
 pub mod tokens;
