@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from bursar._errors import from_reason
 from bursar.exceptions import SidecarUnavailable
 from bursar.v1 import account_pb2
+from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 if TYPE_CHECKING:
     from bursar._core import Engine
@@ -73,6 +74,10 @@ class EmbeddedTransport:
                 yield response(accounts=changed, retired=retired)
             first, seen = False, bytes_now
             time.sleep((given_ms or _INTERVAL_MS) / 1000)
+
+    def meter(self, requests: Iterator[MeterRequest]) -> Iterator[MeterResponse]:
+        """Refuses: a call of Debit costs no more here."""
+        raise NotImplementedError("LedgerService/Meter")
 
     def _accounts(self, account: str) -> Iterator[account_pb2.Account]:
         token = ""

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
 
 import grpc
@@ -15,11 +15,13 @@ from bursar._convert import invalid
 from bursar._errors import from_status
 from bursar._transport import Retry
 from bursar.exceptions import BursarError, SidecarUnavailable
+from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 DEFAULT_TARGET: Final = "unix:/run/bursar/bursar.sock"
 TARGET_VARIABLE: Final = "BURSAR_TARGET"
 PACKAGE: Final = "bursar.v1"
 _TARGET: Final = re.compile(r"unix:.+|unix-abstract:.+|(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
+METER: Final = "LedgerService/Meter"
 _RECEIVE_BYTES_MAX: Final = 64 * 2**20  # a page of 10,000 entries is a few MiB
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
@@ -150,6 +152,16 @@ class GrpcTransport:
         finally:
             answers.cancel()
 
+    def meter(self, requests: Iterator[MeterRequest]) -> Iterator[MeterResponse]:
+        """Opens a Meter stream; leaving the loop hangs up."""
+        responses = self._method("stream_stream", METER, MeterResponse)(requests)
+        try:
+            yield from responses
+        except grpc.RpcError as raised:
+            raise _translate(cast("_RpcFailure", raised), self._target) from None
+        finally:
+            responses.cancel()
+
     def close(self) -> None:
         """Closes the channel; a repeat does nothing."""
         self._closed = True
@@ -215,6 +227,19 @@ class AsyncGrpcTransport:
             raise _translate(cast("_RpcFailure", raised), self._target) from None
         finally:
             answers.cancel()
+
+    async def meter(
+        self, requests: AsyncIterator[MeterRequest]
+    ) -> AsyncGenerator[MeterResponse, None]:
+        """Opens a Meter stream; leaving the loop hangs up."""
+        responses = self._method("stream_stream", METER, MeterResponse)(requests)
+        try:
+            async for response in responses:
+                yield response
+        except grpc.aio.AioRpcError as raised:
+            raise _translate(cast("_RpcFailure", raised), self._target) from None
+        finally:
+            responses.cancel()
 
     async def close(self) -> None:
         """Closes the channel; a repeat does nothing."""

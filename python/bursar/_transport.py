@@ -4,13 +4,14 @@ The gRPC transport is in `_grpc`, the embedded one in `_embedded`. Both raise `B
 """
 
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from google.protobuf.message import Message
 
 from bursar.exceptions import BursarError, SidecarUnavailable
+from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,12 @@ class Transport(Protocol):
     def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
         """Sends a request and yields the answers until the caller stops."""
 
+    def meter(self, requests: Iterator[MeterRequest]) -> Iterator[MeterResponse]:
+        """Opens a Meter stream; closing the iterator hangs up. Never repeated by itself.
+
+        Requests are taken from another thread, ahead of their responses.
+        """
+
     def close(self) -> None:
         """Frees what it holds; a repeat does nothing."""
 
@@ -77,6 +84,9 @@ class AsyncTransport(Protocol):
         self, method: str, request: Message, response: type[Message]
     ) -> AsyncGenerator[Message, None]:
         """Sends a request and yields the answers until the caller stops."""
+
+    def meter(self, requests: AsyncIterator[MeterRequest]) -> AsyncGenerator[MeterResponse, None]:
+        """Opens a Meter stream; closing the generator hangs up. Never repeated by itself."""
 
     async def close(self) -> None:
         """Frees what it holds; a repeat does nothing."""

@@ -1,5 +1,6 @@
 import datetime
 
+from bursar.v1 import errors_pb2 as _errors_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -230,6 +231,63 @@ class DebitResponse(_message.Message):
     advice: Advice
     refusal: Refusal
     def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., remaining: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., advice: _Optional[_Union[Advice, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class MeterRequest(_message.Message):
+    __slots__ = ("debits",)
+    DEBITS_FIELD_NUMBER: _ClassVar[int]
+    debits: _containers.RepeatedCompositeFieldContainer[MeterDebit]
+    def __init__(self, debits: _Optional[_Iterable[_Union[MeterDebit, _Mapping]]] = ...) -> None: ...
+
+class MeterDebit(_message.Message):
+    __slots__ = ("reservation", "used", "usage")
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    reservation: str
+    used: _containers.RepeatedCompositeFieldContainer[Amount]
+    usage: Usage
+    def __init__(self, reservation: _Optional[str] = ..., used: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class MeterResponse(_message.Message):
+    __slots__ = ("answers", "unasked")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    UNASKED_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[MeterAnswer]
+    unasked: bool
+    def __init__(self, answers: _Optional[_Iterable[_Union[MeterAnswer, _Mapping]]] = ..., unasked: _Optional[bool] = ...) -> None: ...
+
+class MeterAnswer(_message.Message):
+    __slots__ = ("reservation", "verdict", "remaining", "advice", "refusal", "error")
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    reservation: str
+    verdict: Verdict
+    remaining: _containers.RepeatedCompositeFieldContainer[Amount]
+    advice: Advice
+    refusal: Refusal
+    error: MeterError
+    def __init__(self, reservation: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., remaining: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., advice: _Optional[_Union[Advice, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., error: _Optional[_Union[MeterError, _Mapping]] = ...) -> None: ...
+
+class MeterError(_message.Message):
+    __slots__ = ("reason", "message", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    reason: _errors_pb2.ErrorReason
+    message: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ExtendRequest(_message.Message):
     __slots__ = ("reservation", "granted", "min_acceptable", "ttl", "usage", "top_up")

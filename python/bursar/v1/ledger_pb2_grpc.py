@@ -45,6 +45,11 @@ class LedgerServiceStub:
                 request_serializer=bursar_dot_v1_dot_ledger__pb2.DebitRequest.SerializeToString,
                 response_deserializer=bursar_dot_v1_dot_ledger__pb2.DebitResponse.FromString,
                 _registered_method=True)
+        self.Meter = channel.stream_stream(
+                '/bursar.v1.LedgerService/Meter',
+                request_serializer=bursar_dot_v1_dot_ledger__pb2.MeterRequest.SerializeToString,
+                response_deserializer=bursar_dot_v1_dot_ledger__pb2.MeterResponse.FromString,
+                _registered_method=True)
         self.Extend = channel.unary_unary(
                 '/bursar.v1.LedgerService/Extend',
                 request_serializer=bursar_dot_v1_dot_ledger__pb2.ExtendRequest.SerializeToString,
@@ -104,9 +109,27 @@ class LedgerServiceServicer:
 
         When the hold is used up it answers STOP with refusal HOLD_EXHAUSTED and counts no more than the
         hold; what was truly used beyond it belongs in Commit. A frozen account answers STOP with
-        ACCOUNT_FROZEN and still counts what was used. After the reservation's end it fails with
-        RESERVATION_ENDED or RESERVATION_EXPIRED, and while it is
-        debited through a lease or a Meter stream with RESERVATION_LEASED.
+        ACCOUNT_FROZEN and still counts what was used. It fails with RESERVATION_ENDED or RESERVATION_EXPIRED
+        after the end, and with RESERVATION_LEASED while a lease or a Meter stream debits it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Meter(self, request_iterator, context):
+        """Debits many reservations on one stream, and hears of changed verdicts without asking.
+
+        Each request gets exactly one response, in order, with one answer for each debit, in order; several
+        may be under way. Counts are cumulative as in Debit: a repeat or a reordering changes nothing, also
+        on the next stream when one breaks. Responses marked `unasked` come in between, within milliseconds,
+        when the verdict, refusal or advice of a reservation on the stream changed: by a freeze, a limit, a
+        threshold that others crossed, or its end. The first debit of a reservation claims it: Debit, leases
+        and other streams get RESERVATION_LEASED until the stream ends, which leaves it pending, at what was
+        debited, with its time to live.
+
+        Where a hold is used up or the budget is gone, the answer is STOP with the refusal, as in Debit; what
+        fails for one reservation is its answer's `error`. INVALID_FIELD, STORE_UNAVAILABLE and
+        SHUTTING_DOWN end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +170,6 @@ class LedgerServiceServicer:
     def Record(self, request, context):
         """Records spending that no reservation announced. It is never refused for lack of budget: what
         passes the limit is overdraft, and the verdict says STOP.
-
         Repeats are told by `idempotency_key` as in Reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -189,6 +211,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.Debit,
                     request_deserializer=bursar_dot_v1_dot_ledger__pb2.DebitRequest.FromString,
                     response_serializer=bursar_dot_v1_dot_ledger__pb2.DebitResponse.SerializeToString,
+            ),
+            'Meter': grpc.stream_stream_rpc_method_handler(
+                    servicer.Meter,
+                    request_deserializer=bursar_dot_v1_dot_ledger__pb2.MeterRequest.FromString,
+                    response_serializer=bursar_dot_v1_dot_ledger__pb2.MeterResponse.SerializeToString,
             ),
             'Extend': grpc.unary_unary_rpc_method_handler(
                     servicer.Extend,
@@ -281,6 +308,33 @@ class LedgerService:
             '/bursar.v1.LedgerService/Debit',
             bursar_dot_v1_dot_ledger__pb2.DebitRequest.SerializeToString,
             bursar_dot_v1_dot_ledger__pb2.DebitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Meter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/bursar.v1.LedgerService/Meter',
+            bursar_dot_v1_dot_ledger__pb2.MeterRequest.SerializeToString,
+            bursar_dot_v1_dot_ledger__pb2.MeterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -104,7 +104,6 @@ impl<J: Journal> Ledger<J> {
             ticket = self.log(now_ms, || vec![budget_fact(info, terms)]);
         });
         let (window, crossed) = changed.map_err(|_| LedgerError::Overflow)?;
-        self.changed();
         if let Some(window) = window.filter(|_| !crossed.is_empty()) {
             ticket = self.log_crossed(now_ms, &window, &crossed);
         }
@@ -130,7 +129,7 @@ impl<J: Journal> Ledger<J> {
         });
         reason.clone_into(&mut kept_reason);
         self.tree.set_frozen(&account, frozen);
-        self.changed();
+        self.changes.verdicts();
         Ok(ticket)
     }
 

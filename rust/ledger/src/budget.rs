@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::changes::Changes;
 use crate::fact::{AccountId, BudgetId, WindowId};
 use crate::period::{Calendar, Period};
 use crate::sync::Mutex;
@@ -43,6 +44,7 @@ pub struct BudgetTerms {
 pub(crate) struct Budget {
     pub(crate) info: Arc<BudgetInfo>,
     calendar: Calendar,
+    changes: Arc<Changes>,
     state: Mutex<State>,
 }
 
@@ -53,9 +55,14 @@ struct State {
 }
 
 impl Budget {
-    pub(crate) fn new(info: BudgetInfo, calendar: Calendar, terms: BudgetTerms) -> Budget {
+    pub(crate) fn new(
+        info: BudgetInfo,
+        calendar: Calendar,
+        terms: BudgetTerms,
+        changes: &Arc<Changes>,
+    ) -> Budget {
         let state = Mutex::new(State { terms, current: None });
-        Budget { info: Arc::new(info), calendar, state }
+        Budget { info: Arc::new(info), calendar, changes: Arc::clone(changes), state }
     }
 
     pub(crate) fn terms(&self) -> BudgetTerms {
@@ -93,7 +100,8 @@ impl Budget {
 
     fn install(&self, state: &mut State, id: WindowId, bounds: (i64, i64)) -> Arc<Window> {
         let BudgetTerms { limit, thresholds, .. } = state.terms.clone();
-        let window = Arc::new(Window::new(id, Arc::clone(&self.info), bounds, limit, thresholds));
+        let (info, changes) = (Arc::clone(&self.info), Arc::clone(&self.changes));
+        let window = Arc::new(Window::new(id, info, bounds, limit, thresholds, changes));
         state.current = Some(Arc::clone(&window));
         window
     }

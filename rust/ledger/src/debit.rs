@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::account::{Account, Chain};
+use crate::channel::Channel;
 use crate::charge::Shortage;
 use crate::error::LedgerError;
 use crate::fact::{Journal, ReservationId, State};
@@ -49,9 +50,30 @@ pub struct Extended {
 
 impl<J: Journal> Ledger<J> {
     /// Raises what is debited to `used` per unit (cumulative; lower values change nothing), at most to
-    /// the hold. Capacity cannot be debited.
+    /// the hold. Capacity cannot be debited, nor what a channel has claimed.
     pub fn debit(
         &self,
+        id: ReservationId,
+        used: &Amounts,
+        now: Now,
+    ) -> Result<Debited, LedgerError> {
+        self.debit_by(None, id, used, now)
+    }
+
+    /// The same through `channel`, which claims the reservation.
+    pub fn debit_through(
+        &self,
+        channel: Channel,
+        id: ReservationId,
+        used: &Amounts,
+        now: Now,
+    ) -> Result<Debited, LedgerError> {
+        self.debit_by(Some(channel), id, used, now)
+    }
+
+    fn debit_by(
+        &self,
+        channel: Option<Channel>,
         id: ReservationId,
         used: &Amounts,
         now: Now,
@@ -61,9 +83,7 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
         let reservation = pending(body(&mut locked, id)?)?;
-        if reservation.lease.is_some() {
-            return Err(LedgerError::ReservationLeased);
-        }
+        reservation.open_to(channel)?;
         let (mut ticket, mut short) = (0, None);
         let was_debited = reservation.debited;
         for unit in Unit::each().filter(|unit| used.get(*unit) != 0) {

@@ -30,12 +30,12 @@ pub enum LedgerError {
     /// The reservation has ended.
     #[error("the reservation has ended ({0:?})")]
     ReservationEnded(State),
+    /// Somebody else has claimed its debits.
+    #[error("the reservation is debited through another channel (a lease or a Meter stream)")]
+    ReservationLeased,
     /// The same key or Commit with another payload.
     #[error("this {0} was used before with another payload")]
     IdempotencyMismatch(&'static str),
-    /// It is debited through another channel.
-    #[error("the reservation is debited through another channel: a lease or a Meter stream")]
-    ReservationLeased,
     /// Somebody else asks for a lease.
     #[error(
         "the reservation was made by another process: a lease is for the process that reserved"

@@ -13,7 +13,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::charge::Shortage;
 use crate::error::LedgerError;
@@ -187,7 +186,7 @@ impl<J: Journal> Ledger<J> {
         if reservation.owner.is_some() && reservation.owner != ask.owner {
             return Err(LedgerError::NotTheOwner);
         }
-        if reservation.lease.is_some() {
+        if reservation.lease.is_some() || reservation.channel.is_some() {
             return Err(LedgerError::ReservationLeased);
         }
         let rate = reservation.rate.clone();
@@ -461,12 +460,4 @@ fn slack(reservation: &Reservation, window: &Arc<Window>) -> i64 {
         .filter(|slice| slice.chain.windows.iter().any(|own| Arc::ptr_eq(own, window)));
     let unused = in_window.map(|slice| slice.held.get(window.unit) - slice.used.get(window.unit));
     back.min(unused.sum())
-}
-
-impl<J: Journal> Ledger<J> {
-    /// Rises whenever a verdict may have changed for reasons of its own: a freeze, a limit, a
-    /// threshold.
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
-    }
 }

@@ -11,6 +11,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::account::{Account, Chain};
 use crate::budget::BudgetTerms;
+use crate::changes::{Changes, Observer};
 use crate::charge::{Charges, Shortage};
 use crate::error::LedgerError;
 use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
@@ -76,6 +77,7 @@ pub struct Settings {
 pub struct Ledger<J> {
     pub(crate) journal: J,
     pub(crate) settings: Settings,
+    pub(crate) changes: Arc<Changes>,
     pub(crate) tree: Tree,
     pub(crate) slots: Slots,
     pub(crate) keys: Keys,
@@ -85,8 +87,6 @@ pub struct Ledger<J> {
     /// Apart from what every call only reads.
     pub(crate) next_sequence: CachePadded<AtomicU64>,
     pub(crate) topped_up: ToppedUp,
-    /// Rises when a verdict may have changed for reasons of its own.
-    pub(crate) changes: AtomicU64,
     /// The latest wall time that was seen; time never goes back behind it (R14).
     time_ms: AtomicI64,
 }
@@ -145,6 +145,7 @@ impl<J: Journal> Ledger<J> {
     pub fn new(settings: Settings, journal: J) -> Ledger<J> {
         Ledger {
             journal,
+            changes: Arc::default(),
             tree: Tree::new(),
             slots: Slots::new(settings.max_reservations),
             keys: Keys::new(),
@@ -153,7 +154,6 @@ impl<J: Journal> Ledger<J> {
             next_chain: AtomicU64::new(1),
             next_sequence: CachePadded::new(AtomicU64::new(1)),
             topped_up: ToppedUp::default(),
-            changes: AtomicU64::new(0),
             time_ms: AtomicI64::new(0),
             settings,
         }
@@ -167,6 +167,17 @@ impl<J: Journal> Ledger<J> {
     /// Sends the facts elsewhere from now on: recovery is over.
     pub fn set_journal(&mut self, journal: J) {
         self.journal = journal;
+    }
+
+    /// Names the one who hears of changes from now on.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.changes.observe(observer);
+    }
+
+    /// Rises whenever a window's verdict or advice, a freeze or a limit changes, and whenever a
+    /// reservation that a channel had claimed ends.
+    pub fn changes(&self) -> u64 {
+        self.changes.count()
     }
 
     /// The wall time, held at the latest that was ever seen.
@@ -192,14 +203,8 @@ impl<J: Journal> Ledger<J> {
     /// As above, for one window; 0 when it has crossed nothing.
     #[cold]
     pub(crate) fn report_crossing(&self, time_ms: i64, window: &Window) -> u64 {
-        self.changed();
         let crossed = window.crossings();
         if crossed.is_empty() { 0 } else { self.log_crossed(time_ms, window, &crossed) }
-    }
-
-    /// Says that verdicts have to be looked at anew.
-    pub(crate) fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn log_crossed(&self, time_ms: i64, window: &Window, crossed: &[u16]) -> u64 {
@@ -264,6 +269,11 @@ impl Scope {
     /// What to change at the present verdict.
     pub fn advice(&self) -> Option<Advice> {
         self.0.as_ref().and_then(|chain| chain.advice())
+    }
+
+    /// Whether time alone may change what the windows say: one of them is a rolling one.
+    pub fn rolls(&self) -> bool {
+        self.0.as_ref().is_some_and(|chain| chain.rolls)
     }
 
     /// The most severe verdict of the windows; STOP when the account or an ancestor is frozen.

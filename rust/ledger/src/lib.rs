@@ -10,6 +10,8 @@
 mod account;
 mod admin;
 mod budget;
+mod changes;
+mod channel;
 mod charge;
 mod debit;
 mod error;
@@ -46,6 +48,8 @@ mod wish;
 pub use account::MAX_BUDGETS;
 pub use admin::{AccountView, MAX_THRESHOLDS};
 pub use budget::{BudgetInfo, BudgetTerms};
+pub use changes::Observer;
+pub use channel::Channel;
 pub use debit::{Debited, Extended};
 pub use error::LedgerError;
 pub use fact::{Journal, NoJournal, Owner, ReservationId, State};

@@ -48,7 +48,7 @@ fn budget(id: u32, limit: i64) -> Arc<Budget> {
     let period = Period::calendar(PeriodKind::Hour, "UTC");
     let calendar = Calendar::new(&period).unwrap();
     let info = BudgetInfo { id, account: id, path: "acme".into(), unit: Unit::Tokens, period };
-    Arc::new(Budget::new(info, calendar, terms(limit)))
+    Arc::new(Budget::new(info, calendar, terms(limit), &Arc::default()))
 }
 
 fn terms(limit: i64) -> BudgetTerms {

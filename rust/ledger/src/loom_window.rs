@@ -22,7 +22,8 @@ fn info(id: u32, period: Period) -> BudgetInfo {
 
 fn window(id: u32, limit: i64, permille: &[u16]) -> Arc<Window> {
     let info = Arc::new(info(id, Period::total()));
-    Arc::new(Window::new(id.into(), info, (0, i64::MAX), limit, thresholds(permille)))
+    let (bounds, changes) = ((0, i64::MAX), Arc::default());
+    Arc::new(Window::new(id.into(), info, bounds, limit, thresholds(permille), changes))
 }
 
 fn thresholds(permille: &[u16]) -> Arc<[Threshold]> {
@@ -185,7 +186,7 @@ fn loom_a_rollover_opens_one_window() {
         let period = Period::calendar(PeriodKind::Hour, "UTC");
         let calendar = Calendar::new(&period).unwrap();
         let terms = BudgetTerms { limit: 5, thresholds: thresholds(&[]), manual: false };
-        let budget = Arc::new(Budget::new(info(1, period), calendar, terms));
+        let budget = Arc::new(Budget::new(info(1, period), calendar, terms, &Arc::default()));
         budget.window(0, |_, _| 1);
         let other = Arc::clone(&budget);
         let thread = thread::spawn(move || other.window(3_600_000, |_, _| 2));
@@ -200,7 +201,8 @@ fn loom_a_rollover_beside_a_limit_change_takes_the_limit_along() {
         let period = Period::calendar(PeriodKind::Hour, "UTC");
         let calendar = Calendar::new(&period).unwrap();
         let terms = BudgetTerms { limit: 5, thresholds: thresholds(&[]), manual: false };
-        let budget = Arc::new(Budget::new(info(1, period), calendar, terms.clone()));
+        let budget =
+            Arc::new(Budget::new(info(1, period), calendar, terms.clone(), &Arc::default()));
         budget.window(0, |_, _| 1);
         let other = Arc::clone(&budget);
         let thread = thread::spawn(move || other.window(3_600_000, |_, _| 2));

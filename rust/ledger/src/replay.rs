@@ -187,7 +187,7 @@ impl<J: Journal> Replay<J> {
             unit: *unit,
             period: period.clone(),
         };
-        let made = Arc::new(Budget::new(info, calendar, terms));
+        let made = Arc::new(Budget::new(info, calendar, terms, &self.ledger.changes));
         owner.budgets.lock().push(Arc::clone(&made));
         self.budgets.insert(*budget, made);
         Ok(())

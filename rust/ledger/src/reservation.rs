@@ -10,6 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, covers};
+use crate::channel::Channel;
 use crate::fact::{Owner, ReservationId, Reserved, Settled, SliceFact, State};
 use crate::lease::Lease;
 use crate::rates::Rate;
@@ -50,6 +51,8 @@ pub(crate) struct Reservation {
     pub(crate) used: Amounts,
     /// Whether `used` changed since the journal last heard of it.
     pub(crate) debited: bool,
+    /// Who alone may debit it; `None`: anybody.
+    pub(crate) channel: Option<Channel>,
     /// What was granted in all; kept after the end.
     pub(crate) granted: Amounts,
     pub(crate) max_output_tokens: i64,
@@ -94,6 +97,7 @@ impl Reservation {
             slices: SmallVec::new(),
             used: spending.amounts,
             debited: false,
+            channel: None,
             granted: Amounts::ZERO,
             max_output_tokens: 0,
             created_ms,
@@ -126,6 +130,7 @@ impl Reservation {
             slices: SmallVec::new(),
             used: settled.spent,
             debited: false,
+            channel: None,
             granted: settled.granted(),
             max_output_tokens: reserved.max_output_tokens,
             created_ms,

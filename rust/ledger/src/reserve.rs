@@ -229,6 +229,7 @@ impl<J: Journal> Ledger<J> {
             slices: SmallVec::new(),
             used: Amounts::ZERO,
             debited: false,
+            channel: None,
             granted: portion.0,
             max_output_tokens: portion.1,
             created_ms: now_ms,

@@ -40,6 +40,7 @@ impl<J: Journal> Replay<J> {
             slices: smallvec::SmallVec::new(),
             used: Amounts::ZERO,
             debited: false,
+            channel: None,
             granted: Amounts::ZERO,
             max_output_tokens: reserved.max_output_tokens,
             created_ms: self.time_ms,

@@ -163,6 +163,9 @@ impl<J: Journal> Ledger<J> {
         let _counted = self.end_lease(reservation);
         reservation.state = state;
         settle_slices(reservation, from_hold, now_ms, &mut crossed, to_parent);
+        if let Some(channel) = reservation.channel.take() {
+            self.changes.ended(channel, reservation.id, state);
+        }
         reservation.used = spent;
         reservation.debited = false;
         reservation.end = End { payload, spent, returned, overdraft, kept };

@@ -323,7 +323,7 @@ impl<J: Journal> Ledger<J> {
         let path = Arc::clone(&account.path);
         let info = BudgetInfo { id, account: account.id, path, unit, period };
         self.log(now_ms, || vec![budget_fact(&info, &terms)]);
-        let budget = Arc::new(Budget::new(info, calendar, terms));
+        let budget = Arc::new(Budget::new(info, calendar, terms, &self.changes));
         budgets.push(Arc::clone(&budget));
         Ok(budget)
     }

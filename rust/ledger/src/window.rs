@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crossbeam_utils::CachePadded;
 
 use crate::budget::BudgetInfo;
+use crate::changes::Changes;
 use crate::charge::Short;
 use crate::fact::WindowId;
 use crate::rolling::Rolling;
@@ -36,6 +37,8 @@ pub struct Window {
     terms: Mutex<Terms>,
     /// Boxed: most windows have none, and it is large.
     rolling: Option<Box<Rolling>>,
+    /// Hears when verdict or advice change.
+    changes: Arc<Changes>,
 }
 
 /// The words that every call touches, on a cache line of their own.
@@ -87,6 +90,7 @@ impl Window {
         (start_ms, end_ms): (i64, i64),
         limit: i64,
         thresholds: Arc<[Threshold]>,
+        changes: Arc<Changes>,
     ) -> Window {
         let rolling = Rolling::of(&budget.period).map(Box::new);
         let hot = Hot {
@@ -106,6 +110,7 @@ impl Window {
             hot: CachePadded::new(hot),
             terms,
             rolling,
+            changes,
         };
         window.refresh(&mut window.terms.lock());
         window
@@ -253,7 +258,9 @@ impl Window {
         self.hot.remaining.fetch_add(change, Ordering::AcqRel);
         terms.limit = limit;
         terms.thresholds = thresholds;
-        Ok(self.refresh(&mut terms))
+        let crossed = self.refresh(&mut terms);
+        self.changes.verdicts();
+        Ok(crossed)
     }
 
     /// Looks at the thresholds and returns the shares that are crossed and were never reported (R17).
@@ -267,6 +274,11 @@ impl Window {
         };
         let marks = marks(terms);
         let mut crossed = Vec::new();
+        let standing = || {
+            let level = self.hot.level.load(Ordering::Relaxed);
+            (level, self.hot.next_mark.load(Ordering::Relaxed))
+        };
+        let before = standing();
         loop {
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let over = spent > terms.limit;
@@ -288,9 +300,14 @@ impl Window {
             // A read-modify-write, so that it has a place among the spendings: one before it is seen
             // here, one after it sees the new mark. Behind the last mark nothing is left to be missed.
             if self.hot.spent.fetch_add(0, Ordering::AcqRel) < next || next == i64::MAX {
-                return crossed;
+                break;
             }
         }
+        // Another mark means other thresholds passed, and other advice.
+        if standing() != before {
+            self.changes.verdicts();
+        }
+        crossed
     }
 
     /// Whether spending leaves it by itself.

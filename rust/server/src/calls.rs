@@ -105,11 +105,7 @@ impl Engine {
     pub(crate) fn debit(&self, request: &v1::DebitRequest) -> Reply<v1::DebitResponse> {
         self.check_open()?;
         let id = convert::parse_reservation_id(self.store_id, &request.reservation)?;
-        let used = match (&request.usage, request.used.is_empty()) {
-            (Some(_), false) => return Err(exclusive("used")),
-            (Some(usage), true) => self.reserved_usage(id, usage)?,
-            (None, _) => convert::amounts("used", &request.used)?.0,
-        };
+        let used = self.used(id, &request.used, request.usage.as_ref())?;
         let debited = self.ledger.debit(id, &used, self.now())?;
         let body = v1::DebitResponse {
             verdict: convert::verdict(debited.verdict),
@@ -118,6 +114,20 @@ impl Engine {
             refusal: debited.refusal.as_ref().map(convert::refusal),
         };
         Ok(Answer::new(body, debited.ticket))
+    }
+
+    /// What a debit says was used so far.
+    pub(crate) fn used(
+        &self,
+        id: bursar_ledger::ReservationId,
+        used: &[v1::Amount],
+        usage: Option<&v1::Usage>,
+    ) -> Result<Amounts, ApiError> {
+        match (usage, used.is_empty()) {
+            (Some(_), false) => Err(exclusive("used")),
+            (Some(usage), true) => self.reserved_usage(id, usage),
+            (None, _) => Ok(convert::amounts("used", used)?.0),
+        }
     }
 
     pub(crate) fn extend(&self, request: &v1::ExtendRequest) -> Reply<v1::ExtendResponse> {
@@ -406,6 +416,6 @@ fn balances(scope: &Scope, amounts: &Amounts) -> Vec<v1::Balance> {
     scope.tightest(amounts).iter().map(convert::balance).collect()
 }
 
-fn advice(verdict: Verdict, scope: &Scope) -> Option<v1::Advice> {
+pub(crate) fn advice(verdict: Verdict, scope: &Scope) -> Option<v1::Advice> {
     (verdict != Verdict::Ok).then(|| scope.advice().map(convert::advice)).flatten()
 }

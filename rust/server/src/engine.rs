@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Durability, Reservations, StoreSection};
 use crate::durable::{Durable, StoreJournal};
 use crate::error::ApiError;
+use crate::meters::Meters;
 use crate::owner;
 
 /// How often time's own work is done: expiry, and the floor of what was used.
@@ -73,6 +74,7 @@ pub struct Engine {
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) store_id: u32,
     pub(crate) durable: Durable,
+    pub(crate) meters: Arc<Meters>,
     /// Ended reservations that were fetched back from the store, by sequence.
     pub(crate) recalled: Mutex<HashMap<u64, ReservationId>>,
     pub(crate) max_leases: usize,
@@ -99,6 +101,8 @@ impl Engine {
             (ledger, None, "no store: everything is forgotten at the end".to_owned())
         };
         ledger.configure(now)?;
+        let meters = Arc::<Meters>::default();
+        ledger.observe(Arc::clone(&meters) as Arc<dyn bursar_ledger::Observer>);
         let store_id = store.as_ref().map_or(0, |store| store.store_id());
         let engine = Arc::new(Engine {
             ledger,
@@ -106,6 +110,7 @@ impl Engine {
             allow_unpriced: config.allow_unpriced,
             times: config.reservations,
             durable: Durable::new(store.clone(), durability),
+            meters,
             store,
             store_id,
             recalled: Mutex::default(),

@@ -106,8 +106,8 @@ impl From<LedgerError> for ApiError {
             LedgerError::ReservationNotFound => new(ErrorReason::ReservationNotFound),
             LedgerError::ReservationEnded(State::Expired) => new(ErrorReason::ReservationExpired),
             LedgerError::ReservationEnded(_) => new(ErrorReason::ReservationEnded),
-            LedgerError::IdempotencyMismatch(_) => new(ErrorReason::IdempotencyMismatch),
             LedgerError::ReservationLeased => new(ErrorReason::ReservationLeased),
+            LedgerError::IdempotencyMismatch(_) => new(ErrorReason::IdempotencyMismatch),
             LedgerError::NotTheOwner => new(ErrorReason::NotTheOwner),
             LedgerError::Overflow => new(ErrorReason::AmountOverflow),
             LedgerError::InvalidAmount { unit, .. } => {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::meter::MeterStream;
 use crate::serve::Peer;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
@@ -65,6 +66,13 @@ impl LedgerService for Api {
 
     async fn debit(&self, request: Request<v1::DebitRequest>) -> Answered<v1::DebitResponse> {
         self.answer(|engine| engine.debit(request.get_ref())).await
+    }
+
+    type MeterStream = MeterStream;
+
+    async fn meter(&self, requests: Request<Streaming<v1::MeterRequest>>) -> Answered<MeterStream> {
+        let stream = MeterStream::new(Arc::clone(&self.engine), requests.into_inner());
+        Ok(Response::new(stream))
     }
 
     async fn extend(&self, request: Request<v1::ExtendRequest>) -> Answered<v1::ExtendResponse> {

@@ -16,6 +16,8 @@ pub mod error;
 mod grpc;
 mod history;
 mod lease;
+mod meter;
+mod meters;
 mod owner;
 mod serve;
 pub mod tokens;

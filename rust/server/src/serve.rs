@@ -102,6 +102,7 @@ impl Running {
     /// and closes the store. Holds are kept.
     pub fn shutdown(&self) -> Result<(), crate::ApiError> {
         self.drain.send_replace(true);
+        self.engine.meters.drain();
         let threads = std::mem::take(&mut *self.threads.lock());
         let ended = Arc::new((Mutex::new(false), parking_lot::Condvar::new()));
         let signal = Arc::clone(&ended);

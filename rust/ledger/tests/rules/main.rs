@@ -7,6 +7,7 @@ mod common;
 
 mod admission;
 mod bounds;
+mod channels;
 mod clocks;
 mod keys;
 mod leases;

@@ -1,0 +1,55 @@
+//! What changed without a call of those whom it concerns: verdicts and ends.
+//!
+//! One value of this is shared by a ledger and its windows. It costs nothing while nothing changes: a
+//! debit that crosses no threshold does not come here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::channel::Channel;
+use crate::fact::{ReservationId, State};
+
+/// Hears of changes. Called under locks of the ledger: it must not call back, nor wait.
+pub trait Observer: std::fmt::Debug + Send + Sync {
+    /// A window's verdict or advice, a freeze or a limit changed.
+    fn verdicts_changed(&self);
+    /// A reservation that `channel` had claimed has ended.
+    fn ended(&self, channel: Channel, id: ReservationId, state: State);
+}
+
+/// Counts the changes, and tells the observer.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    count: AtomicU64,
+    observer: OnceLock<Arc<dyn Observer>>,
+}
+
+impl Changes {
+    /// Names the one who hears of them from now on; a second one is not heard.
+    pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
+        let _second = self.observer.set(observer);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Verdicts changed; called after they did.
+    #[cold]
+    pub(crate) fn verdicts(&self) {
+        // Release pairs with `count`: whoever sees the new count sees the new verdict.
+        self.count.fetch_add(1, Ordering::Release);
+        if let Some(observer) = self.observer.get() {
+            observer.verdicts_changed();
+        }
+    }
+
+    /// A claimed reservation has ended; called after it has.
+    #[cold]
+    pub(crate) fn ended(&self, channel: Channel, id: ReservationId, state: State) {
+        self.count.fetch_add(1, Ordering::Release);
+        if let Some(observer) = self.observer.get() {
+            observer.ended(channel, id, state);
+        }
+    }
+}
