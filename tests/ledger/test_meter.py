@@ -23,7 +23,7 @@ PUSHED_WITHIN_S = 1.0  # a few milliseconds, with room for a loaded machine
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     # Two threads: a stream and those who change what it tells need not share one.
-    with Daemon(server={"runtime_threads": 2}) as running:
+    with Daemon(server={"runtime_threads": 2}, rates={"allow_unpriced": True}) as running:
         yield running
 
 
@@ -137,7 +137,7 @@ def test_a_freeze_and_its_end_are_told_unasked(
 def test_a_threshold_that_another_client_crosses_is_told_unasked(
     daemon: Daemon, client: bursar.Client, root: str
 ) -> None:
-    """WARN, other advice at the same verdict, DEGRADE, a higher limit, and a limit below the spent."""
+    """WARN, other advice at the same verdict, DEGRADE, a higher limit, a limit below the spent."""
     steps = [
         bursar.Threshold(500, bursar.Verdict.WARN, bursar.Advice(max_new_tokens=50)),
         bursar.Threshold(700, bursar.Verdict.WARN, bursar.Advice(max_new_tokens=30)),
@@ -170,7 +170,7 @@ def test_time_alone_takes_a_warning_back_in_a_rolling_window(
     step = [bursar.Threshold(500, bursar.Verdict.WARN, bursar.Advice(max_new_tokens=1))]
     account = f"{root}/rolling"
     client.set_budget(account, unit="calls", limit=10, period="rolling:1s", thresholds=step)
-    held = client.reserve(account, calls=6)
+    held = client.reserve(account, amounts={"calls": 6})
     with Meter(daemon.target) as meter:
         assert meter(debit(held.id, calls=6))[0].verdict == WARN
         assert meter.told()[0].verdict == OK
@@ -268,4 +268,4 @@ def test_tickets_of_crossings_are_awaited_in_every_durability() -> None:
                 daemon.kill9()
             daemon.start()
             kinds = [one.kind for one in client.list_entries("acme")]
-            assert durability == "memory" or kinds.count("crossing") == 1
+            assert durability == "memory" or kinds.count(bursar.EntryKind.CROSSING) == 1

@@ -22,7 +22,9 @@ SOURCES = {".py", ".pyi", ".rs", ".proto"}
 TEXTS = SOURCES | {".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".cfg", ".txt", ".service"}
 
 GENERATED = ("python/bursar/v1/",)  # protoc owns their layout
-LONG_FILES: dict[str, str] = {}  # path: why it is one file
+LONG_FILES = {  # path: why it is one file
+    "proto/bursar/v1/ledger.proto": "a service and its messages are one file",
+}
 FOREIGN_PATHS = ("/" + "work/", "/" + "root/", "/" + "home/")
 
 

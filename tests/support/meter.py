@@ -19,6 +19,10 @@ def debit(reservation: str, **used: int) -> lg.MeterDebit:
     return lg.MeterDebit(reservation=reservation, used=amounts(**used))
 
 
+def _bytes(sent: Any) -> bytes:
+    return sent if isinstance(sent, bytes) else bytes(sent.SerializeToString())
+
+
 class Meter:
     """One stream on a connection of its own."""
 
@@ -28,13 +32,13 @@ class Meter:
         self._requests: queue.SimpleQueue[lg.MeterRequest | bytes | None] = queue.SimpleQueue()
         self._call: Any = self.channel.stream_stream(
             "/bursar.v1.LedgerService/Meter",
-            request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
+            request_serializer=_bytes,
             response_deserializer=lg.MeterResponse.FromString,
         )(self._sent(), timeout=PATIENCE_S)
         self.news: list[lg.MeterAnswer] = []
         """What came unasked before an answer."""
 
-    def _sent(self) -> Iterator[lg.MeterRequest | bytes]:
+    def _sent(self) -> Iterator[Any]:
         while (one := self._requests.get()) is not None:
             yield one
 

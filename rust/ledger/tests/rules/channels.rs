@@ -25,9 +25,12 @@ fn plainly(world: &World, id: ReservationId, used: i64) -> Result<Debited, Ledge
     world.ledger.debit(id, &tokens(used), world.now())
 }
 
-/// What an observer heard.
+/// How a claimed reservation ended.
+type End = (Channel, ReservationId, State);
+
+/// What an observer heard: how often verdicts changed, and the ends.
 #[derive(Debug, Default)]
-struct Heard(Mutex<(u64, Vec<(Channel, ReservationId, State)>)>);
+struct Heard(Mutex<(u64, Vec<End>)>);
 
 impl Observer for Heard {
     fn verdicts_changed(&self) {
