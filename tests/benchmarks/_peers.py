@@ -114,7 +114,7 @@ class EnvoyRatelimit(Peer):
     programs = ("ratelimit", "service_cmd")  # the second is what `go install` calls it
     mode = "rate-limit"
     transport = "Unix socket"
-    does = "one fixed-window counter: check and add; no holds, no keys"
+    does = "One fixed-window counter: check and add; no holds, no keys"
     durability = "its Redis, here without a file: kill -9 of that loses everything"
 
     def start(self, program: Path, place: Place) -> Start:
@@ -151,7 +151,7 @@ class Gubernator(Peer):
     programs = ("gubernator",)
     mode = "hits"
     transport = "TCP"
-    does = "one counter in a cache of bounded size: check and add; no holds, no keys"
+    does = "One counter in a cache of bounded size: check and add; no holds, no keys"
     durability = "kill -9 loses everything; a full cache evicts"
 
     def start(self, program: Path, place: Place) -> Start:
@@ -179,7 +179,7 @@ class Limitador(Peer):
     programs = ("limitador-server",)
     mode = "rate-limit"
     transport = "TCP"
-    does = "one fixed-window counter: check and add; no holds, no keys"
+    does = "One fixed-window counter: check and add; no holds, no keys"
     durability = "kill -9 loses everything"
     version = ("--version",)
 
@@ -222,9 +222,9 @@ def find(peer: Peer) -> Path:
 
 
 def told_version(peer: Peer) -> str:
-    """What its program says about its version, in a line."""
+    """What its program says about its version, in a line; nothing where it does not tell."""
     if not peer.version:
-        return "does not tell"
+        return ""
     asked = subprocess.run(
         [find(peer), *peer.version], capture_output=True, check=False, text=True, timeout=ASK_WAIT_S
     )

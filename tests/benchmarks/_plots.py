@@ -12,6 +12,7 @@ import matplotlib as mpl
 from _metrics import CONCURRENCIES, Series
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 OURS, THEIRS = "#1f6f8b", "#b0b7bd"
 # Figure → its title, and what is in it from top to bottom: (label, server, mode).
@@ -19,9 +20,9 @@ FIGURES = {
     "pairs": (
         "Reserve and Commit: pairs a second, and the 99th percentile of a pair",
         [
-            ("Bursar", "process", "pair"),
-            ("Redis, Lua", "redis", "redis-pair"),
-            ("Redis, AOF every second", "redis_aof_everysec", "redis-pair"),
+            ("Bursar, default", "process", "pair"),
+            ("Redis, no AOF", "redis", "redis-pair"),
+            ("Redis, AOF everysec", "redis_aof_everysec", "redis-pair"),
             ("Bursar, power", "power", "pair"),
             ("Redis, AOF always", "redis_aof_always", "redis-pair"),
         ],
@@ -70,7 +71,7 @@ def plot(
             axes.set_yticks(range(len(shown)), [label for label, _, _ in shown])
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_ylim(len(shown) - 0.5, -0.5)
-    rows[0][0].set_ylabel("a second")
+    rows[0][0].set_ylabel("rate, 1/s")
     rows[1][0].set_ylabel("p99, µs")
     return figure
 
@@ -108,5 +109,8 @@ def dots(axes: Axes, rounds: list[list[float]], colours: list[str]) -> None:
     axes.set_xscale("log")
     least, most = min(map(min, rounds)), max(map(max, rounds))
     axes.set_xlim(least / 1.6, most * 3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color="#e3e6e8", linewidth=0.6)
     axes.set_axisbelow(True)

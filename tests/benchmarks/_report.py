@@ -68,18 +68,31 @@ def sections(
     for name, peer in _peers.peers().items():
         against = [each for each in metrics.values() if each.floor.server == name]
         if against:
-            told = versions.get(name, "does not tell")
-            parts += [f"## Against {name}\n\n{peer.does}. {peer.transport}; version: {told}.\n"]
+            told = versions.get(name) or "not told by its program"
+            parts += [f"## Against {name}\n\n{peer.does}. {peer.transport}. Version: {told}.\n"]
             parts += [table([row(each, results[each.name], measured) for each in against])]
     against = [each for each in metrics.values() if not each.is_against_a_peer]
     if against:
         parts += ["## Against an empty server\n\nThe same server without a ledger, Unix socket.\n"]
         parts += [table([row(each, results[each.name], measured) for each in against])]
+    parts += ["## Every series\n", all_series(measured)]
     others = [name for name in results if name not in metrics]
     if others:
         parts += ["## Without a wire\n"]
         parts += [table([short_row(name, results[name]) for name in others])]
     return parts
+
+
+def all_series(measured: dict[Series, dict[str, Any]]) -> str:
+    """What the figures are taken from; latencies in microseconds, of pairs also of their halves."""
+    fields = ("rate", "p50_us", "p99_us")
+    halves = ("reserve_p50_us", "reserve_p99_us", "commit_p50_us", "commit_p99_us")
+    rows = [["server", "mode", "c", *fields, *halves]]
+    rows += [["---", "---", *["---:"] * 8]]
+    for each, found in measured.items():
+        cells = [spread(found[name]) if name in found else "" for name in (*fields, *halves)]
+        rows += [[each.server, each.mode, str(each.concurrency), *cells]]
+    return markdown(rows)
 
 
 def row(metric: Metric, entry: dict[str, Any], measured: dict[Series, dict[str, Any]]) -> list[str]:
@@ -116,10 +129,14 @@ def spread(values: list[float]) -> str:
 
 
 def table(rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """Figures and their floors."""
     head = ["", "ours", "theirs", "unit", "ratio", "goal", "we lose", "they lose"]
-    lines = [head, ["---", *["---:"] * 2, "---", "---:", "---", "---", "---"], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    return markdown([head, ["---", *["---:"] * 2, "---", "---:", "---", "---", "---"], *rows])
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of cells, the head and its rule among them."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
 def main() -> None:

@@ -1,11 +1,21 @@
 """What a run has found: the entries of latest.json, the series behind them, a table for people."""
 
+import dataclasses
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
 import _machine
 from _metrics import Metric, Series
+
+LATENCIES = (  # those of the halves only where pairs were timed
+    "p50_ns",
+    "p99_ns",
+    "reserve_p50_ns",
+    "reserve_p99_ns",
+    "commit_p50_ns",
+    "commit_p99_ns",
+)
 
 
 @dataclass
@@ -49,17 +59,17 @@ def entries(wanted: list[Metric], found: Found) -> dict[str, Any]:
 
 def series(found: Found) -> list[dict[str, Any]]:
     """Each series with its figures of every round: rates a second, latencies in microseconds."""
-    return [
-        {
-            "server": each.server,
-            "mode": each.mode,
-            "concurrency": each.concurrency,
-            "rate": [significant(round_[each]["rate"]) for round_ in found.rounds],
-            "p50_us": [significant(round_[each]["p50_ns"] / 1000) for round_ in found.rounds],
-            "p99_us": [significant(round_[each]["p99_ns"] / 1000) for round_ in found.rounds],
+    every = []
+    for each in found.rounds[0]:
+        rounds = [round_[each] for round_ in found.rounds]
+        figures = {
+            name.replace("_ns", "_us"): [significant(one[name] / 1000) for one in rounds]
+            for name in LATENCIES
+            if name in rounds[0]
         }
-        for each in found.rounds[0]
-    ]
+        rates = [significant(one["rate"]) for one in rounds]
+        every.append({**dataclasses.asdict(each), "rate": rates, **figures})
+    return every
 
 
 def significant(value: float) -> float:
