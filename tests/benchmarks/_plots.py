@@ -12,13 +12,14 @@ import matplotlib as mpl
 from _metrics import CONCURRENCIES, Series
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 OURS, THEIRS = "#1f6f8b", "#b0b7bd"
-# Figure → its title, and what is in it from top to bottom: (label, server, mode).
+# Figure → its title, what to know beside it, and its rows from the top: (label, server, mode).
 FIGURES = {
     "pairs": (
         "Reserve and Commit: pairs a second, and the 99th percentile of a pair",
+        "kill -9: Redis without AOF loses all; power cut: Bursar default 10 ms, everysec 1 s",
         [
             ("Bursar, default", "process", "pair"),
             ("Redis, no AOF", "redis", "redis-pair"),
@@ -29,6 +30,7 @@ FIGURES = {
     ),
     "limiters": (
         "Reserve against one check and addition: calls a second, and their 99th percentile",
+        "kill -9: Bursar loses nothing, the others all they know; they have no holds and one level",
         [
             ("Bursar, Unix", "process", "reserve"),
             ("Envoy ratelimit, Unix", "envoy_ratelimit", "rate-limit"),
@@ -45,21 +47,24 @@ def draw(folder: Path, measured: dict[Series, dict[str, Any]]) -> list[str]:
     # The same figures give the same file, and text stays text.
     mpl.rcParams.update({"svg.hashsalt": "bursar", "svg.fonttype": "none", "font.size": 9})
     drawn = []
-    for name, (title, shown) in FIGURES.items():
+    for name, (title, note, shown) in FIGURES.items():
         there = [each for each in shown if Series(each[1], each[2], 1) in measured]
         if len(there) > 1:
-            figure = plot(title, there, measured)
+            figure = plot((title, note), there, measured)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             drawn.append(name)
     return drawn
 
 
 def plot(
-    title: str, shown: list[tuple[str, str, str]], measured: dict[Series, dict[str, Any]]
+    texts: tuple[str, str],
+    shown: list[tuple[str, str, str]],
+    measured: dict[Series, dict[str, Any]],
 ) -> Figure:
     """One figure."""
     figure = Figure(figsize=(11, 1.8 + 0.62 * len(shown)), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(texts[0], fontsize=11)
+    figure.supxlabel(texts[1], fontsize=8, color="#444444")
     rows = figure.subplots(2, len(CONCURRENCIES), sharey=True)
     for rates, latencies, concurrency in zip(*rows, CONCURRENCIES, strict=True):
         series = [measured[Series(server, mode, concurrency)] for _, server, mode in shown]
@@ -90,7 +95,12 @@ def bars(axes: Axes, rounds: list[list[float]], colours: list[str]) -> None:
             verticalalignment="center",
         )
     axes.set_xlim(0, 1.28 * max(max(values) for values in rounds))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    axes.xaxis.set_major_formatter(short)
+
+
+def short(value: float, _position: object = None) -> str:
+    """A tick's label: 500, 20k."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def dots(axes: Axes, rounds: list[list[float]], colours: list[str]) -> None:
@@ -110,7 +120,7 @@ def dots(axes: Axes, rounds: list[list[float]], colours: list[str]) -> None:
     least, most = min(map(min, rounds)), max(map(max, rounds))
     axes.set_xlim(least / 1.6, most * 3)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_formatter(short)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color="#e3e6e8", linewidth=0.6)
     axes.set_axisbelow(True)
