@@ -41,6 +41,7 @@ test-long: build
 	BURSAR_LONG=1 PROPTEST_CASES=5000 cargo test --release --workspace --exclude bursar-py
 	BURSAR_LONG=1 $(BIN)/python -m pytest -q --timeout 3000
 
+# Peers are found in BURSAR_PEERS and on PATH; plots need matplotlib, of the extra `bench`.
 bench: build
 	$(BIN)/python tests/benchmarks/run.py
 

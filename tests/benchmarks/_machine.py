@@ -6,6 +6,7 @@ Reads /proc only. Times are in clock ticks, of which there are 100 a second.
 import os
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 
 QUIET_SHARE = 0.15  # of the CPUs measured: with more, somebody else decides the figures
@@ -33,7 +34,8 @@ def cpus() -> list[int]:
 def pin(pid: int, to: list[int]) -> None:
     """Keeps every thread of a process, and those that it starts from now on, on these CPUs."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), to)
+        with suppress(ProcessLookupError):  # a thread may end meanwhile
+            os.sched_setaffinity(int(task.name), to)
 
 
 def used_ticks(pid: int) -> int:

@@ -34,7 +34,9 @@ def built(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("echo", "load", "sidecar")}
 
 
-def config(socket: Path, store: Path | None, durability: str, **changes: int) -> dict[str, Any]:
+def config(
+    socket: Path, store: Path | None, durability: str, tcp: str | None = None
+) -> dict[str, Any]:
     """A configuration with one daily budget of tokens on each of four levels, and huge limits."""
     advice = dict.fromkeys(
         ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model")
@@ -55,7 +57,7 @@ def config(socket: Path, store: Path | None, durability: str, **changes: int) ->
         "listen": {
             "unix": str(socket),
             "unix_mode": 0o600,
-            "tcp": None,
+            "tcp": tcp,
             "max_message_bytes": 4 * 2**20 + 64 * 2**10,
             "max_connections": 1000,
             "max_concurrent_calls_per_connection": 1000,
@@ -71,7 +73,7 @@ def config(socket: Path, store: Path | None, durability: str, **changes: int) ->
         "reservations": {
             "default_ttl_ms": 3_600_000,
             "max_ttl_ms": 86_400_000,
-            "key_retention_ms": changes.get("key_retention_ms", KEY_RETENTION_MS),
+            "key_retention_ms": KEY_RETENTION_MS,
         },
         "account_idle_ms": 3_600_000,
         "allow_unpriced": False,
@@ -87,13 +89,14 @@ class Server:
     """A server under load."""
 
     name: str
-    socket: Path
+    address: Path | str  # of a Unix socket, or a host and a port
     process: subprocess.Popen[bytes]
+    helpers: tuple[int, ...] = ()  # processes that do a part of its work
 
     @property
-    def pid(self) -> int:
-        """Its process."""
-        return self.process.pid
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [self.process.pid, *self.helpers]
 
 
 @contextmanager
@@ -116,7 +119,8 @@ def load(
     program: Path, server: Server, mode: str, *, on: list[int] | None = None, **arguments: object
 ) -> dict[str, Any]:
     """One run of the client; raises where an answer was not what it has to be."""
-    command = [str(program), "--socket", str(server.socket), "--mode", mode]
+    at = "--socket" if isinstance(server.address, Path) else "--address"
+    command = [str(program), at, str(server.address), "--mode", mode]
     for name, value in arguments.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     own = _machine.cpus()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import _machine
 import _servers
@@ -48,13 +49,13 @@ def measure(
 def fill(load: Path, server: _servers.Server, store: Path, scale: int) -> None:
     """Makes the entries by committing, then leaves reservations open."""
     deadline = time.monotonic() + FILL_S
-    arguments = {"concurrency": 64, "warm_up": 0, "seconds": FILL_S}
+    arguments: dict[str, Any] = {"concurrency": 64, "warm_up": 0, "seconds": FILL_S}
     batch = BATCH // scale
     while count(store) < ENTRIES // scale and time.monotonic() < deadline:
         _servers.load(load, server, "commit", calls=batch, **arguments)
-        _machine.settle([server.pid])
+        _machine.settle(server.pids)
     _servers.load(load, server, "reserve", calls=OPEN // scale, keep="true", **arguments)
-    _machine.settle([server.pid])
+    _machine.settle(server.pids)
 
 
 def count(store: Path) -> int:

@@ -1,30 +1,26 @@
-//! The closed loop: each worker sends its next call when the last one is answered.
+//! The closed loop over gRPC: each worker sends its next call when the last one is answered.
 //!
-//! One thread, so that the client costs no more than it must; up to eight connections. What a worker
-//! reserves is released after the measured time, so that a run leaves nothing behind.
+//! One thread, so that the client costs no more than it must; a few connections. What a worker
+//! reserves is released after the measured time, so that a run leaves nothing behind. The ledger,
+//! the empty server and other rate limiters are called by the same code.
 
-use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use hdrhistogram::Histogram;
 use http::uri::PathAndQuery;
 use tonic::client::Grpc;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::calls::{self, Reserves};
+use crate::plan::{Plan, Span};
+use crate::report::Report;
 use crate::wire::Raw;
-use crate::{Failure, connect, now};
+use crate::{Address, Failure, connect, now, peers};
 
-/// The most connections.
-const CONNECTIONS_MAX: usize = 8;
 /// How many workers end what a run has left open.
 const RELEASERS: usize = 64;
-/// The longest latency that is told apart.
-const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
 /// Which calls are sent and timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +31,14 @@ pub enum Mode {
     Reserve,
     /// Reserve, then Commit, of which Commit is timed.
     Commit,
+    /// Reserve, then Commit, timed together and each.
+    Pair,
     /// Debit on one reservation per worker, one unit more each time.
     Debit,
+    /// The one call of Envoy's protocol.
+    RateLimit,
+    /// The one call of Gubernator's.
+    Hits,
 }
 
 impl FromStr for Mode {
@@ -47,85 +49,24 @@ impl FromStr for Mode {
             "echo" => Ok(Mode::Echo),
             "reserve" => Ok(Mode::Reserve),
             "commit" => Ok(Mode::Commit),
+            "pair" => Ok(Mode::Pair),
             "debit" => Ok(Mode::Debit),
-            _ => Err("one of echo, reserve, commit, debit".to_owned()),
+            "rate-limit" => Ok(Mode::RateLimit),
+            "hits" => Ok(Mode::Hits),
+            _ => Err("one of echo, reserve, commit, pair, debit, rate-limit, hits".to_owned()),
         }
     }
 }
 
-/// One run.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// What to send.
-    pub mode: Mode,
-    /// How many workers.
-    pub concurrency: usize,
-    /// For how long before measuring.
-    pub warm_up: Duration,
-    /// For how long measured.
-    pub measured: Duration,
-    /// Stop after so many timed calls, if that is earlier.
-    pub calls: Option<u64>,
-    /// Leave open what was reserved.
-    pub keep: bool,
-    /// How long a request to the echo is.
-    pub request_bytes: usize,
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub struct Report {
-    /// Latencies of the timed calls within the measured time, in nanoseconds.
-    pub latencies: Histogram<u64>,
-    /// Answers that were errors or did not say OK, and the first of them.
-    pub failed: u64,
-    /// See `failed`.
-    pub first_failure: Option<String>,
-    /// How long the timed requests were at most.
-    pub request_bytes: usize,
-    /// How long the timed answers were: least, most, and in all.
-    pub response_bytes: (usize, usize, usize),
-    /// How many timed answers there were, the warm-up included.
-    pub answers: usize,
-    /// Reservations to release, each followed by a line feed.
-    open: String,
-}
-
-impl Report {
-    fn new() -> Result<Report, Failure> {
-        Ok(Report {
-            latencies: Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)?,
-            failed: 0,
-            first_failure: None,
-            request_bytes: 0,
-            response_bytes: (usize::MAX, 0, 0),
-            answers: 0,
-            open: String::new(),
-        })
-    }
-
-    fn add(&mut self, other: Report) -> Result<(), Failure> {
-        self.latencies.add(other.latencies)?;
-        self.failed += other.failed;
-        self.first_failure = self.first_failure.take().or(other.first_failure);
-        self.request_bytes = self.request_bytes.max(other.request_bytes);
-        let (least, most, sum) = self.response_bytes;
-        let (other_least, other_most, other_sum) = other.response_bytes;
-        self.response_bytes = (least.min(other_least), most.max(other_most), sum + other_sum);
-        self.answers += other.answers;
-        self.open.push_str(&other.open);
-        Ok(())
-    }
-
-    fn fail(&mut self, why: impl FnOnce() -> String) {
-        self.failed += 1;
-        self.first_failure.get_or_insert_with(why);
-    }
-
-    fn answered(&mut self, length: usize) {
-        let (least, most, sum) = self.response_bytes;
-        self.response_bytes = (least.min(length), most.max(length), sum + length);
-        self.answers += 1;
+impl Mode {
+    /// What an answer has to say.
+    fn check(self) -> fn(&[u8]) -> bool {
+        match self {
+            Mode::Echo => |_| true,
+            Mode::Reserve | Mode::Commit | Mode::Pair | Mode::Debit => calls::is_ok,
+            Mode::RateLimit => peers::rate_limit_is_ok,
+            Mode::Hits => peers::hits_are_ok,
+        }
     }
 }
 
@@ -136,6 +77,8 @@ fn path(method: &'static str) -> PathAndQuery {
         "Reserve" => "/bursar.v1.LedgerService/Reserve",
         "Commit" => "/bursar.v1.LedgerService/Commit",
         "Debit" => "/bursar.v1.LedgerService/Debit",
+        "ShouldRateLimit" => "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+        "GetRateLimits" => "/pb.gubernator.V1/GetRateLimits",
         _ => "/bursar.v1.LedgerService/Release",
     })
 }
@@ -151,20 +94,28 @@ async fn call(
 }
 
 /// Runs it to its end.
-pub async fn run(socket: &Path, plan: Plan) -> Result<Report, Failure> {
-    let mut channels = Vec::new();
-    for _ in 0..plan.concurrency.clamp(1, CONNECTIONS_MAX) {
-        channels.push(connect(socket).await?);
+pub async fn run(address: &Address, mode: Mode, plan: &Plan) -> Result<Report, Failure> {
+    if plan.window != 1 {
+        return Err("unary calls have no window: one call a worker at a time".into());
     }
-    let begin = now() + plan.warm_up;
-    let times = (begin, begin + plan.measured);
-    let plan = Arc::new(plan);
+    let mut channels = Vec::new();
+    for _ in 0..plan.connections() {
+        channels.push(connect(address).await?);
+    }
+    let span = plan.span(plan.concurrency);
+    let request_bytes = plan.request_bytes;
     let workers = (0..plan.concurrency).map(|number| {
-        let channel = channels[number % channels.len()].clone();
-        tokio::spawn(Worker::new(channel, number, times, Arc::clone(&plan)).run())
+        let hold = if mode == Mode::Debit { calls::LARGE_HOLD } else { calls::HOLD };
+        let worker = Worker {
+            client: Grpc::new(channels[number % channels.len()].clone()),
+            reserves: Reserves::new(number, hold),
+            span: span.clone(),
+            check: mode.check(),
+        };
+        tokio::spawn(worker.run(mode, number, request_bytes))
     });
     let workers: Vec<_> = workers.collect();
-    let mut report = Report::new()?;
+    let mut report = Report::new(mode == Mode::Pair)?;
     for worker in workers {
         report.add(worker.await?.map_err(|error| error.to_string())?)?;
     }
@@ -199,72 +150,104 @@ async fn release(channels: &[Channel], open: &str) -> Result<(), Failure> {
 /// Errors of a worker: they cross threads as far as the compiler knows.
 type WorkerFailure = Box<dyn std::error::Error + Send + Sync>;
 
+/// An answer that says OK, and when it was asked for and had.
+struct Answer {
+    message: Bytes,
+    times: (Instant, Instant),
+}
+
 struct Worker {
     client: Grpc<Channel>,
     reserves: Reserves,
-    begin: Instant,
-    end: Instant,
-    calls_left: u64,
-    plan: Arc<Plan>,
+    span: Span,
+    check: fn(&[u8]) -> bool,
 }
 
 impl Worker {
-    fn new(
-        channel: Channel,
+    async fn run(
+        mut self,
+        mode: Mode,
         number: usize,
-        (begin, end): (Instant, Instant),
-        plan: Arc<Plan>,
-    ) -> Worker {
-        let hold = if plan.mode == Mode::Debit { calls::LARGE_HOLD } else { calls::HOLD };
-        let workers = u64::try_from(plan.concurrency).unwrap_or(u64::MAX);
-        let calls_left = plan.calls.map_or(u64::MAX, |calls| calls.div_ceil(workers));
-        let (client, reserves) = (Grpc::new(channel), Reserves::new(number, hold));
-        Worker { client, reserves, begin, end, calls_left, plan }
-    }
-
-    async fn run(mut self) -> Result<Report, WorkerFailure> {
-        let mut report = Report::new().map_err(|error| error.to_string())?;
-        match self.plan.mode {
+        request_bytes: usize,
+    ) -> Result<Report, WorkerFailure> {
+        let new = Report::new(mode == Mode::Pair);
+        let mut report = new.map_err(|error| error.to_string())?;
+        match mode {
             Mode::Echo => {
-                let (path, message) = (path("Echo"), calls::echo(self.plan.request_bytes));
-                while self.has_time() {
-                    // A copy, as the Reserve that it stands for is one.
-                    let message = Bytes::copy_from_slice(&message);
-                    self.timed(&path, message, &mut report).await?;
-                }
+                let messages = [calls::echo(request_bytes)];
+                self.constants(&path("Echo"), &messages, 0, &mut report).await;
+            }
+            Mode::RateLimit => {
+                let path = path("ShouldRateLimit");
+                self.constants(&path, &peers::rate_limits(), number, &mut report).await;
+            }
+            Mode::Hits => {
+                let path = path("GetRateLimits");
+                self.constants(&path, &peers::hits(), number, &mut report).await;
             }
             Mode::Reserve => {
                 let path = path("Reserve");
-                while self.has_time() {
+                while self.span.has_time() {
                     let message = self.reserves.fresh();
-                    let answer = self.timed(&path, message, &mut report).await?;
-                    keep(answer.as_deref().and_then(calls::reservation), &mut report);
+                    let answer = self.timed(&path, message, &mut report).await;
+                    let id = answer.as_ref().and_then(|it| calls::reservation(&it.message));
+                    report.keep(id);
                 }
             }
             Mode::Commit => {
                 let path = path("Commit");
-                while self.has_time() {
+                while self.span.has_time() {
                     let id = self.reserve().await?;
-                    self.timed(&path, calls::commit(&id), &mut report).await?;
+                    self.timed(&path, calls::commit(&id), &mut report).await;
                 }
             }
+            Mode::Pair => self.pairs(&mut report).await,
             Mode::Debit => {
                 let (path, id) = (path("Debit"), self.reserve().await?);
-                keep(Some(&id), &mut report);
+                report.keep(Some(&id));
                 let mut used = 0;
-                while self.has_time() {
+                while self.span.has_time() {
                     used += 1;
-                    self.timed(&path, calls::debit(&id, used), &mut report).await?;
+                    self.timed(&path, calls::debit(&id, used), &mut report).await;
                 }
             }
         }
         Ok(report)
     }
 
-    fn has_time(&mut self) -> bool {
-        let has = self.calls_left != 0 && now() < self.end;
-        self.calls_left = self.calls_left.saturating_sub(1);
-        has
+    /// Calls that are the same each time, in turn.
+    async fn constants(
+        &mut self,
+        path: &PathAndQuery,
+        messages: &[Bytes],
+        first: usize,
+        report: &mut Report,
+    ) {
+        for message in messages.iter().cycle().skip(first % messages.len()) {
+            if !self.span.has_time() {
+                break;
+            }
+            // A copy, as the Reserve that it is compared with is one.
+            self.timed(path, Bytes::copy_from_slice(message), report).await;
+        }
+    }
+
+    /// Reserve, then Commit.
+    async fn pairs(&mut self, report: &mut Report) {
+        let paths = (path("Reserve"), path("Commit"));
+        while self.span.has_time() {
+            let message = self.reserves.fresh();
+            let Some(reserved) = self.ask(&paths.0, message, report).await else { continue };
+            let Some(id) = calls::reservation(&reserved.message) else {
+                report.fail(|| "a Reserve has no reservation".to_owned());
+                continue;
+            };
+            let message = calls::commit(id);
+            let Some(committed) = self.ask(&paths.1, message, report).await else { continue };
+            if self.span.covers(reserved.times.0, committed.times.1) {
+                report.took_pair(reserved.times, committed.times);
+            }
+        }
     }
 
     /// A Reserve that is not timed; its id.
@@ -275,39 +258,41 @@ impl Worker {
         Ok(id.ok_or("a Reserve was refused")?.to_owned())
     }
 
-    /// A call that is timed and whose answer has to say OK; the answer unless it was an error.
+    /// A call that is timed by itself.
     async fn timed(
         &mut self,
         path: &PathAndQuery,
         message: Bytes,
         report: &mut Report,
-    ) -> Result<Option<Bytes>, WorkerFailure> {
-        report.request_bytes = report.request_bytes.max(message.len());
+    ) -> Option<Answer> {
+        let answer = self.ask(path, message, report).await?;
+        if self.span.covers(answer.times.0, answer.times.1) {
+            report.took(answer.times.0, answer.times.1);
+        }
+        Some(answer)
+    }
+
+    /// A call whose answer has to say OK; nothing if it was an error or says something else.
+    async fn ask(
+        &mut self,
+        path: &PathAndQuery,
+        message: Bytes,
+        report: &mut Report,
+    ) -> Option<Answer> {
+        report.asked(message.len());
         let start = now();
         let answer = call(&mut self.client, path, message).await;
-        let end = now();
-        if start >= self.begin && end <= self.end {
-            let latency = u64::try_from((end - start).as_nanos()).unwrap_or(LATENCY_MAX_NS);
-            report.latencies.record(latency)?;
-        }
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(status) => {
-                report.fail(|| status.to_string());
-                return Ok(None);
+        let times = (start, now());
+        match answer {
+            Err(status) => report.fail(|| status.to_string()),
+            Ok(message) => {
+                report.answered(message.len());
+                if (self.check)(&message) {
+                    return Some(Answer { message, times });
+                }
+                report.fail(|| "an answer does not say OK".to_owned());
             }
-        };
-        report.answered(answer.len());
-        if self.plan.mode != Mode::Echo && !calls::is_ok(&answer) {
-            report.fail(|| "an answer does not say OK".to_owned());
         }
-        Ok(Some(answer))
-    }
-}
-
-fn keep(id: Option<&str>, report: &mut Report) {
-    if let Some(id) = id {
-        report.open.push_str(id);
-        report.open.push('\n');
+        None
     }
 }

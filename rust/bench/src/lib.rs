@@ -1,20 +1,28 @@
 //! What the programs of the benchmark share: arguments, the raw wire, the connection, the clock.
 //!
 //! `echo` is the floor, `sidecar` is what is measured, `load` measures either with the same client
-//! code. `tests/benchmarks/run.py` starts them, pins them and compares.
+//! code, and other rate limiters and Redis as well. `tests/benchmarks/run.py` starts them, pins them
+//! and compares.
 #![forbid(unsafe_code)]
 
 pub mod calls;
 pub mod driver;
+mod peers;
+pub mod plan;
+pub mod redis;
+pub mod report;
+mod resp;
 pub mod wire;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
 /// The echo's wire types.
@@ -27,6 +35,18 @@ use tonic::transport::{Channel, Endpoint};
 )]
 pub mod echo {
     tonic::include_proto!("bursar.bench");
+}
+
+/// The wire types of other rate limiters.
+#[allow(
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated code; the proto file is its documentation"
+)]
+pub mod peer_wire {
+    tonic::include_proto!("bursar.bench.peers");
 }
 
 /// What the programs fail with: they tell it and end.
@@ -88,14 +108,43 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// One connection to a Unix socket.
-pub async fn connect(path: &Path) -> Result<Channel, Failure> {
-    let path = path.to_owned();
+/// Where a server listens.
+#[derive(Debug, Clone)]
+pub enum Address {
+    /// On a Unix socket.
+    Unix(PathBuf),
+    /// On a port.
+    Tcp(SocketAddr),
+}
+
+/// A connection of either kind.
+pub(crate) type Stream = Box<dyn Duplex>;
+
+/// Bytes both ways.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// One connection.
+pub(crate) async fn open(address: &Address) -> io::Result<Stream> {
+    match address {
+        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+/// One connection for gRPC.
+pub(crate) async fn connect(address: &Address) -> Result<Channel, Failure> {
+    let address = address.clone();
     let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        let address = address.clone();
+        async move { open(&address).await.map(TokioIo::new) }
     });
-    // The address only names the authority; the connector decides where to.
+    // This address only names the authority; the connector decides where to.
     let endpoint = Endpoint::from_static("http://localhost");
     Ok(endpoint.connect_with_connector(connector).await?)
 }

@@ -1,19 +1,22 @@
-//! The client: closed loop over one Unix socket; prints one line of JSON.
+//! The client: a closed loop over one Unix socket or port; prints one line of JSON.
 //!
-//! `load --socket PATH --mode echo|reserve|commit|debit [--concurrency N] [--seconds S] [--warm-up S]
-//! [--calls N] [--keep true] [--request-bytes N]`. Fails when an answer was an error or did not say OK.
+//! `load (--socket PATH | --address IP:PORT) --mode MODE [--concurrency N] [--seconds S] [--warm-up S]
+//! [--calls N] [--keep true] [--request-bytes N] [--window N]`. Modes over gRPC: echo; reserve,
+//! commit, pair and debit of the ledger; rate-limit and hits of other rate limiters. With Redis:
+//! redis-debit, redis-pair. Fails when an answer was an error or did not say OK.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bursar_bench::driver::{Mode, Plan, run};
-use bursar_bench::{Arguments, Failure, runtime};
+use bursar_bench::plan::Plan;
+use bursar_bench::{Address, Arguments, Failure, driver, redis, runtime};
 
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::of_process(&[
         "socket",
+        "address",
         "mode",
         "concurrency",
         "seconds",
@@ -21,45 +24,26 @@ fn main() -> Result<(), Failure> {
         "calls",
         "keep",
         "request-bytes",
+        "window",
     ])?;
-    let socket = arguments.required("socket")?;
-    let mode: Mode = arguments.required("mode")?.parse()?;
-    let seconds: f64 = arguments.parsed("seconds")?.unwrap_or(1.0);
-    let concurrency: usize = arguments.parsed("concurrency")?.unwrap_or(1);
+    let address = match arguments.parsed("address")? {
+        Some(address) => Address::Tcp(address),
+        None => Address::Unix(PathBuf::from(arguments.required("socket")?)),
+    };
     let plan = Plan {
-        mode,
-        concurrency,
+        concurrency: arguments.parsed("concurrency")?.unwrap_or(1),
+        window: arguments.parsed("window")?.unwrap_or(1),
         warm_up: Duration::from_secs_f64(arguments.parsed("warm-up")?.unwrap_or(0.2)),
-        measured: Duration::from_secs_f64(seconds),
+        measured: Duration::from_secs_f64(arguments.parsed("seconds")?.unwrap_or(1.0)),
         calls: arguments.parsed("calls")?,
         keep: arguments.parsed("keep")?.unwrap_or(false),
         request_bytes: arguments.parsed("request-bytes")?.unwrap_or(100),
     };
-    let report = runtime()?.block_on(run(Path::new(socket), plan))?;
-    let latencies = &report.latencies;
-    let (least, most, sum) = report.response_bytes;
-    let line = serde_json::json!({
-        "concurrency": concurrency,
-        "calls": latencies.len(),
-        "rate": per_second(latencies.len(), seconds),
-        "p50_ns": latencies.value_at_quantile(0.50),
-        "p90_ns": latencies.value_at_quantile(0.90),
-        "p99_ns": latencies.value_at_quantile(0.99),
-        "max_ns": latencies.max(),
-        "request_bytes": report.request_bytes,
-        "response_bytes": sum.checked_div(report.answers),
-        "response_bytes_min": least,
-        "response_bytes_max": most,
-        "failed": report.failed,
-    });
-    writeln!(std::io::stdout(), "{line}")?;
-    match report.first_failure {
-        Some(first) => Err(format!("{} answers failed, the first: {first}", report.failed).into()),
-        None => Ok(()),
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "far fewer calls than a float can count")]
-fn per_second(count: u64, seconds: f64) -> f64 {
-    count as f64 / seconds
+    let mode = arguments.required("mode")?;
+    let report = match mode.strip_prefix("redis-") {
+        Some(script) => runtime()?.block_on(redis::run(&address, script.parse()?, &plan))?,
+        None => runtime()?.block_on(driver::run(&address, mode.parse()?, &plan))?,
+    };
+    writeln!(std::io::stdout(), "{}", report.line(plan.concurrency, plan.measured))?;
+    report.check()
 }
