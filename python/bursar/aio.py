@@ -7,16 +7,26 @@ What a method takes, answers and raises is documented once, on `bursar.Client` a
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bursar import _calls as calls
+from bursar._metered import AsyncReports, CountedStep, start
 from bursar._transport import AsyncTransport
 from bursar.exceptions import BudgetError, BursarError
-from bursar.lease import AHEAD, Chunks, LeaseTerms, SharedStep, Stuck, give_up, terms_of
+from bursar.lease import (
+    AHEAD,
+    OVER,
+    Chunks,
+    LeaseTerms,
+    SharedStep,
+    Stuck,
+    give_up,
+    terms_of,
+)
 from bursar.models import (
     Account,
     AccountChanges,
@@ -103,7 +113,8 @@ class AsyncReservation(Handle):
             ahead=ahead,
             at_most=at_most,
         )
-        return await self._client.lease(terms)
+        granted = start(terms, self.granted, self.max_output_tokens)
+        return await self._client.lease(terms, granted=granted)
 
     async def extend(
         self,
@@ -142,9 +153,16 @@ class AsyncLease:
 
     refused: BudgetError | None = None
 
-    def __init__(self, step: SharedStep, terms: LeaseTerms, extend: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        step: SharedStep | CountedStep,
+        terms: LeaseTerms,
+        extend: Callable[..., Any],
+        detach: Callable[[], Awaitable[int]],
+    ) -> None:
         self._step = step
         self._extend = extend
+        self._detach = detach
         self._chunks = Chunks(terms)
         self._one_asks = asyncio.Lock()
 
@@ -168,6 +186,8 @@ class AsyncLease:
                         continue
                 except BudgetError as refused:
                     self.refused = refused
+                except OVER:
+                    return Verdict.STOP
                 except BursarError:
                     if not step.ended:
                         raise
@@ -202,7 +222,7 @@ class AsyncLease:
 
     async def detach(self) -> int:
         """As `Lease.detach`."""
-        return await asyncio.to_thread(self._step.detach)
+        return await self._detach()
 
     async def __aenter__(self) -> Self:
         return self
@@ -244,15 +264,22 @@ class AsyncClient:
         """As `Client.close`."""
         await self._transport.close()
 
-    async def lease(self, terms: LeaseTerms) -> AsyncLease:
-        """Opens a lease; see `Reservation.lease`."""
+    async def lease(self, terms: LeaseTerms, *, granted: int) -> AsyncLease:
+        """Opens a lease on a reservation that covers so much; see `Reservation.lease`."""
         extend = functools.partial(self.extend, terms.reservation)
         socket = self._transport.lease_socket
         if socket is not None:
             with contextlib.suppress(ConnectionError):
-                step = await asyncio.to_thread(SharedStep, socket, terms)
-                return AsyncLease(step, terms, extend)
-        raise NotImplementedError
+                shared = await asyncio.to_thread(SharedStep, socket, terms)
+                detach = functools.partial(asyncio.to_thread, shared.detach)
+                return AsyncLease(shared, terms, extend, detach)
+        counted = CountedStep(terms, granted)
+        reports = AsyncReports(self._transport, counted)
+
+        async def extend_and_count(**wish: Any) -> None:  # noqa: ANN401 -- what `extend` takes
+            counted.raised(await extend(**wish))
+
+        return AsyncLease(counted, terms, extend_and_count, reports.detach)
 
     async def reserve(
         self,

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bursar import _calls as calls
+from bursar._embedded import EmbeddedTransport
+from bursar._metered import EmbeddedLease, MeteredLease
 from bursar._transport import Transport
 from bursar.lease import Lease, LeaseTerms, SharedLease
 from bursar.models import (
@@ -333,14 +335,17 @@ class Client:
         answers = self._transport.stream(call.method, call.request, call.response)
         return (call.read(answer) for answer in answers)
 
-    def lease(self, terms: LeaseTerms) -> Lease:
-        """Opens a lease; see `Reservation.lease`."""
+    def lease(self, terms: LeaseTerms, *, granted: int) -> Lease:
+        """Opens a lease on a reservation that covers so much; see `Reservation.lease`."""
         extend = functools.partial(self.extend, terms.reservation)
-        socket = self._transport.lease_socket
-        if socket is not None:
+        transport = self._transport
+        if isinstance(transport, EmbeddedTransport):
+            debit = functools.partial(self.debit, terms.reservation)
+            return EmbeddedLease(terms, granted, extend, debit)
+        if transport.lease_socket is not None:
             with contextlib.suppress(ConnectionError):
-                return SharedLease(socket, terms, extend)
-        raise NotImplementedError
+                return SharedLease(transport.lease_socket, terms, extend)
+        return MeteredLease(transport, terms, granted, extend)
 
     def _pages(self, page: Callable[[str], calls.Call[calls.Page[T]]]) -> Iterator[T]:
         token = ""

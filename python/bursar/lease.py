@@ -14,7 +14,15 @@ from typing import Any, Final, Self
 from bursar import _core
 from bursar._convert import invalid
 from bursar._errors import from_reason
-from bursar.exceptions import BudgetError, BursarError, ReservationLeased, SidecarUnavailable
+from bursar.exceptions import (
+    BudgetError,
+    BursarError,
+    ReservationEnded,
+    ReservationExpired,
+    ReservationLeased,
+    ReservationNotFound,
+    SidecarUnavailable,
+)
 from bursar.models import Advice, Amounts, UsageEstimate, Verdict
 from bursar.units import CAPACITY_UNITS, UNITS
 
@@ -24,6 +32,7 @@ AHEAD: Final = 256
 _CHUNK_MAX: Final = 65_536
 _VERDICTS: Final = (Verdict.OK, Verdict.WARN, Verdict.DEGRADE, Verdict.STOP)
 PATIENCE_S: Final = 5.0
+OVER: Final = (ReservationEnded, ReservationExpired, ReservationNotFound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,14 +279,14 @@ def give_up(why: str) -> Verdict:
     return Verdict.STOP
 
 
-class SharedLease(SharedStep, Lease):
-    """A lease on shared memory: a debit is one compare-and-swap."""
+class Refilling:
+    """What the synchronous leases do with a step that does not fit."""
 
-    def __new__(cls, socket: str, terms: LeaseTerms, extend: Callable[..., Any]) -> Self:  # noqa: ARG004 -- for __init__
-        """As `SharedStep`."""
-        return super().__new__(cls, socket, terms)
+    refused: BudgetError | None = None
+    fit: Callable[[int], Verdict | None]
+    take_rest: Callable[[int], None]
 
-    def __init__(self, socket: str, terms: LeaseTerms, extend: Callable[..., Any]) -> None:  # noqa: ARG002 -- for __new__
+    def __init__(self, terms: LeaseTerms, extend: Callable[..., Any]) -> None:
         self._extend = extend
         self._chunks = Chunks(terms)
         self._one_asks = threading.Lock()
@@ -285,20 +294,33 @@ class SharedLease(SharedStep, Lease):
     def _stuck(self, count: int, why: str) -> Verdict:
         if why != "exhausted":
             return give_up(why)
+        step: Any = self
         # One thread asks; the others find what it got.
         with self._one_asks:
-            while (verdict := self.fit(count)) is None and not self.ended:
-                wish = self._chunks.next_wish(self.used, self.granted, count)
+            while (verdict := self.fit(count)) is None and not step.ended:
+                wish = self._chunks.next_wish(step.used, step.granted, count)
                 try:
                     if wish is not None:
                         self._extend(**wish)
                         continue
                 except BudgetError as refused:
                     self.refused = refused
-                except BursarError as failed:
-                    if not self.ended:
+                except OVER:
+                    return Verdict.STOP
+                except BursarError:
+                    if not step.ended:
                         raise
-                    del failed
                 self.take_rest(count)
                 return Verdict.STOP
         return Verdict.STOP if verdict is None else verdict
+
+
+class SharedLease(Refilling, SharedStep, Lease):
+    """A lease on shared memory: a debit is one compare-and-swap."""
+
+    def __new__(cls, socket: str, terms: LeaseTerms, extend: Callable[..., Any]) -> Self:  # noqa: ARG004 -- for __init__
+        """As `SharedStep`."""
+        return super().__new__(cls, socket, terms)
+
+    def __init__(self, socket: str, terms: LeaseTerms, extend: Callable[..., Any]) -> None:  # noqa: ARG002 -- for __new__
+        super().__init__(terms, extend)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from bursar._calls import Admission
 from bursar._convert import invalid
+from bursar._metered import start
 from bursar.exceptions import BursarError
 from bursar.lease import AHEAD, Lease, terms_of
 from bursar.models import (
@@ -235,7 +236,8 @@ class Reservation(Handle):
             ahead=ahead,
             at_most=at_most,
         )
-        return self._client.lease(terms)
+        granted = start(terms, self.granted, self.max_output_tokens)
+        return self._client.lease(terms, granted=granted)
 
     def extend(
         self,
