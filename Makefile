@@ -29,7 +29,7 @@ test-rust:
 # Every interleaving of the words that admission changes, with bounded preemptions.
 test-loom:
 	RUSTFLAGS="--cfg bursar_loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-2} \
-		cargo test --quiet --release --target-dir target/loom -p bursar-ledger --lib loom_
+		cargo test --quiet --release --target-dir target/loom -p bursar-ledger -p bursar-lease --lib loom_
 
 # Tests with random input print their seed; BURSAR_SEED=… plays one again.
 test-python: build
