@@ -24,6 +24,7 @@ class Series:
     server: str  # a setting of the sidecar's durability, with `_tcp` over TCP; echo; or a peer
     mode: str
     concurrency: int
+    window: int = 1  # calls under way at a time, by each of the concurrent
 
     @property
     def is_pinned(self) -> bool:
@@ -70,7 +71,17 @@ class Metric:
 
 def metrics() -> list[Metric]:
     """All that is measured over the wire; the goals first."""
-    return against_echo() + against_redis() + against_limiters()
+    return against_echo() + against_unary() + against_redis() + against_limiters()
+
+
+def against_unary() -> list[Metric]:
+    """What a Meter stream saves: the same debits, several under way."""
+    found = []
+    for c in CONCURRENCIES[:2]:
+        meter, unary = Series("process", "meter", c, window=16), Series("process", "debit", c)
+        name = "meter_vs_unary_debit" if c == 1 else f"meter_c{c}_vs_unary_debit"
+        found.append(Metric(name, "rate", meter, unary, ">= 5" if c == 1 else None))
+    return found
 
 
 def against_echo() -> list[Metric]:

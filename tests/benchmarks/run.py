@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import _inproc
+import _lease
 import _machine
 import _metrics
 import _peers
@@ -64,6 +65,7 @@ class Bench:
                 series.mode,
                 on=on,
                 concurrency=series.concurrency,
+                window=series.window,
                 seconds=self.seconds,
                 warm_up=WARM_UP_S,
                 request_bytes=self.request_bytes or 100,
@@ -216,6 +218,10 @@ def measure(
             scale = 100 if options.quick else 1
             opened = _startup.measure(programs, folder, sockets, options.rounds, scale)
             results[_startup.NAME] = _results.entry(opened, "s", "<= 1")
+    if options.only in "leases":
+        say("leases")
+        for name, each in _lease.measure(options.rounds, quick=options.quick).items():
+            results[name] = _results.entry(each["pairs"], each["unit"], each["goal"])
     if options.only in "in_process":
         say("in process")
         for name, pairs in _inproc.measure(quick=options.quick).items():

@@ -58,10 +58,21 @@ def test_the_command_lines_run_against_the_configuration(folder: Path) -> None:
             assert ran.returncode == 0, (command, ran.stderr)
 
 
+def test_a_loop_on_a_lease_ends_where_the_budget_does() -> None:
+    names: dict[str, object] = {}
+    exec(blocks("python")[1], names)  # noqa: S102 -- the README is ours
+    loop_for_ever = names["loop_for_ever"]
+    with Sidecar('accounts = [{ path = "**" }]') as sidecar, sidecar.client() as client:
+        client.set_budget("acme", unit="tokens", limit=5_000)
+        assert loop_for_ever(client, "acme/agent") == {"tokens": 5_000}  # type: ignore[operator]
+        with pytest.raises(bursar.BudgetExceeded):
+            loop_for_ever(client, "acme/agent")  # type: ignore[operator]
+
+
 def test_a_generation_pays_for_every_token(folder: Path) -> None:
     """With the configuration that the README shows, so it has to have a price for the model."""
     names: dict[str, object] = {"my_model": lambda prompt, limit: (str(i) for i in range(limit))}
-    exec(blocks("python")[1], names)  # noqa: S102 -- the README is ours
+    exec(blocks("python")[2], names)  # noqa: S102 -- the README is ours
     toml = blocks("toml")[0]
     with Sidecar(toml, folder=folder) as sidecar, sidecar.client() as client:
         client.set_budget("acme", unit="tokens", limit=100)

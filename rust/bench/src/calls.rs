@@ -112,6 +112,20 @@ pub fn debit(reservation: &str, used: i64) -> Bytes {
     Bytes::from(request.encode_to_vec())
 }
 
+/// The same, on a Meter stream.
+pub fn meter(reservation: &str, used: i64) -> Bytes {
+    let reservation = reservation.to_owned();
+    let debit = v1::MeterDebit { reservation, used: vec![amount(used)], usage: None };
+    Bytes::from(v1::MeterRequest { debits: vec![debit] }.encode_to_vec())
+}
+
+/// Whether the one answer of a Meter response says OK.
+pub fn is_metered(response: &[u8]) -> bool {
+    let ok = u64::try_from(i32::from(v1::Verdict::Ok)).ok();
+    let answer = wire::bytes_field(response, 1).unwrap_or_default();
+    matches!(wire::field(answer, 2), Some(Value::Number(verdict)) if Some(verdict) == ok)
+}
+
 fn amount(value: i64) -> v1::Amount {
     v1::Amount { unit: "tokens".to_owned(), value }
 }

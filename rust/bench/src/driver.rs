@@ -4,6 +4,7 @@
 //! reserves is released after the measured time, so that a run leaves nothing behind. The ledger,
 //! the empty server and other rate limiters are called by the same code.
 
+use std::collections::VecDeque;
 use std::str::FromStr;
 use std::time::Instant;
 
@@ -35,6 +36,8 @@ pub enum Mode {
     Pair,
     /// Debit on one reservation per worker, one unit more each time.
     Debit,
+    /// Debits on one reservation per worker and stream, as many under way as the window says.
+    Meter,
     /// The one call of Envoy's protocol.
     RateLimit,
     /// The one call of Gubernator's.
@@ -51,9 +54,12 @@ impl FromStr for Mode {
             "commit" => Ok(Mode::Commit),
             "pair" => Ok(Mode::Pair),
             "debit" => Ok(Mode::Debit),
+            "meter" => Ok(Mode::Meter),
             "rate-limit" => Ok(Mode::RateLimit),
             "hits" => Ok(Mode::Hits),
-            _ => Err("one of echo, reserve, commit, pair, debit, rate-limit, hits".to_owned()),
+            _ => {
+                Err("one of echo, reserve, commit, pair, debit, meter, rate-limit, hits".to_owned())
+            }
         }
     }
 }
@@ -64,6 +70,7 @@ impl Mode {
         match self {
             Mode::Echo => |_| true,
             Mode::Reserve | Mode::Commit | Mode::Pair | Mode::Debit => calls::is_ok,
+            Mode::Meter => calls::is_metered,
             Mode::RateLimit => peers::rate_limit_is_ok,
             Mode::Hits => peers::hits_are_ok,
         }
@@ -77,6 +84,7 @@ fn path(method: &'static str) -> PathAndQuery {
         "Reserve" => "/bursar.v1.LedgerService/Reserve",
         "Commit" => "/bursar.v1.LedgerService/Commit",
         "Debit" => "/bursar.v1.LedgerService/Debit",
+        "Meter" => "/bursar.v1.LedgerService/Meter",
         "ShouldRateLimit" => "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
         "GetRateLimits" => "/pb.gubernator.V1/GetRateLimits",
         _ => "/bursar.v1.LedgerService/Release",
@@ -95,7 +103,7 @@ async fn call(
 
 /// Runs it to its end.
 pub async fn run(address: &Address, mode: Mode, plan: &Plan) -> Result<Report, Failure> {
-    if plan.window != 1 {
+    if plan.window != 1 && mode != Mode::Meter {
         return Err("unary calls have no window: one call a worker at a time".into());
     }
     let mut channels = Vec::new();
@@ -105,12 +113,14 @@ pub async fn run(address: &Address, mode: Mode, plan: &Plan) -> Result<Report, F
     let span = plan.span(plan.concurrency);
     let request_bytes = plan.request_bytes;
     let workers = (0..plan.concurrency).map(|number| {
-        let hold = if mode == Mode::Debit { calls::LARGE_HOLD } else { calls::HOLD };
+        let debits = matches!(mode, Mode::Debit | Mode::Meter);
+        let hold = if debits { calls::LARGE_HOLD } else { calls::HOLD };
         let worker = Worker {
             client: Grpc::new(channels[number % channels.len()].clone()),
             reserves: Reserves::new(number, hold),
             span: span.clone(),
             check: mode.check(),
+            window: plan.window,
         };
         tokio::spawn(worker.run(mode, number, request_bytes))
     });
@@ -161,6 +171,7 @@ struct Worker {
     reserves: Reserves,
     span: Span,
     check: fn(&[u8]) -> bool,
+    window: usize,
 }
 
 impl Worker {
@@ -211,8 +222,44 @@ impl Worker {
                     self.timed(&path, calls::debit(&id, used), &mut report).await;
                 }
             }
+            Mode::Meter => self.meter(&mut report).await?,
         }
         Ok(report)
+    }
+
+    /// Debits on a stream: the next one is sent when the oldest of the window is answered.
+    async fn meter(&mut self, report: &mut Report) -> Result<(), WorkerFailure> {
+        let id = self.reserve().await?;
+        report.keep(Some(&id));
+        let (sender, requests) = tokio::sync::mpsc::channel(self.window);
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        self.client.ready().await?;
+        let opened = self.client.streaming(Request::new(requests), path("Meter"), Raw);
+        let (mut used, mut under_way, mut opened) = (0, VecDeque::new(), Some(opened));
+        let mut answers = None;
+        loop {
+            while under_way.len() < self.window && self.span.has_time() {
+                used += 1;
+                let message = calls::meter(&id, used);
+                report.asked(message.len());
+                under_way.push_back(now());
+                sender.send(message).await?;
+            }
+            // The stream opens with its first request.
+            if let Some(opened) = opened.take() {
+                answers = Some(opened.await?.into_inner());
+            }
+            let Some(start) = under_way.pop_front() else { return Ok(()) };
+            let answers = answers.as_mut().ok_or("the stream is open")?;
+            let message = answers.message().await?.ok_or("the stream has ended")?;
+            let end = now();
+            report.answered(message.len());
+            if !(self.check)(&message) {
+                report.fail(|| "an answer does not say OK".to_owned());
+            } else if self.span.covers(start, end) {
+                report.took(start, end);
+            }
+        }
     }
 
     /// Calls that are the same each time, in turn.
