@@ -258,7 +258,8 @@ impl<J: Journal> Ledger<J> {
             reservation.deadline_ms = now.mono_ms.saturating_add(reservation.ttl_ms);
             self.slots.set_deadline(id.slot, reservation.deadline_ms);
         }
-        if moved || look {
+        // What the debit itself has crossed is a change as well: the next call looks.
+        if look {
             self.advise(reservation, false);
         }
         let topped_up = self.top_up(reservation, now_ms);

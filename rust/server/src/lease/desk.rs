@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use bursar_lease::frame::{Answer, Attach, Counts, REQUEST_BYTES, Request};
 use bursar_lease::peer::Peer;
 use bursar_ledger::lease::Counts as Counted;
 use bursar_ledger::rates::Usage;
-use bursar_ledger::{Owner, Unit};
+use bursar_ledger::{Owner, ReservationId, Unit};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -57,6 +58,7 @@ impl Desk {
             let inside = Inside {
                 engine: Arc::clone(engine),
                 pump: Pump::default(),
+                open: Arc::default(),
                 connections: HashMap::new(),
                 events,
                 listener,
@@ -97,8 +99,8 @@ struct Connection {
     owner: Option<Owner>,
     /// Readable when the process is gone.
     pidfd: Option<OwnedFd>,
-    /// The numbers of its leases, with what each is on.
-    leases: HashMap<u64, bursar_ledger::ReservationId>,
+    /// Its leases by number: what each is on, and its pages.
+    leases: HashMap<u64, (ReservationId, Arc<SharedPages>)>,
     /// Rounds that are left until it is forgotten, once it is closed.
     grace: u32,
 }
@@ -106,6 +108,8 @@ struct Connection {
 struct Inside {
     engine: Arc<Engine>,
     pump: Pump,
+    /// How many leases have not ended.
+    open: Arc<AtomicUsize>,
     connections: HashMap<u64, Connection>,
     events: OwnedFd,
     listener: OwnedFd,
@@ -125,7 +129,7 @@ impl Inside {
             Timespec { tv_sec: 0, tv_nsec: i64::try_from(ROUND_MS).unwrap_or(1) * 1_000_000 };
         let mut buffer = Vec::with_capacity(64);
         loop {
-            let timeout = (self.pump.len() > 0 || self.is_parting()).then_some(&round);
+            let timeout = (!self.pump.is_empty() || self.is_parting()).then_some(&round);
             buffer.clear();
             let waited =
                 epoll::wait(&self.events, rustix::buffer::spare_capacity(&mut buffer), timeout);
@@ -204,7 +208,7 @@ impl Inside {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let Some(fd) = &connection.fd else { return Ok(()) };
         let lease = self.next;
-        let opened = open(&self.engine, self.pump.len(), connection.owner, attach);
+        let opened = open(&self.engine, &self.open, connection.owner, attach);
         let (answer, opened) = match opened {
             Ok(opened) => (Answer { lease, ..opened.answer.clone() }, Some(opened)),
             Err(error) => (refusal(&error), None),
@@ -215,8 +219,13 @@ impl Inside {
         let sent = send(fd, &answer.encode(tag), fds);
         if let Some(opened) = opened {
             self.next += 1;
-            connection.leases.insert(lease, opened.reservation);
-            self.pump.add(lease, opened.reservation, opened.pages);
+            let Opened { reservation, pages, .. } = opened;
+            // Now and then, so that what has ended takes no room.
+            if connection.leases.len() == connection.leases.capacity() {
+                connection.leases.retain(|_, (_, pages)| !pages.has_ended());
+            }
+            connection.leases.insert(lease, (reservation, Arc::clone(&pages)));
+            self.pump.add(reservation, pages);
         }
         sent
     }
@@ -225,11 +234,12 @@ impl Inside {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let Some(fd) = &connection.fd else { return Ok(()) };
         let mut answer = Answer::default();
-        if let Some(reservation) = connection.leases.remove(&lease) {
+        if let Some((reservation, pages)) = connection.leases.remove(&lease)
+            && !pages.has_ended()
+        {
             let detached = self.engine.ledger.detach(reservation, self.engine.now());
             let used = detached.ok().flatten().unwrap_or(0);
             answer.used = bursar_lease::pages::count(used);
-            self.pump.remove(lease);
         }
         send(fd, &answer.encode(tag), &[])
     }
@@ -239,10 +249,9 @@ impl Inside {
     fn part(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         connection.fd = None;
-        for (lease, reservation) in &connection.leases {
-            if self.pump.reservation(*lease).is_some() {
+        for (reservation, pages) in connection.leases.values() {
+            if !pages.has_ended() {
                 let _used = self.engine.ledger.detach(*reservation, self.engine.now());
-                self.pump.remove(*lease);
             }
         }
         if connection.leases.is_empty() || connection.pidfd.is_none() {
@@ -253,9 +262,8 @@ impl Inside {
     /// A process is gone: what it has leased is settled at what it has used (R7, R9).
     fn process_gone(&mut self, number: u64) {
         let Some(connection) = self.connections.remove(&number) else { return };
-        for (lease, reservation) in connection.leases {
+        for (reservation, _pages) in connection.leases.into_values() {
             let _settled = self.engine.ledger.abandon(reservation, self.engine.now());
-            self.pump.remove(lease);
         }
         // A failure is kept by the store, and every call asks for it.
         let _written = self.engine.store.as_ref().map(|store| store.write());
@@ -276,26 +284,26 @@ impl Inside {
 /// A lease that was opened.
 struct Opened {
     answer: Answer,
-    reservation: bursar_ledger::ReservationId,
+    reservation: ReservationId,
     pages: Arc<SharedPages>,
     fds: bursar_lease::pages::PageFds,
 }
 
 fn open(
     engine: &Engine,
-    open: usize,
+    open: &Arc<AtomicUsize>,
     owner: Option<Owner>,
     attach: &Attach,
 ) -> Result<Opened, ApiError> {
     engine.check_open()?;
-    if open >= engine.max_leases {
+    if open.load(Ordering::Relaxed) >= engine.max_leases {
         let message = format!("the maximum of {} leases is reached", engine.max_leases);
         let error = ApiError::new(ErrorReason::LeaseLimitReached, message);
         return Err(error.with("max", engine.max_leases.to_string()));
     }
     let reservation = convert::parse_reservation_id(engine.store_id, &attach.reservation)?;
     let no_memory = |error| ApiError::new(ErrorReason::LeaseLimitReached, format!("{error}"));
-    let (pages, fds) = SharedPages::create().map_err(no_memory)?;
+    let (pages, fds) = SharedPages::create(open).map_err(no_memory)?;
     let pages = Arc::new(pages);
     let ask = bursar_ledger::lease::Attach {
         pages: Arc::clone(&pages) as _,

@@ -2,12 +2,13 @@
 //!
 //! A lease that moves is looked at on every round, one that rests a few times a second: a round
 //! costs what has moved, not what there is. When verdicts may have changed, all are told at once.
+//! A lease that the ledger is done with is let go of when its turn comes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bursar_ledger::ReservationId;
 use bursar_ledger::lease::{Pages, Pumped};
+use bursar_ledger::{Now, ReservationId};
 
 use super::shared::SharedPages;
 use crate::engine::Engine;
@@ -18,6 +19,8 @@ pub(super) const ROUND_MS: u64 = 4;
 const RESTS_AFTER: u32 = 16;
 /// Within so many rounds every resting lease is looked at once.
 const RESTING_ROUNDS: usize = 64;
+/// On every so-manieth look its verdict is found anew, which time alone may change.
+const VERDICT_LOOKS: u32 = 16;
 
 /// One lease.
 #[derive(Debug)]
@@ -26,16 +29,15 @@ struct Pumping {
     pages: Arc<SharedPages>,
     /// What its page said when it was looked at last.
     seen: i64,
-    /// Rounds without a debit.
+    /// Looks without a debit.
     quiet: u32,
 }
 
 /// All leases of the daemon.
 #[derive(Debug, Default)]
 pub(super) struct Pump {
-    leases: HashMap<u64, Pumping>,
-    active: Vec<u64>,
-    resting: VecDeque<u64>,
+    active: Vec<Pumping>,
+    resting: VecDeque<Pumping>,
     /// Top-ups that are held and not told yet, with what has to be durable first.
     unpublished: Vec<(ReservationId, u64)>,
     /// The ledger's count of changes when all were told last.
@@ -43,72 +45,34 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    pub(super) fn len(&self) -> usize {
-        self.leases.len()
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_empty() && self.resting.is_empty()
     }
 
-    pub(super) fn add(&mut self, number: u64, reservation: ReservationId, pages: Arc<SharedPages>) {
+    pub(super) fn add(&mut self, reservation: ReservationId, pages: Arc<SharedPages>) {
         let seen = pages.used();
-        self.leases.insert(number, Pumping { reservation, pages, seen, quiet: 0 });
-        self.active.push(number);
-    }
-
-    pub(super) fn reservation(&self, number: u64) -> Option<ReservationId> {
-        self.leases.get(&number).map(|lease| lease.reservation)
-    }
-
-    /// Lets go of a lease that has ended; its pages are unmapped.
-    pub(super) fn remove(&mut self, number: u64) {
-        self.leases.remove(&number);
+        self.active.push(Pumping { reservation, pages, seen, quiet: 0 });
     }
 
     /// One round.
     pub(super) fn round(&mut self, engine: &Engine) {
-        let changes = engine.ledger.changes();
+        let (changes, now) = (engine.ledger.changes(), engine.now());
         let look = changes != self.changes;
         self.changes = changes;
-        for number in std::mem::take(&mut self.active) {
-            match self.visit(engine, number, look) {
-                Some(quiet) if quiet > RESTS_AFTER => self.resting.push_back(number),
-                Some(_) => self.active.push(number),
-                None => self.remove(number),
+        let share = if look { usize::MAX } else { self.resting.len().div_ceil(RESTING_ROUNDS) };
+        let share = share.min(self.resting.len());
+        let resting: Vec<Pumping> = self.resting.drain(..share).collect();
+        for mut lease in std::mem::take(&mut self.active).into_iter().chain(resting) {
+            if !lease.visit(engine, look, now, &mut self.unpublished) {
+                continue;
             }
-        }
-        let share = self.resting.len().div_ceil(RESTING_ROUNDS);
-        for _ in 0..if look { self.resting.len() } else { share } {
-            let Some(number) = self.resting.pop_front() else { break };
-            // Its turn comes a few times a second, so it can afford a look at its verdict.
-            match self.visit(engine, number, true) {
-                Some(0) => self.active.push(number),
-                Some(_) => self.resting.push_back(number),
-                None => self.remove(number),
+            if lease.quiet > RESTS_AFTER {
+                self.resting.push_back(lease);
+            } else {
+                self.active.push(lease);
             }
         }
         self.publish(engine);
-    }
-
-    /// Looks at one lease; the rounds since it moved, or `None` when it is over.
-    fn visit(&mut self, engine: &Engine, number: u64, look: bool) -> Option<u32> {
-        let lease = self.leases.get_mut(&number)?;
-        if lease.pages.has_ended() {
-            return None;
-        }
-        let seen = lease.pages.used();
-        let moved = seen != lease.seen;
-        lease.seen = seen;
-        lease.quiet = if moved { 0 } else { lease.quiet.saturating_add(1) };
-        // The first quiet round still asks, for a top-up that waits.
-        if moved || look || lease.quiet == 1 {
-            match engine.ledger.pump(lease.reservation, look, engine.now()) {
-                Pumped::Over => return None,
-                Pumped::Idle => {}
-                Pumped::Active { topped_up } => {
-                    let waits = topped_up.map(|ticket| (lease.reservation, ticket));
-                    self.unpublished.extend(waits);
-                }
-            }
-        }
-        Some(lease.quiet)
     }
 
     /// Tells of the top-ups that are durable by now.
@@ -124,5 +88,37 @@ impl Pump {
             }
             !is_durable
         });
+    }
+}
+
+impl Pumping {
+    /// Looks at it; returns whether it goes on.
+    fn visit(
+        &mut self,
+        engine: &Engine,
+        look: bool,
+        now: Now,
+        unpublished: &mut Vec<(ReservationId, u64)>,
+    ) -> bool {
+        if self.pages.has_ended() {
+            return false;
+        }
+        let seen = self.pages.used();
+        let moved = seen != self.seen;
+        self.seen = seen;
+        self.quiet = if moved { 0 } else { self.quiet.saturating_add(1) };
+        let look = look || self.quiet.is_multiple_of(VERDICT_LOOKS) && !moved;
+        // The first quiet look still asks, for a top-up that waits.
+        if !moved && !look && self.quiet != 1 {
+            return true;
+        }
+        match engine.ledger.pump(self.reservation, look, now) {
+            Pumped::Over => return false,
+            Pumped::Idle | Pumped::Active { topped_up: None } => {}
+            Pumped::Active { topped_up: Some(ticket) } => {
+                unpublished.push((self.reservation, ticket));
+            }
+        }
+        true
     }
 }

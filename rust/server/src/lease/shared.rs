@@ -1,7 +1,8 @@
 //! A lease's pages of shared memory, as the ledger sees them.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bursar_lease::pages::{DaemonPages, PageFds, count};
 use bursar_lease::word::Control;
@@ -14,17 +15,35 @@ pub(super) struct SharedPages {
     pages: DaemonPages,
     /// The ledger is done with them: tells the pump, which asks before it takes a lock.
     ended: AtomicBool,
+    /// How many pages of the daemon have not ended.
+    open: Arc<AtomicUsize>,
 }
 
 impl SharedPages {
     /// Makes them, and the descriptors that the client maps.
-    pub(super) fn create() -> io::Result<(SharedPages, PageFds)> {
+    /// They count as open until the ledger is done with them.
+    pub(super) fn create(open: &Arc<AtomicUsize>) -> io::Result<(SharedPages, PageFds)> {
         let (pages, fds) = DaemonPages::create()?;
-        Ok((SharedPages { pages, ended: AtomicBool::new(false) }, fds))
+        open.fetch_add(1, Ordering::Relaxed);
+        let (ended, open) = (AtomicBool::new(false), Arc::clone(open));
+        Ok((SharedPages { pages, ended, open }, fds))
+    }
+
+    fn end(&self) {
+        if !self.ended.swap(true, Ordering::AcqRel) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for SharedPages {
+    fn drop(&mut self) {
+        // Pages that no lease came of.
+        self.end();
     }
 }
 
@@ -49,7 +68,7 @@ impl Pages for SharedPages {
     fn tell(&self, granted: i64, verdict: Verdict, ended: bool) {
         self.pages.tell(Control { granted: count(granted), verdict: verdict as u8, ended });
         if ended {
-            self.ended.store(true, Ordering::Release);
+            self.end();
         }
     }
 
