@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from support import toolchains
+from support.bare import Bare, amounts
 from support.daemon import Daemon, balance
 from support.toolchains import Workshop, complaint, result, started
 
 import bursar
+from bursar.v1 import ledger_pb2
 
 if TYPE_CHECKING:
     import subprocess
@@ -144,13 +146,13 @@ def freeze_after(
 
 
 def settled(client: bursar.Client, account: str) -> tuple[int, int, int]:
-    """The balance, once nothing is held."""
+    """The balance, once no reservation is pending."""
     above = account.partition("/")[0]
     deadline = time.monotonic() + 10
-    while (now := balance(client, above))[0] > 0:
+    while client.get_account(above).open_reservation_count > 0:
         assert time.monotonic() < deadline, "it is never settled"
         time.sleep(0.002)
-    return now
+    return balance(client, above)
 
 
 def test_a_metering_client_is_stopped_at_the_exact_token(
@@ -230,10 +232,17 @@ def test_the_lease_of_a_committed_reservation_has_ended(
 def test_a_lease_that_is_detached_leaves_its_reservation_to_be_committed(
     c: Workshop, daemon: Daemon, client: bursar.Client, account: str
 ) -> None:
-    """No grant beyond the hold of 10, though the budget has more. The program is gone by then, so
-    the reservation waits for its time to live, or for a commit by anybody."""
+    """It gets no more than the hold of 10, though the budget has more. Then the program is gone,
+    and the reservation waits for somebody to commit it."""
+    above = account.partition("/")[0]
     with lease_by_c(c, daemon, "0", "detach")(account, 10) as process:
         assert result(process) == {"used": 10, "counted": 10, "why": "exhausted"}
+    time.sleep(0.1)
+    assert client.get_account(above).open_reservation_count == 1
+    [reservation] = {entry.reservation for entry in client.list_entries(account)}
+    with Bare(daemon.target) as bare:
+        done = bare("LedgerService/Commit", ledger_pb2.CommitRequest(reservation=reservation))
+    assert list(done.spent) == amounts(tokens=10)
     assert settled(client, account) == (0, 10, 90)
 
 

@@ -36,19 +36,33 @@
 //!    the daemon is at work on the lease: wait and load again.
 //! 2. Load the control word, after the usage word and not before.
 //! 3. If *used* + n passes *granted*: ask for more by `LedgerService.Extend` (with `top_up`), and stop
-//!    when that is refused.
+//!    when that is refused. When its answer arrives, the control page has the new grant. A client that
+//!    was granted ahead may wait for the control word to change instead; nobody tells it that no more
+//!    comes, so it gives up after a while: the daemon looks every few milliseconds.
 //! 4. Compare-and-swap the usage word from what was loaded to the same with *used* + n (release). If it
 //!    failed, start again. If it succeeded, n is debited, and *verdict* says how to go on.
+//!
+//! A step that finds verdict STOP is debited all the same; stop after it. Both pages are to be mapped
+//! MAP_SHARED; a process that is forked off inherits them and must not step on them.
 //!
 //! The daemon sets *closed* before it settles the lease or takes back what was granted, and counts
 //! *epoch* up when it opens it again: a step that loaded a grant from before cannot succeed after.
 //!
 //! # The lease socket
 //! A Unix socket of type SEQPACKET beside the daemon's own, with `.lease` behind its name: one
-//! request, one answer. A lease lives as long as the process that attached it, its connection, and
-//! its reservation.
+//! request, one answer, each one message of exactly the length below. A message that is none, or of
+//! another version, gets no answer: the daemon closes the connection.
 //!
-//! | offset | request | type |
+//! A lease lives as long as the process that attached it, its connection, and its reservation:
+//! - when the reservation ends (by Commit, say, which counts what was debited up to then), the control
+//!   word says *ended*;
+//! - after a detach, or the end of the connection, the reservation stays pending at what was debited;
+//! - when the process ends with its lease attached, the reservation ends at what was debited.
+//!
+//! A reservation that was made over the daemon's Unix socket can be leased only by the process that
+//! made it: the same pid and start time, so a program that replaces another by `execve` will do.
+//!
+//! | offset | request, 144 bytes | type |
 //! |---|---|---|
 //! | 0 | [`MAGIC`] | u32 |
 //! | 4 | [`VERSION`] | u16 |
@@ -67,7 +81,7 @@
 //!
 //! Units are 0 `tokens`, 1 `usd_nanos`, 2 `gpu_ms`, 4 `energy_mj`, 5 `calls`.
 //!
-//! | offset | answer | type |
+//! | offset | answer, 256 bytes | type |
 //! |---|---|---|
 //! | 0 | [`MAGIC`] | u32 |
 //! | 4 | [`VERSION`] | u16 |

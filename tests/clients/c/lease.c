@@ -3,9 +3,9 @@
  *     lease SOCKET RESERVATION AHEAD detach|leave
  *
  * Debits one token at a time until it is stopped: by the verdict, or because the grant is used up.
- * With AHEAD the daemon raises the grant unasked, so this needs no gRPC. At the end it detaches, which
- * keeps the reservation for somebody to commit, or just leaves: then the daemon settles it at what
- * was debited. Prints what it saw as one line of JSON.
+ * With AHEAD the daemon raises the grant unasked, so this needs no gRPC. At the end it detaches,
+ * which keeps the reservation for somebody to commit, or just leaves: then the daemon settles it at
+ * what was debited. Prints what it saw as one line of JSON.
  *
  * The lease is for the process that reserved; launch.py reserves and becomes this program. Numbers
  * are little-endian, and so has to be the host.

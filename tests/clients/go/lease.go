@@ -1,5 +1,5 @@
-// Debits a lease on shared memory, as rust/lease/src/layout.rs says; numbers there are little-endian,
-// and so has to be the host.
+// Debits a lease on shared memory, as rust/lease/src/layout.rs says. Numbers there are
+// little-endian, and so has to be the host.
 package main
 
 import (
@@ -27,10 +27,10 @@ const (
 	ended  = 1 << 51   // of the control word
 	stop   = 3         // a verdict
 
-	request = 144
-	answer  = 256
-	attach  = 1
-	tokenID = 0 // the index of the unit
+	request   = 144
+	answer    = 256
+	attach    = 1
+	tokenUnit = 0 // the index of the unit
 
 	chunk = 64 // how much to ask for at a time
 )
@@ -42,15 +42,17 @@ type pages struct {
 }
 
 // Debits one token at a time until it is stopped.
-func lease(ctx context.Context, ledger pb.LedgerServiceClient, held *pb.Reservation, wish int64, socket string) (*report, error) {
-	pages, err := open(socket, held.Id)
+func lease(
+	ctx context.Context, ledger pb.LedgerServiceClient, held *pb.Reservation, socket string,
+) (*report, error) {
+	lent, err := open(socket, held.Id)
 	if err != nil {
 		return nil, err
 	}
-	defer pages.connection.Close()
+	defer lent.connection.Close()
 	seen := &report{Refusal: "REASON_UNSPECIFIED"}
 	for {
-		verdict, fits, err := pages.step(ctx, 1)
+		verdict, fits, err := lent.step(ctx, 1)
 		if err != nil {
 			return nil, err
 		}
@@ -77,7 +79,7 @@ func lease(ctx context.Context, ledger pb.LedgerServiceClient, held *pb.Reservat
 		return nil, err
 	}
 	seen.Spent = done.Spent[0].Value
-	if _, _, err = pages.step(ctx, 1); err == errEnded {
+	if _, _, err = lent.step(ctx, 1); err == errEnded {
 		seen.Ended = "ended"
 	}
 	return seen, nil
@@ -109,7 +111,9 @@ func (p *pages) step(ctx context.Context, n uint64) (verdict uint64, fits bool, 
 }
 
 // Asks for more; returns why there is none. The answer comes after the page has the new grant.
-func topUp(ctx context.Context, ledger pb.LedgerServiceClient, id string, used int64) (*pb.Refusal, error) {
+func topUp(
+	ctx context.Context, ledger pb.LedgerServiceClient, id string, used int64,
+) (*pb.Refusal, error) {
 	more, err := ledger.Extend(ctx, &pb.ExtendRequest{
 		Reservation:   id,
 		Granted:       tokens(used + chunk),
@@ -121,7 +125,8 @@ func topUp(ctx context.Context, ledger pb.LedgerServiceClient, id string, used i
 
 // Attaches at the lease socket and maps the pages.
 func open(socket, reservation string) (*pages, error) {
-	connection, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	address := &net.UnixAddr{Name: socket, Net: "unixpacket"}
+	connection, err := net.DialUnix("unixpacket", nil, address)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +135,7 @@ func open(socket, reservation string) (*pages, error) {
 	little.PutUint32(frame, magic)
 	little.PutUint16(frame[4:], version)
 	little.PutUint16(frame[6:], attach)
-	frame[72] = tokenID
+	frame[72] = tokenUnit
 	frame[73] = byte(copy(frame[80:], reservation))
 	if _, err := connection.Write(frame); err != nil {
 		return nil, err
@@ -171,7 +176,7 @@ func descriptors(beside []byte) ([]int, error) {
 	return fds, nil
 }
 
-// Maps a page and returns its word. The mapping needs no descriptor and lives as long as the process.
+// Maps a page and returns its word. The mapping lives as long as the process.
 func mapped(fd, protection int) (*uint64, error) {
 	defer syscall.Close(fd)
 	bytes, err := syscall.Mmap(fd, 0, page, protection, syscall.MAP_SHARED)

@@ -67,7 +67,8 @@ func run(args []string) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	connection, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	plain := grpc.WithTransportCredentials(insecure.NewCredentials())
+	connection, err := grpc.NewClient(target, plain)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func run(args []string) (*report, error) {
 		}
 		return meter(ctx, ledger, held, wish, count)
 	case mode == "lease" && len(rest) == 1:
-		return lease(ctx, ledger, held, wish, rest[0])
+		return lease(ctx, ledger, held, rest[0])
 	}
 	return nil, fmt.Errorf("%q takes other arguments", mode)
 }
@@ -99,7 +100,9 @@ func tokens(value int64) []*pb.Amount {
 }
 
 // A refusal is an answer, not an error.
-func reserve(ctx context.Context, ledger pb.LedgerServiceClient, account string, wish int64) (*pb.Reservation, error) {
+func reserve(
+	ctx context.Context, ledger pb.LedgerServiceClient, account string, wish int64,
+) (*pb.Reservation, error) {
 	answer, err := ledger.Reserve(ctx, &pb.ReserveRequest{Account: account, Amounts: tokens(wish)})
 	if err != nil {
 		return nil, err

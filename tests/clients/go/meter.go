@@ -18,7 +18,9 @@ type metering struct {
 }
 
 // Meters until it is stopped; once `pause` tokens are used it only listens.
-func meter(ctx context.Context, ledger pb.LedgerServiceClient, held *pb.Reservation, wish, pause int64) (*report, error) {
+func meter(
+	ctx context.Context, ledger pb.LedgerServiceClient, held *pb.Reservation, wish, pause int64,
+) (*report, error) {
 	stream, err := ledger.Meter(ctx)
 	if err != nil {
 		return nil, err

@@ -108,8 +108,8 @@ public final class Client {
     }
 
     /**
-     * The next answer, asked for or not. News that come before an asked answer may be left out: that
-     * answer holds the newest verdict.
+     * The next answer, asked for or not. News that come before an asked answer may be left out:
+     * that answer holds the newest verdict.
      */
     private MeterAnswer receive(boolean unasked) throws Exception {
         while (true) {

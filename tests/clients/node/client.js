@@ -3,8 +3,8 @@
 //   node client.js PROTO meter TARGET ACCOUNT WISH         debits on a Meter stream until stopped
 //   node client.js PROTO watch TARGET ACCOUNT WISH COUNT   debits COUNT, then waits to be stopped
 //
-// PROTO is the folder of Bursar's proto files. Prints what it saw as one line of JSON. Amounts travel
-// as 64-bit integers, which are BigInts here and strings in messages: a number loses digits.
+// PROTO is the folder of Bursar's proto files. Prints what it saw as one line of JSON. Amounts are
+// 64-bit integers: BigInts here and strings in messages, for a number would lose digits.
 'use strict';
 
 const { promisify } = require('node:util');
