@@ -36,6 +36,7 @@ Program = Callable[..., "AbstractContextManager[subprocess.Popen[str]]"]
 MAGIC: Final = 0x4C535242
 ANSWER: Final = struct.Struct("<IHHQQQQH6x208s")
 PAGE: Final = struct.Struct("<II4088x")
+LIMIT: Final = 101  # no multiple of what the programs ask for at a time
 PLENTY: Final = 10**12
 EXHAUSTED: Final = "REASON_BUDGET_EXHAUSTED"
 FROZEN: Final = "REASON_ACCOUNT_FROZEN"
@@ -77,9 +78,9 @@ def c(project: Path) -> Workshop:
 
 @pytest.fixture
 def account(client: bursar.Client) -> str:
-    """An account below one with a budget of 100 tokens."""
+    """An account below one with a budget of LIMIT tokens."""
     above = f"budget-{next(NUMBERS)}"
-    client.set_budget(above, unit="tokens", limit=100)
+    client.set_budget(above, unit="tokens", limit=LIMIT)
     return f"{above}/agent"
 
 
@@ -158,22 +159,22 @@ def settled(client: bursar.Client, account: str) -> tuple[int, int, int]:
 def test_a_metering_client_is_stopped_at_the_exact_token(
     metering: Program, client: bursar.Client, account: str
 ) -> None:
-    """Its hold of 30 is raised to 60, 90 and then 100; the 101st token is refused. What comes after
-    the end is an answer's error on the stream, and an ErrorInfo for a call."""
+    """Its hold of 30 is raised to 60, 90 and then to what is left; one token more is refused. What
+    comes after the end is an answer's error on the stream, and an ErrorInfo for a call."""
     with metering("meter", account, 30) as process:
         seen = result(process)
     above = account.partition("/")[0]
     assert seen == {
-        "used": 100,
+        "used": LIMIT,
         "verdict": "VERDICT_STOP",
         "refusal": EXHAUSTED,
         "account": above,
         "unasked": False,
-        "spent": 100,
+        "spent": LIMIT,
         "ended": "ERROR_REASON_RESERVATION_ENDED",
         "error": {"code": 6, "reason": "IDEMPOTENCY_MISMATCH", "domain": "bursar"},
     }
-    assert balance(client, above) == (0, 100, 0)
+    assert balance(client, above) == (0, LIMIT, 0)
 
 
 def test_a_freeze_reaches_a_metering_client_that_does_not_ask(
@@ -184,15 +185,15 @@ def test_a_freeze_reaches_a_metering_client_that_does_not_ask(
         seen = result(process)
     assert (seen["used"], seen["spent"], seen["unasked"]) == (7, 7, True)
     assert (seen["verdict"], seen["refusal"], seen["account"]) == ("VERDICT_STOP", FROZEN, above)
-    assert balance(client, above) == (0, 7, 93)
+    assert balance(client, above) == (0, 7, LIMIT - 7)
 
 
 def test_a_refused_reservation_is_an_answer_that_says_who_limits(
     metering: Program, client: bursar.Client, account: str
 ) -> None:
-    with metering("meter", account, 101) as process:
+    with metering("meter", account, LIMIT + 1) as process:
         assert EXHAUSTED in complaint(process)
-    assert balance(client, account.partition("/")[0]) == (0, 0, 100)
+    assert balance(client, account.partition("/")[0]) == (0, 0, LIMIT)
 
 
 def test_a_leasing_client_is_stopped_at_the_exact_token(
@@ -201,11 +202,11 @@ def test_a_leasing_client_is_stopped_at_the_exact_token(
     """It holds 1 at first: Go asks for more by Extend, C is granted more ahead."""
     with leasing(account, 1) as process:
         seen = result(process)
-    assert seen["used"] == 100
-    assert seen.get("spent", 100) == 100
+    assert seen["used"] == LIMIT
+    assert seen.get("spent", LIMIT) == LIMIT
     assert seen.get("refusal", EXHAUSTED) == EXHAUSTED
     assert seen.get("why", "exhausted") == "exhausted"
-    assert settled(client, account) == (0, 100, 0)
+    assert settled(client, account) == (0, LIMIT, 0)
 
 
 def test_a_freeze_stops_a_leasing_client_at_a_step_that_the_ledger_counts(
@@ -243,7 +244,7 @@ def test_a_lease_that_is_detached_leaves_its_reservation_to_be_committed(
     with Bare(daemon.target) as bare:
         done = bare("LedgerService/Commit", ledger_pb2.CommitRequest(reservation=reservation))
     assert list(done.spent) == amounts(tokens=10)
-    assert settled(client, account) == (0, 10, 90)
+    assert settled(client, account) == (0, 10, LIMIT - 10)
 
 
 def test_a_client_is_told_why_it_gets_no_lease(

@@ -7,6 +7,7 @@ wrong after everything is fetched, or with the lock files, fails.
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ FETCH_S: Final = 120
 MAKE_S: Final = 240
 RUN_S: Final = 60
 PROTO: Final = ("bursar/v1/ledger.proto", "bursar/v1/errors.proto")
+COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 OUR_FAULT: Final = (
     *("EUSAGE", "EINTEGRITY", "EJSONPARSE"),  # npm: the lock does not fit
     *("SECURITY ERROR", "errors parsing", "missing go.sum"),  # go
@@ -50,12 +52,12 @@ class Workshop:
             pytest.skip(f"{self.language}: no registry answered within {FETCH_S} s")
         if ran.returncode == 0:
             return
-        said = ran.stdout + ran.stderr
+        said = COLOURS.sub("", ran.stdout + ran.stderr)
         if any(one in said for one in OUR_FAULT):
             pytest.fail(f"{self.language}: {' '.join(command)}\n{said}")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        lines = [line.strip() for line in said.splitlines() if " " in line.strip()]
         told = [line for line in lines if "error" in line.lower()] or lines[-1:]
-        pytest.skip(f"{self.language}: its registry cannot be reached: {'; '.join(told[:2])[:400]}")
+        pytest.skip(f"{self.language}: its registry cannot be reached: {'; '.join(told[:2])[:300]}")
 
     def make(self, *command: str) -> str:
         """Generates or compiles without any network; returns what was printed."""
