@@ -43,7 +43,7 @@
 //!    failed, start again. If it succeeded, n is debited, and *verdict* says how to go on.
 //!
 //! A step that finds verdict STOP is debited all the same; stop after it. Both pages are to be mapped
-//! MAP_SHARED; a process that is forked off inherits them and must not step on them.
+//! `MAP_SHARED`; a process that is forked off inherits them and must not step on them.
 //!
 //! The daemon sets *closed* before it settles the lease or takes back what was granted, and counts
 //! *epoch* up when it opens it again: a step that loaded a grant from before cannot succeed after.
@@ -54,7 +54,7 @@
 //! another version, gets no answer: the daemon closes the connection.
 //!
 //! A lease lives as long as the process that attached it, its connection, and its reservation:
-//! - when the reservation ends (by Commit, say, which counts what was debited up to then), the control
+//! - when the reservation ends, by Commit, say, the page is closed first, and then the control
 //!   word says *ended*;
 //! - after a detach, or the end of the connection, the reservation stays pending at what was debited;
 //! - when the process ends with its lease attached, the reservation ends at what was debited.
