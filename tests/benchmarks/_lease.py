@@ -106,7 +106,7 @@ def processes(target: str, rounds: int, steps: int) -> Pairs:
 
 
 def generation(client: bursar.Client, rounds: int, steps: int) -> dict[str, Pairs]:
-    """Seconds of a loop that decodes one token a step, and nothing else: with a debit each, and with
+    """Seconds of a loop that decodes a token a step, and nothing else: with a debit each, and with
     a call that does nothing, which is the least that Python allows; beside those without.
 
     The tokenizer is a byte-level BPE, trained on a text of the examples. A step decodes the last

@@ -23,10 +23,10 @@ HEAD = """\
     {command}
 
 Closed loop, one client thread, at most eight connections; `c` callers, each with one call under way
-or as many as its window says. At c = 1 client and server share one CPU, else they share all. Figures
-are min / median / max over the rounds; a ratio is taken within a round, ours to theirs. Latencies
-are the client's, so they include its queue. Ours is a ledger four levels deep that answers with
-balances, each Reserve with a fresh idempotency key.
+or as many as its window says. At c = 1 client and server share one CPU, else they share all.
+Figures are min / median / max over the rounds; a ratio is taken within a round, ours to theirs.
+Latencies are the client's, so they include its queue. Ours is a ledger four levels deep that
+answers with balances, each Reserve with a fresh idempotency key.
 """
 OWN = {
     "process": "## Against our own unary calls\n\nThe same debits, without a stream.\n",
