@@ -44,9 +44,8 @@ def measure(rounds: int, *, quick: bool) -> dict[str, dict[str, Any]]:
                 processes(sidecar.target, rounds, STEPS // scale), "debits/s", None
             ),
         }
-        generated = generation(client, rounds, 20_000 // scale)
-        if generated:
-            found["generation_with_debit_vs_without"] = figure(generated, "s", "<= 1.01")
+        for name, pairs in generation(client, rounds, 10_000 // scale).items():
+            found[name] = figure(pairs, "s", "<= 1.01" if "debit" in name else None)
         seconds = 1.0 if quick else 10.0
         idle, active = pump(sidecar, client, seconds, scale)
         found["pump_10000_idle_leases_of_a_core"] = figure([(idle, 1.0)], "cores", "<= 0.01")
@@ -106,47 +105,49 @@ def processes(target: str, rounds: int, steps: int) -> Pairs:
     return [(rate(PROCESSES), rate(1)) for _ in range(rounds)]
 
 
-def generation(client: bursar.Client, rounds: int, steps: int) -> Pairs:
-    """Seconds for a loop that decodes one token a step, with a debit each and without.
+def generation(client: bursar.Client, rounds: int, steps: int) -> dict[str, Pairs]:
+    """Seconds of a loop that decodes a token a step, and nothing else: with a debit each, and with
+    a call that does nothing, which is the least that Python allows; beside those without.
 
-    The tokenizer is a byte-level BPE, trained on a text of the examples; a step decodes the last
-    tokens, as engines do that stream text.
+    The tokenizer is a byte-level BPE, trained on a text of the examples. A step decodes the last
+    tokens without and with the new one, and what is longer is new text: as vLLM's
+    `detokenize_incrementally`.
     """
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError:
         sys.stdout.write("skipped generation_with_debit_vs_without: tokenizers is not installed\n")
-        return []
+        return {}
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train([str(TEXT)], vocab_size=4_000, show_progress=False)
-    ids = tokenizer.encode(Path(TEXT).read_text(encoding="utf-8")).ids
-    window = 8
+    decode, ids = tokenizer.decode, tokenizer.encode(TEXT.read_text(encoding="utf-8")).ids
 
-    def without() -> float:
+    def generate(debit: Callable[[int], object] | None) -> float:
+        stop = bursar.Verdict.STOP
         begun = time.perf_counter()
-        for at in range(steps):
-            tokenizer.decode(ids[at : at + window])
+        if debit is None:
+            for at in range(steps):
+                decode(ids[at : at + 7])[len(decode(ids[at : at + 6])) :]
+        else:
+            for at in range(steps):
+                decode(ids[at : at + 7])[len(decode(ids[at : at + 6])) :]
+                if debit(1) is stop:
+                    break
         return time.perf_counter() - begun
 
     with client.reserve("acme/g", tokens=HOLD) as one, one.lease(top_up=False) as lease:
-
-        def with_debit() -> float:
-            begun = time.perf_counter()
-            for at in range(steps):
-                tokenizer.decode(ids[at : at + window])
-                if lease.debit(1) is bursar.Verdict.STOP:
-                    break
-            return time.perf_counter() - begun
-
-        without()
-        pairs = []
+        kinds = (lease.debit, _core.empty_call, None)
+        debits, empty = [], []
         for _ in range(max(rounds, 3)):
-            # In small parts, in turn: what the machine does meanwhile meets both alike.
-            parts = [(with_debit(), without()) for _ in range(5)]
-            pairs.append(
-                (statistics.median(a for a, _ in parts), statistics.median(b for _, b in parts))
-            )
-        return pairs
+            # In small parts, in turn: what the machine does meanwhile meets all alike.
+            parts = zip(*[[generate(kind) for kind in kinds] for _ in range(11)], strict=True)
+            with_debit, with_call, without = (statistics.median(part) for part in parts)
+            debits.append((with_debit, without))
+            empty.append((with_call, without))
+    return {
+        "generation_with_debit_vs_without": debits,
+        "generation_with_empty_call_vs_without": empty,
+    }
 
 
 def pump(

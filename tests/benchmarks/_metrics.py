@@ -14,6 +14,7 @@ DURABILITY = {  # of the sidecar, by the setting
     "power": "neither kill -9 nor a power cut loses anything",
     "memory": "kill -9 loses what is not yet imported",
 }
+WINDOW = 16  # calls under way of a caller whose transport can have several
 NOT_WORSE = {"rate": ">= 1", "p99_ns": "<= 1"}
 
 
@@ -78,7 +79,7 @@ def against_unary() -> list[Metric]:
     """What a Meter stream saves: the same debits, several under way."""
     found = []
     for c in CONCURRENCIES[:2]:
-        meter, unary = Series("process", "meter", c, window=16), Series("process", "debit", c)
+        meter, unary = Series("process", "meter", c, WINDOW), Series("process", "debit", c)
         name = "meter_vs_unary_debit" if c == 1 else f"meter_c{c}_vs_unary_debit"
         found.append(Metric(name, "rate", meter, unary, ">= 5" if c == 1 else None))
     return found
@@ -135,7 +136,15 @@ def against_redis() -> list[Metric]:
             peer_metric("power_pair_rate", "rate", power, always),
             peer_metric("debit_rate", "rate", debit, spending),
         ]
+    for c in CONCURRENCIES[:2]:
+        meter = Series("process", "meter", c, WINDOW)
+        found.append(peer_metric("meter_rate", "rate", meter, pipelined(c)))
     return found
+
+
+def pipelined(concurrency: int) -> Series:
+    """Redis's debits, several under way on a connection."""
+    return Series("redis", "redis-debit", concurrency, WINDOW)
 
 
 def against_limiters() -> list[Metric]:

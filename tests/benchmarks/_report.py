@@ -22,19 +22,23 @@ HEAD = """\
 
     {command}
 
-Closed loop, one client thread, at most eight connections; `c` calls under way at a time. At c = 1
-client and server share one CPU, else they share all. Figures are min / median / max over the
-rounds; a ratio is taken within a round, ours to theirs. Latencies are the client's, so they include
-its queue. Ours is a ledger four levels deep that answers with balances, each Reserve with a fresh
-idempotency key.
+Closed loop, one client thread, at most eight connections; `c` callers, each with one call under way
+or as many as its window says. At c = 1 client and server share one CPU, else they share all.
+Figures are min / median / max over the rounds; a ratio is taken within a round, ours to theirs.
+Latencies are the client's, so they include its queue. Ours is a ledger four levels deep that
+answers with balances, each Reserve with a fresh idempotency key.
 """
+OWN = {
+    "process": "## Against our own unary calls\n\nThe same debits, without a stream.\n",
+    "echo": "## Against an empty server\n\nThe same server without a ledger, Unix socket.\n",
+}
 NO_PLOTS = "no plots: matplotlib is missing (`pip install 'bursar[bench]'`)"
 
 
 def write(folder: Path, results: dict[str, Any], background: dict[str, Any]) -> str:
     """Writes the page and the plots; what was written, in a line."""
     measured = {
-        Series(each["server"], each["mode"], each["concurrency"]): each
+        Series(each["server"], each["mode"], each["concurrency"], each["window"]): each
         for each in background["series"]
     }
     try:
@@ -71,10 +75,11 @@ def sections(
             told = versions.get(name) or "not told by its program"
             parts += [f"## Against {name}\n\n{peer.does}. {peer.transport}. Version: {told}.\n"]
             parts += [table([row(each, results[each.name], measured) for each in against])]
-    against = [each for each in metrics.values() if not each.is_against_a_peer]
-    if against:
-        parts += ["## Against an empty server\n\nThe same server without a ledger, Unix socket.\n"]
-        parts += [table([row(each, results[each.name], measured) for each in against])]
+    for floor, title in OWN.items():
+        against = [each for each in metrics.values() if each.floor.server == floor]
+        if against:
+            parts += [title]
+            parts += [table([row(each, results[each.name], measured) for each in against])]
     parts += ["## Every series\n", all_series(measured)]
     others = [name for name in results if name not in metrics]
     if others:
@@ -87,11 +92,11 @@ def all_series(measured: dict[Series, dict[str, Any]]) -> str:
     """What the figures are taken from; latencies in microseconds, of pairs also of their halves."""
     fields = ("rate", "p50_us", "p99_us")
     halves = ("reserve_p50_us", "reserve_p99_us", "commit_p50_us", "commit_p99_us")
-    rows = [["server", "mode", "c", *fields, *halves]]
-    rows += [["---", "---", *["---:"] * 8]]
+    rows = [["server", "mode", "c", "window", *fields, *halves]]
+    rows += [["---", "---", *["---:"] * 9]]
     for each, found in measured.items():
         cells = [spread(found[name]) if name in found else "" for name in (*fields, *halves)]
-        rows += [[each.server, each.mode, str(each.concurrency), *cells]]
+        rows += [[each.server, each.mode, str(each.concurrency), str(each.window), *cells]]
     return markdown(rows)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import _machine
+import _metrics
 from _metrics import Metric, Series
 
 LATENCIES = (  # those of the halves only where pairs were timed
@@ -55,6 +56,18 @@ def entries(wanted: list[Metric], found: Found) -> dict[str, Any]:
             durability = {"ours": metric.ours.durability, "floor": metric.floor.durability}
             results[metric.name]["durability"] = durability
     return results
+
+
+def lease_against_redis(ns: list[tuple[float, float]], found: Found) -> dict[str, Any]:
+    """A lease's steps a second beside Redis's debits, pipelined; nothing where Redis is not."""
+    redis = _metrics.pipelined(1)
+    pairs = [
+        (1e9 / step, round_[redis]["rate"])
+        for (step, _), round_ in zip(ns, found.rounds, strict=False)
+        if redis in round_
+    ]
+    name = "lease_debit_rate_vs_redis_pipelined"
+    return {name: entry(pairs, "debits/s", ">= 1")} if pairs else {}
 
 
 def series(found: Found) -> list[dict[str, Any]]:

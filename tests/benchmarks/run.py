@@ -222,6 +222,8 @@ def measure(
         say("leases")
         for name, each in _lease.measure(options.rounds, quick=options.quick).items():
             results[name] = _results.entry(each["pairs"], each["unit"], each["goal"])
+            if name == "lease_debit_python_vs_empty_call":
+                results |= _results.lease_against_redis(each["pairs"], found)
     if options.only in "in_process":
         say("in process")
         for name, pairs in _inproc.measure(quick=options.quick).items():

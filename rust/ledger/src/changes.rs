@@ -3,8 +3,10 @@
 //! One value of this is shared by a ledger and its windows. It costs nothing while nothing changes: a
 //! debit that crosses no threshold does not come here.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+
+use parking_lot::RwLock;
 
 use crate::channel::Channel;
 use crate::fact::{ReservationId, State};
@@ -17,17 +19,17 @@ pub trait Observer: std::fmt::Debug + Send + Sync {
     fn ended(&self, channel: Channel, id: ReservationId, state: State);
 }
 
-/// Counts the changes, and tells the observer.
+/// Counts the changes, and tells the observers.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     count: AtomicU64,
-    observer: OnceLock<Arc<dyn Observer>>,
+    observers: RwLock<Vec<Arc<dyn Observer>>>,
 }
 
 impl Changes {
-    /// Names the one who hears of them from now on; a second one is not heard.
+    /// Names one more who hears of them from now on.
     pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
-        let _second = self.observer.set(observer);
+        self.observers.write().push(observer);
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -39,17 +41,13 @@ impl Changes {
     pub(crate) fn verdicts(&self) {
         // Release pairs with `count`: whoever sees the new count sees the new verdict.
         self.count.fetch_add(1, Ordering::Release);
-        if let Some(observer) = self.observer.get() {
-            observer.verdicts_changed();
-        }
+        self.observers.read().iter().for_each(|observer| observer.verdicts_changed());
     }
 
     /// A claimed reservation has ended; called after it has.
     #[cold]
     pub(crate) fn ended(&self, channel: Channel, id: ReservationId, state: State) {
         self.count.fetch_add(1, Ordering::Release);
-        if let Some(observer) = self.observer.get() {
-            observer.ended(channel, id, state);
-        }
+        self.observers.read().iter().for_each(|observer| observer.ended(channel, id, state));
     }
 }

@@ -169,7 +169,7 @@ impl<J: Journal> Ledger<J> {
         self.journal = journal;
     }
 
-    /// Names the one who hears of changes from now on.
+    /// Names one more who hears of changes from now on.
     pub fn observe(&self, observer: Arc<dyn Observer>) {
         self.changes.observe(observer);
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use bursar_lease::frame::{Answer, Attach, Counts, REQUEST_BYTES, Request};
 use bursar_lease::peer::Peer;
 use bursar_ledger::lease::Counts as Counted;
 use bursar_ledger::rates::Usage;
-use bursar_ledger::{Owner, ReservationId, Unit};
+use bursar_ledger::{Channel, Observer, Owner, ReservationId, State, Unit};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -29,9 +29,9 @@ use crate::error::ApiError;
 use crate::v1::ErrorReason;
 use crate::{convert, owner};
 
-/// What an event is about: the listener, the end of the desk, else two numbers for each connection.
+/// What an event is about: the listener, the bell, else two numbers for each connection.
 const LISTENER: u64 = 0;
-const STOP: u64 = 1;
+const BELL: u64 = 1;
 /// How many rounds a connection that is closed waits for the end of its process, which mostly
 /// closed it.
 const GRACE_ROUNDS: u32 = 250;
@@ -40,7 +40,7 @@ const GRACE_ROUNDS: u32 = 250;
 #[derive(Debug)]
 pub(crate) struct Desk {
     path: PathBuf,
-    stop: Arc<OwnedFd>,
+    bell: Arc<Bell>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -53,23 +53,25 @@ impl Desk {
         let Some(path) = listen_on.unix.as_deref().map(path_beside) else { return Ok(None) };
         let run = || -> io::Result<Desk> {
             let listener = listen(&path, listen_on.unix_mode)?;
-            let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+            let bell = Arc::new(Bell::new()?);
             let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let inside = Inside {
                 engine: Arc::clone(engine),
                 pump: Pump::default(),
                 open: Arc::default(),
                 connections: HashMap::new(),
+                bell: Arc::clone(&bell),
                 events,
                 listener,
                 next: 1,
                 max_connections: listen_on.max_connections,
             };
             inside.watch(&inside.listener, LISTENER)?;
-            inside.watch(&*stop, STOP)?;
+            inside.watch(&bell.fd, BELL)?;
+            engine.ledger.observe(Arc::clone(&bell) as Arc<dyn Observer>);
             let thread = std::thread::Builder::new().name("bursar-lease".into());
             let thread = thread.spawn(move || inside.run())?;
-            Ok(Desk { path: path.clone(), stop, thread: Mutex::new(Some(thread)) })
+            Ok(Desk { path: path.clone(), bell, thread: Mutex::new(Some(thread)) })
         };
         let what = || format!("cannot listen on {}", path.display());
         run().map(Some).map_err(|error| OpenError::Io(what(), error))
@@ -77,7 +79,8 @@ impl Desk {
 
     /// Counts everything once more and ends the thread. Clients go on within their grants.
     pub(crate) fn close(&self) {
-        let _rung = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        self.bell.closing.store(true, Ordering::Release);
+        self.bell.ring();
         if let Some(thread) = self.thread.lock().take() {
             let _ended = thread.join();
             let _removed = std::fs::remove_file(&self.path);
@@ -89,6 +92,40 @@ impl Drop for Desk {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Wakes the thread while it waits for long.
+#[derive(Debug)]
+struct Bell {
+    fd: OwnedFd,
+    /// Whether a change of verdicts rings it.
+    listens: AtomicBool,
+    closing: AtomicBool,
+}
+
+impl Bell {
+    fn new() -> io::Result<Bell> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Bell { fd, listens: AtomicBool::new(false), closing: AtomicBool::new(false) })
+    }
+
+    fn ring(&self) {
+        let _rung = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    fn heard(&self) {
+        let _count = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+}
+
+impl Observer for Bell {
+    fn verdicts_changed(&self) {
+        if self.listens.swap(false, Ordering::AcqRel) {
+            self.ring();
+        }
+    }
+
+    fn ended(&self, _: Channel, _: ReservationId, _: State) {}
 }
 
 /// A client.
@@ -110,6 +147,7 @@ struct Inside {
     pump: Pump,
     /// How many leases have not ended.
     open: Arc<AtomicUsize>,
+    bell: Arc<Bell>,
     connections: HashMap<u64, Connection>,
     events: OwnedFd,
     listener: OwnedFd,
@@ -125,31 +163,46 @@ impl Inside {
     }
 
     fn run(mut self) {
-        let round =
-            Timespec { tv_sec: 0, tv_nsec: i64::try_from(ROUND_MS).unwrap_or(1) * 1_000_000 };
         let mut buffer = Vec::with_capacity(64);
+        let mut last = self.engine.now().mono_ms;
         loop {
-            let timeout = (!self.pump.is_empty() || self.is_parting()).then_some(&round);
+            let wait_ms =
+                self.pace_ms().map(|pace| (last + pace - self.engine.now().mono_ms).max(0));
+            let timeout = wait_ms.map(|ms| Timespec { tv_sec: 0, tv_nsec: ms * 1_000_000 });
             buffer.clear();
-            let waited =
-                epoll::wait(&self.events, rustix::buffer::spare_capacity(&mut buffer), timeout);
+            let room = rustix::buffer::spare_capacity(&mut buffer);
+            let waited = epoll::wait(&self.events, room, timeout.as_ref());
             if waited.is_err_and(|error| error != rustix::io::Errno::INTR) {
                 return;
             }
             for event in &buffer {
                 match event.data.u64() {
                     LISTENER => self.accept(),
-                    STOP => {
-                        self.pump.round(&self.engine);
-                        return;
-                    }
+                    BELL => self.bell.heard(),
                     number if number % 2 == 0 => self.serve(number / 2),
                     number => self.process_gone(number / 2),
                 }
             }
-            self.pump.round(&self.engine);
-            self.forget_parted();
+            let is_closing = self.bell.closing.load(Ordering::Acquire);
+            let now_ms = self.engine.now().mono_ms;
+            if is_closing || self.pace_ms().is_some_and(|pace| now_ms >= last + pace) {
+                last = now_ms;
+                self.pump.round(&self.engine);
+                self.forget_parted();
+            }
+            if is_closing {
+                return;
+            }
         }
+    }
+
+    /// How long after the last round the next one is due.
+    fn pace_ms(&self) -> Option<i64> {
+        let pace = self.pump.pace_ms();
+        // Asked before the pump is: who changes a verdict after that rings.
+        self.bell.listens.swap(pace.is_some_and(|pace| pace > ROUND_MS), Ordering::AcqRel);
+        let hurries = self.is_parting() || pace.is_some() && self.pump.is_behind(&self.engine);
+        if hurries { Some(ROUND_MS) } else { pace }
     }
 
     fn accept(&mut self) {
@@ -158,7 +211,9 @@ impl Inside {
                 Ok(fd) => fd,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // Out of descriptors, most likely: the next try has to wait until some are closed.
-                Err(_) => return std::thread::sleep(Duration::from_millis(ROUND_MS)),
+                Err(_) => {
+                    return std::thread::sleep(Duration::from_millis(ROUND_MS.unsigned_abs()));
+                }
             };
             let Ok(peer) = Peer::of(&fd) else { continue };
             if self.connections.len() >= self.max_connections {

@@ -1,7 +1,8 @@
 //! Counts what is debited on the pages of leases, and tells their clients how to go on.
 //!
 //! A lease that moves is looked at on every round, one that rests a few times a second: a round
-//! costs what has moved, not what there is. When verdicts may have changed, all are told at once.
+//! costs what has moved, not what there is. While all rest, rounds are rare. When verdicts may have
+//! changed, all are told at once.
 //! A lease that the ledger is done with is let go of when its turn comes.
 
 use std::collections::VecDeque;
@@ -14,20 +15,24 @@ use super::shared::SharedPages;
 use crate::engine::Engine;
 
 /// How long from round to round, in milliseconds.
-pub(super) const ROUND_MS: u64 = 4;
+pub(super) const ROUND_MS: i64 = 4;
+/// The same where no lease moves.
+const RARE_ROUND_MS: i64 = 64;
 /// After so many rounds without a debit a lease rests.
 const RESTS_AFTER: u32 = 16;
-/// Within so many rounds every resting lease is looked at once.
-const RESTING_ROUNDS: usize = 64;
+/// Within so many rounds, or rare rounds, every resting lease is looked at once.
+const ROUNDS: usize = 64;
+const RARE_ROUNDS: usize = 4;
 /// On every so-manieth look its verdict is found anew, which time alone may change.
-const VERDICT_LOOKS: u32 = 16;
+const VERDICT_LOOKS: u32 = 64;
 
 /// One lease.
 #[derive(Debug)]
 struct Pumping {
     reservation: ReservationId,
     pages: Arc<SharedPages>,
-    /// What its page said when it was looked at last.
+    /// What its page said on the last look, and on the one before.
+    used: i64,
     seen: i64,
     /// Looks without a debit.
     quiet: u32,
@@ -45,13 +50,22 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    pub(super) fn is_empty(&self) -> bool {
-        self.active.is_empty() && self.resting.is_empty()
+    /// How long the next round may wait; for ever without a lease.
+    pub(super) fn pace_ms(&self) -> Option<i64> {
+        if !self.active.is_empty() {
+            return Some(ROUND_MS);
+        }
+        (!self.resting.is_empty()).then_some(RARE_ROUND_MS)
+    }
+
+    /// Whether verdicts may have changed since the last round.
+    pub(super) fn is_behind(&self, engine: &Engine) -> bool {
+        engine.ledger.changes() != self.changes
     }
 
     pub(super) fn add(&mut self, reservation: ReservationId, pages: Arc<SharedPages>) {
-        let seen = pages.used();
-        self.active.push(Pumping { reservation, pages, seen, quiet: 0 });
+        let used = pages.used();
+        self.active.push(Pumping { reservation, pages, used, seen: used, quiet: 0 });
     }
 
     /// One round.
@@ -59,10 +73,15 @@ impl Pump {
         let (changes, now) = (engine.ledger.changes(), engine.now());
         let look = changes != self.changes;
         self.changes = changes;
-        let share = if look { usize::MAX } else { self.resting.len().div_ceil(RESTING_ROUNDS) };
-        let share = share.min(self.resting.len());
-        let resting: Vec<Pumping> = self.resting.drain(..share).collect();
-        for mut lease in std::mem::take(&mut self.active).into_iter().chain(resting) {
+        let rounds = if self.active.is_empty() { RARE_ROUNDS } else { ROUNDS };
+        let share = if look { self.resting.len() } else { self.resting.len().div_ceil(rounds) };
+        let mut due: Vec<Pumping> = std::mem::take(&mut self.active);
+        due.extend(self.resting.drain(..share));
+        // A pass by itself: other cores have written most of these lines, and waits for them overlap.
+        for lease in &mut due {
+            lease.seen = std::mem::replace(&mut lease.used, lease.pages.used());
+        }
+        for mut lease in due {
             if !lease.visit(engine, look, now, &mut self.unpublished) {
                 continue;
             }
@@ -103,9 +122,7 @@ impl Pumping {
         if self.pages.has_ended() {
             return false;
         }
-        let seen = self.pages.used();
-        let moved = seen != self.seen;
-        self.seen = seen;
+        let moved = self.used != self.seen;
         self.quiet = if moved { 0 } else { self.quiet.saturating_add(1) };
         let look = look || self.quiet.is_multiple_of(VERDICT_LOOKS) && !moved;
         // The first quiet look still asks, for a top-up that waits.
