@@ -38,7 +38,8 @@
 //! 3. If *used* + n passes *granted*: ask for more by `LedgerService.Extend` (with `top_up`), and stop
 //!    when that is refused. When its answer arrives, the control page has the new grant. A client that
 //!    was granted ahead may wait for the control word to change instead; nobody tells it that no more
-//!    comes, so it gives up after a while: the daemon looks every few milliseconds.
+//!    comes, so it gives up after a second, say: the daemon looks at a lease that moves every few
+//!    milliseconds, and at one that rests a few times a second.
 //! 4. Compare-and-swap the usage word from what was loaded to the same with *used* + n (release). If it
 //!    failed, start again. If it succeeded, n is debited, and *verdict* says how to go on.
 //!

@@ -28,7 +28,7 @@
 #endif
 
 enum { MAGIC = 0x4c535242 /* "BRSL" */, PAGE_BYTES = 4096, WORD = 64 };
-enum { CLOSED_NAPS = 100000 /* 5 s */, GRANT_NAPS = 500 /* 0.5 s */ };
+enum { CLOSED_NAPS = 100000 /* 5 s */, GRANT_NAPS = 1000 /* 1 s */ };
 enum { ATTACH = 1, DETACH = 2, TOKENS = 0, STOP = 3, ID_BYTES = 64 };
 
 static const uint64_t COUNT = (UINT64_C(1) << 48) - 1; /* the bits of used and granted */
