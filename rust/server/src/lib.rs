@@ -22,6 +22,11 @@ mod owner;
 mod serve;
 pub mod tokens;
 
+/// What one thread allocates another frees here, call by call: with the system's allocator half of the
+/// calls a second are lost.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub use engine::{Engine, OpenError};
 pub use error::ApiError;
 pub use serve::{Running, serve};

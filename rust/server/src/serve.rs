@@ -58,6 +58,8 @@ pub(crate) struct Peer {
 pub fn serve(config: Config) -> Result<Running, OpenError> {
     let listen = config.listen.clone();
     let listen = listen.ok_or_else(|| ConfigError::new("listen: is missing"))?;
+    // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
+    let _where_there_are_any = rustix::thread::disable_transparent_huge_pages(true);
     let listeners = Listeners::bind(&listen)?;
     let engine = Engine::open(config)?;
     let desk = Desk::open(&engine, &listen)?;

@@ -4,7 +4,7 @@
 //! (`Touched`) and writes each once. Knows how facts change a reservation; entries and windows are
 //! the import's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bursar_ledger::fact::{ReservationId, Reserved, Settled, SliceFact};
 use bursar_ledger::{Amounts, State, Unit};
@@ -123,7 +123,8 @@ fn bytes(amounts: &Amounts) -> Vec<u8> {
 /// The reservations that a group of records touches.
 #[derive(Default)]
 pub(crate) struct Touched {
-    rows: HashMap<u64, Option<Stored>>,
+    /// In the order of the table, which is also about that of the facts.
+    rows: BTreeMap<u64, Option<Box<Stored>>>,
     /// Floors of reservations whose row was not needed otherwise.
     used: HashMap<u64, Amounts>,
 }
@@ -132,7 +133,7 @@ impl Touched {
     pub(crate) fn reserve(&mut self, reserved: &Reserved, time_ms: i64) {
         let body = Body { reserved: reserved.clone(), settled: None };
         let stored = Stored { created_ms: time_ms, ended_ms: None, used: None, body };
-        self.rows.insert(reserved.id.sequence, Some(stored));
+        self.rows.insert(reserved.id.sequence, Some(Box::new(stored)));
     }
 
     /// The slices before are returned. An ended one is left alone.
@@ -187,20 +188,24 @@ impl Touched {
         sequence: u64,
     ) -> Result<Option<&mut Stored>, StoreError> {
         if !self.rows.contains_key(&sequence) {
-            let mut stored = find(conn, sequence)?;
+            let mut stored = find(conn, sequence)?.map(Box::new);
             let pending = stored.as_mut().filter(|stored| stored.body.settled.is_none());
             if let (Some(stored), Some(used)) = (pending, self.used.remove(&sequence)) {
                 stored.used = Some(stored.used.map_or(used, |before| before.max(&used)));
             }
             self.rows.insert(sequence, stored);
         }
-        Ok(self.rows.get_mut(&sequence).and_then(Option::as_mut))
+        Ok(self.rows.get_mut(&sequence).and_then(Option::as_deref_mut))
     }
 
     /// Writes every row once.
     pub(crate) fn flush(self, conn: &Connection) -> Result<(), StoreError> {
-        const WRITE: &str = "INSERT OR REPLACE INTO reservations
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+        // Not OR REPLACE, for which SQLite keeps a journal of each statement.
+        const WRITE: &str = "INSERT INTO reservations
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+            ON CONFLICT (sequence) DO UPDATE SET account = excluded.account, state = excluded.state,
+                holds = excluded.holds, ended_ms = excluded.ended_ms, used = excluded.used,
+                body = excluded.body";
         // One thread reports floors, so a later group's is never lower.
         const FLOOR: &str =
             "UPDATE reservations SET used = ?2 WHERE sequence = ?1 AND state = 'pending'";
