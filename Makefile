@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust proto -type f -not -path '*/target/*')
 
-.PHONY: demo test test-rust test-loom test-python test-long bench lint fmt build clean
+.PHONY: demo test test-rust test-loom test-miri test-python test-long bench lint fmt build clean
 
 build: $(STAMP)
 
@@ -31,6 +31,11 @@ test-loom:
 	RUSTFLAGS="--cfg bursar_loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-2} \
 		cargo test --quiet --release --target-dir target/loom -p bursar-ledger -p bursar-lease --lib loom_
 
+# The lease pages under Miri, where a nightly toolchain has it.
+test-miri:
+	MIRIFLAGS="-Zmiri-ignore-leaks -Zmiri-many-seeds=0..8" \
+		cargo +nightly miri test --quiet --target-dir target/miri -p bursar-lease --lib -- frame:: pages::
+
 # Tests with random input print their seed; BURSAR_SEED=… plays one again.
 test-python: build
 	$(BIN)/python -m pytest -q
@@ -38,6 +43,7 @@ test-python: build
 # Soaks, hundreds of kills, millions of operations: most of an hour.
 test-long: build
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) test-loom
+	if cargo +nightly miri --version; then $(MAKE) test-miri; else echo "skipped: Miri is not installed"; fi
 	BURSAR_LONG=1 PROPTEST_CASES=5000 cargo test --release --workspace --exclude bursar-py
 	BURSAR_LONG=1 $(BIN)/python -m pytest -q --timeout 3000
 

@@ -5,6 +5,10 @@
 //! Each block says why it is there (JUSTIFICATION) and what it relies on (SAFETY). All else, the
 //! protocol on the words included, is safe code over atomics.
 //!
+//! Miri (`make test-miri`) checks what it can: the protocol on both pages and the frames, on ordinary
+//! memory. It knows neither memfd nor Unix sockets nor `pthread_atfork`, so the three files themselves
+//! run against the real kernel only.
+//!
 //! `layout` is the manual for other languages. `word` is the protocol on one lease's two words, `pages`
 //! the two pages with both sides' views of them, `frame` and `channel` the lease socket, `peer` who is
 //! at its other end, `client` the whole client: attach, debit, and attach again when the daemon is new.

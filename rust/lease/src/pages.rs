@@ -11,6 +11,9 @@ use crate::map::Map;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{self, Control, Step};
 
+/// How often advice is read that changes meanwhile: writing it takes less than a microsecond.
+const ADVICE_TRIES: u32 = 10_000;
+
 /// What to change about a generation. Absent: leave as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Advice {
@@ -45,6 +48,11 @@ impl DaemonPages {
     pub fn create() -> io::Result<(DaemonPages, PageFds)> {
         let (usage, usage_fd) = Map::create(false)?;
         let (control, control_fd) = Map::create(true)?;
+        let pages = DaemonPages::on(usage, control);
+        Ok((pages, PageFds { usage: usage_fd, control: control_fd }))
+    }
+
+    fn on(usage: Map, control: Map) -> DaemonPages {
         let start = u64::from(MAGIC) | u64::from(VERSION) << 32;
         for page in [&usage, &control] {
             page.word(0).store(start, Ordering::Relaxed);
@@ -52,7 +60,7 @@ impl DaemonPages {
         let pages = DaemonPages { usage, control };
         pages.close();
         pages.advise(&Advice::default());
-        Ok((pages, PageFds { usage: usage_fd, control: control_fd }))
+        pages
     }
 
     /// What the client says is used: a claim.
@@ -160,9 +168,9 @@ impl ClientPages {
         self.usage.word(WORD)
     }
 
-    /// The advice; `None` while there is none.
+    /// The advice; `None` while there is none, or half of one from a daemon that was killed.
     pub fn advice(&self) -> Option<Advice> {
-        loop {
+        for _ in 0..ADVICE_TRIES {
             let sequence = self.control.word(ADVICE).load(Ordering::Relaxed);
             fence(Ordering::Acquire);
             let advice = self.read_advice();
@@ -172,8 +180,9 @@ impl ClientPages {
             if sequence == after && sequence.is_multiple_of(2) {
                 return Some(advice).filter(|advice| *advice != Advice::default());
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
+        None
     }
 
     fn read_advice(&self) -> Advice {
@@ -202,14 +211,22 @@ pub fn count(amount: i64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use rustix::mm::{MapFlags, ProtFlags, mmap};
-
     use super::*;
 
+    #[cfg(not(miri))]
     fn pages() -> (DaemonPages, ClientPages, PageFds) {
         let (daemon, fds) = DaemonPages::create().expect("shared memory");
         let client = ClientPages::open(&fds).expect("the pages are whole");
         (daemon, client, fds)
+    }
+
+    #[cfg(miri)]
+    fn pages() -> (std::mem::ManuallyDrop<DaemonPages>, std::mem::ManuallyDrop<ClientPages>, ()) {
+        let ([usage, same_usage], [control, same_control]) =
+            (crate::map::leaked(), crate::map::leaked());
+        let client = ClientPages { usage: same_usage, control: same_control };
+        let daemon = DaemonPages::on(usage, control);
+        (std::mem::ManuallyDrop::new(daemon), std::mem::ManuallyDrop::new(client), ())
     }
 
     #[test]
@@ -241,7 +258,54 @@ mod tests {
     }
 
     #[test]
+    fn advice_is_whole_while_it_changes() {
+        const ROUNDS: i64 = if cfg!(miri) { 50 } else { 20_000 };
+        let advice = |number: i64| Advice {
+            max_new_tokens: Some(number),
+            fallback_model: Some(number.to_string().repeat(5)),
+            ..Advice::default()
+        };
+        let (daemon, client, _fds) = pages();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..ROUNDS).for_each(|number| daemon.advise(&advice(number))));
+            for _ in 0..ROUNDS {
+                if let Some(read) = client.advice() {
+                    assert_eq!(read, advice(read.max_new_tokens.expect("written together")));
+                }
+            }
+        });
+        assert_eq!(client.advice(), Some(advice(ROUNDS - 1)));
+    }
+
+    #[test]
+    fn steps_of_several_threads_stop_at_the_grant() {
+        const GRANTED: u64 = if cfg!(miri) { 60 } else { 100_000 };
+        let (daemon, client, _fds) = pages();
+        daemon.tell(Control { granted: GRANTED, verdict: 1, ended: false });
+        daemon.open(0);
+        let debits = |_: &u64| matches!(client.step(1), Step::Debited(_));
+        let steps = || (0..=GRANTED).take_while(debits).count();
+        let taken: usize = std::thread::scope(|scope| {
+            let threads = [scope.spawn(steps), scope.spawn(steps)];
+            threads.into_iter().map(|thread| thread.join().expect("it only steps")).sum()
+        });
+        assert_eq!((taken as u64, daemon.used()), (GRANTED, GRANTED));
+    }
+
+    #[cfg(not(miri))]
+    #[test]
+    fn advice_that_a_killed_daemon_was_writing_is_none() {
+        let (daemon, client, _fds) = pages();
+        daemon.advise(&Advice { max_new_tokens: Some(1), ..Advice::default() });
+        daemon.control.word(ADVICE).fetch_add(1, Ordering::Relaxed);
+        assert_eq!(client.advice(), None);
+    }
+
+    #[cfg(not(miri))]
+    #[test]
     fn a_client_can_neither_resize_the_pages_nor_write_the_control_page() {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+
         let (_daemon, _client, fds) = pages();
         for fd in [&fds.usage, &fds.control] {
             assert!(rustix::fs::ftruncate(fd, 0).is_err());
