@@ -39,7 +39,7 @@ class Sidecar:
         config: The configuration as a mapping or as TOML text; None: any account, no budgets. The
             socket and the store are always its own.
         folder: Where the configuration, the store and the log go; None: a temporary folder that is
-            removed at the end. Keep its path short: a socket's path has at most 107 bytes.
+            removed at the end. Keep its path short: a socket's path has at most 101 bytes.
     """
 
     def __init__(

@@ -1,5 +1,7 @@
 """R7, R9, R13 for leases: agents and daemons that are killed at any token."""
 
+import gc
+import os
 import random
 import time
 from contextlib import ExitStack
@@ -130,3 +132,51 @@ def test_client_and_daemon_that_die_together_lose_no_more_than_the_last_moment(
             assert info.state is ReservationState.PENDING
             assert 0 < info.used["tokens"] <= agent.debited()[1]
             assert info.used["tokens"] >= floor - 100_000
+
+
+def test_what_a_detached_lease_has_counted_survives_kill_9() -> None:
+    """The answer to a detach is as good as any: its client counts on it and says no more."""
+    with Daemon() as daemon, daemon.client() as client:
+        client.set_budget("acme", unit="tokens", limit=LIMIT)
+        one = client.reserve("acme", tokens=1_000)
+        with one.lease() as lease:
+            for _ in range(400):
+                lease.debit(1)
+        daemon.kill9()
+        daemon.start()
+        assert client.get_reservation(one.id).used == {"tokens": 400}
+
+
+def test_a_forked_child_that_lets_go_of_a_lease_leaves_it_to_its_parent() -> None:
+    with Daemon() as daemon, daemon.client() as client:
+        client.set_budget("acme", unit="tokens", limit=LIMIT)
+        one = client.reserve("acme", tokens=100)
+        leases = [one.lease()]
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                leases.clear()
+                gc.collect()
+                os._exit(0)
+            os.waitpid(child, 0)
+        # Longer than the daemon takes to hear of the end of a connection.
+        time.sleep(0.1)
+        (lease,) = leases
+        assert lease.debit(1) is Verdict.OK
+        assert not lease.ended
+        assert one.commit().spent == {"tokens": 1}
+
+
+def test_a_lease_in_use_does_not_expire_beside_many_that_rest() -> None:
+    """Who debits once within the time to live is alive, whenever the sidecar looks at its page."""
+    with Daemon() as daemon, daemon.client() as client, ExitStack() as stack:
+        client.set_budget("acme", unit="tokens", limit=LIMIT)
+        for _ in range(60):
+            resting = client.reserve("acme", tokens=10, ttl_s=300)
+            stack.enter_context(resting.lease(top_up=False))
+        some = [client.reserve("acme", tokens=100, ttl_s=1) for _ in range(8)]
+        leases = [stack.enter_context(one.lease(top_up=False)) for one in some]
+        for _ in range(6):
+            assert {lease.debit(1) for lease in leases} == {Verdict.OK}
+            time.sleep(0.9)
+        assert {one.commit().spent["tokens"] for one in some} == {6}

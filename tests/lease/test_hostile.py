@@ -24,6 +24,7 @@ REQUEST: Final = struct.Struct("<IHHQQqqqqqqBB6x64s")
 ANSWER: Final = struct.Struct("<IHHQQQQH6x208s")
 WORD: Final = 64
 NOT_THE_OWNER, LEASE_LIMIT_REACHED = 20, 21
+FROZEN_WITHIN_S: Final = 0.02
 
 
 class Answer(NamedTuple):
@@ -234,3 +235,67 @@ def test_a_client_that_hangs_up_keeps_its_reservation_until_its_time_to_live(
             assert time.monotonic() < deadline
             time.sleep(0.002)
     assert reservation.debit(tokens=5).remaining == {"tokens": 5}
+
+
+class Poor(Daemon):
+    """A daemon that the system gives few descriptors."""
+
+    def command(self) -> list[str]:
+        return ["prlimit", "--nofile=1024:1024", *super().command()]
+
+
+def test_connections_without_end_leave_the_store_its_descriptors() -> None:
+    with Poor() as daemon, daemon.client() as client:
+        client.set_budget("acme", unit="tokens", limit=1_000)
+        address = str(daemon.socket_path)
+        many = []
+        for path, kind in (
+            (f"{address}.lease", socket.SOCK_SEQPACKET),
+            (address, socket.SOCK_STREAM),
+        ):
+            for _ in range(600):
+                one = socket.socket(socket.AF_UNIX, kind)
+                one.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    one.connect(path)
+                many.append(one)
+            time.sleep(0.5)
+        for one in many:
+            one.close()
+        time.sleep(0.5)
+        with client.reserve("acme", tokens=10) as held:
+            assert held.commit(tokens=10).spent == {"tokens": 10}
+
+
+def test_a_flood_of_connections_does_not_delay_a_freeze(daemon: Daemon) -> None:
+    """L5 beside somebody who connects and attaches what is not his, again and again."""
+    flood = """
+import socket, sys
+while True:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+        one.connect(sys.argv[1])
+        for _ in range(20):
+            one.send(bytes.fromhex(sys.argv[2]))
+"""
+    name = b"0" * 40
+    frame = REQUEST.pack(MAGIC, 1, 1, 7, 0, 0, 0, 0, 0, 0, 0, 0, len(name), name).hex()
+    command = [sys.executable, "-c", flood, f"{daemon.socket_path}.lease", frame]
+    with daemon.client() as client, contextlib.ExitStack() as stack:
+        client.set_budget("acme", unit="tokens", limit=2**40)
+        lease = stack.enter_context(client.reserve("acme", tokens=2**30).lease(top_up=False))
+        for _ in range(3):
+            process = stack.enter_context(subprocess.Popen(command))
+            stack.callback(process.kill)
+        time.sleep(0.5)
+        waits = []
+        for _ in range(8):
+            client.freeze("acme")
+            begun = time.monotonic()
+            while lease.debit(1) is not bursar.Verdict.STOP:
+                assert time.monotonic() - begun < 5, "it is never stopped"
+            waits.append(time.monotonic() - begun)
+            client.unfreeze("acme")
+            while lease.verdict is bursar.Verdict.STOP:
+                time.sleep(0.001)
+        # The median: the machine is busy with the flood, and may take a break of its own.
+        assert sorted(waits)[4] < FROZEN_WITHIN_S

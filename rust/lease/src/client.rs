@@ -106,10 +106,10 @@ impl Lease {
             current: AtomicUsize::new(0),
             number: AtomicU64::new(0),
             over: AtomicBool::new(false),
-            attached: Mutex::new(connection.daemon()),
+            attached: Mutex::new(0),
             terms,
         });
-        shared.attach(&connection, shared.terms.claim)?;
+        *shared.attached.lock() = shared.attach(&connection, shared.terms.claim)?;
         connection.add(&shared);
         // Where the daemon was replaced meanwhile, the thread that watches may not have seen this one.
         shared.attach_again(&connection).map_err(Unattached::Away)?;
@@ -185,8 +185,12 @@ impl Lease {
         if self.shared.over.swap(true, Ordering::AcqRel) {
             return Ok(used);
         }
+        // Whoever attaches it to the next daemon meanwhile is waited for, or finds it over.
+        let attached = self.shared.attached.lock();
         let lease = self.shared.number.load(Ordering::Acquire);
-        self.connection.ask(&Request::Detach { lease }).map(|_| used)
+        self.connection
+            .ask(&Request::Detach { lease }, Some(*attached))
+            .map(|(answer, ..)| answer.used.max(used))
     }
 }
 
@@ -206,9 +210,10 @@ impl Shared {
         self.pages.get(current).expect("pushed before it became the current one")
     }
 
-    fn attach(&self, connection: &Connection, claim: u64) -> Result<(), Unattached> {
+    /// Returns the number of the daemon that it is attached to now.
+    fn attach(&self, connection: &Connection, claim: u64) -> Result<u64, Unattached> {
         let terms = Attach { claim, ..self.terms.clone() };
-        let (answer, fds) = connection.ask(&Request::Attach(terms))?;
+        let (answer, fds, daemon) = connection.ask(&Request::Attach(terms), None)?;
         let Answer { status, lease, message, .. } = answer;
         if status != 0 {
             return Err(Unattached::Refused { reason: status, message });
@@ -218,7 +223,7 @@ impl Shared {
         let pages = pages.map_err(|error| Unattached::Protocol(error.to_string()))?;
         self.number.store(lease, Ordering::Release);
         self.current.store(self.pages.push(pages), Ordering::Release);
-        Ok(())
+        Ok(daemon)
     }
 
     /// Attaches to a new daemon with what was debited so far. Steps on the old pages end first, so that
@@ -232,7 +237,7 @@ impl Shared {
         }
         let claim = self.pages().close();
         match self.attach(connection, claim) {
-            Ok(()) => {
+            Ok(daemon) => {
                 *attached = daemon;
                 Ok(())
             }

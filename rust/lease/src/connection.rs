@@ -40,11 +40,15 @@ pub(crate) struct Connection {
     leases: Mutex<Vec<Weak<Shared>>>,
     /// How many daemons it has reached, one after the other.
     daemons: AtomicU64,
+    /// The fork generation that it belongs to.
+    generation: u32,
 }
 
 #[derive(Debug)]
 struct Socket {
     fd: OwnedFd,
+    /// The number of the daemon at its other end.
+    daemon: u64,
     /// Rises with every request, and names its answer.
     tag: u64,
 }
@@ -54,7 +58,8 @@ impl Connection {
     pub(crate) fn to(path: &Path) -> io::Result<Arc<Connection>> {
         fork::watch();
         let mut connections = CONNECTIONS.lock();
-        let name = (fork::generation(), path.to_owned());
+        let generation = fork::generation();
+        let name = (generation, path.to_owned());
         if let Some(connection) = connections.get(&name).and_then(Weak::upgrade) {
             return Ok(connection);
         }
@@ -62,9 +67,10 @@ impl Connection {
         let watched = fd.try_clone()?;
         let connection = Arc::new(Connection {
             path: path.to_owned(),
-            socket: Mutex::new(Socket { fd, tag: 0 }),
+            socket: Mutex::new(Socket { fd, daemon: 1, tag: 0 }),
             leases: Mutex::default(),
             daemons: AtomicU64::new(1),
+            generation,
         });
         let weak = Arc::downgrade(&connection);
         let watch = thread::Builder::new().name("bursar-lease".into()).stack_size(256 << 10);
@@ -84,9 +90,17 @@ impl Connection {
         leases.push(Arc::downgrade(lease));
     }
 
-    /// Sends a request and returns the answer, with the pages if it brings some.
-    pub(crate) fn ask(&self, request: &Request) -> Result<(Answer, Option<PageFds>), Unattached> {
+    /// Sends a request and returns the answer, with the pages if it brings some, and the number of
+    /// the daemon that gave it. `only`: no other daemon is asked.
+    pub(crate) fn ask(
+        &self,
+        request: &Request,
+        only: Option<u64>,
+    ) -> Result<(Answer, Option<PageFds>, u64), Unattached> {
         let mut socket = self.socket.lock();
+        if only.is_some_and(|only| only != socket.daemon) {
+            return Err(Unattached::Away(io::ErrorKind::NotConnected.into()));
+        }
         socket.tag += 1;
         let frame = request.encode(socket.tag).map_err(|error| Unattached::local(&error))?;
         send(&socket.fd, &frame, &[]).map_err(Unattached::Away)?;
@@ -106,7 +120,7 @@ impl Connection {
             if tag == socket.tag {
                 let (control, usage) = (fds.pop(), fds.pop());
                 let pages = usage.zip(control).map(|(usage, control)| PageFds { usage, control });
-                return Ok((answer, pages));
+                return Ok((answer, pages, socket.daemon));
             }
         }
     }
@@ -119,12 +133,21 @@ impl Connection {
     /// Attaches every lease to the daemon that listens now.
     fn attach_again(&self, fd: OwnedFd) -> io::Result<OwnedFd> {
         let watched = fd.try_clone()?;
-        self.socket.lock().fd = fd;
-        // Before the list is read: a lease that is added after that sees the new number itself.
-        self.daemons.fetch_add(1, Ordering::AcqRel);
+        {
+            let mut socket = self.socket.lock();
+            (socket.fd, socket.daemon) = (fd, socket.daemon + 1);
+            // Before the list is read: a lease that is added after that sees the new number itself.
+            self.daemons.store(socket.daemon, Ordering::Release);
+        }
         let leases: Vec<_> = self.leases.lock().iter().filter_map(Weak::upgrade).collect();
         for lease in leases {
-            lease.attach_again(self)?;
+            while let Err(error) = lease.attach_again(self) {
+                if error.kind() != io::ErrorKind::Other {
+                    return Err(error);
+                }
+                // Refused for now. Another connection would end what is attached by this one.
+                thread::sleep(PAUSES.1);
+            }
         }
         Ok(watched)
     }
@@ -132,8 +155,11 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // Ends the wait of the thread that watches, which finds nobody to attach for.
-        let _ended = rustix::net::shutdown(&self.socket.get_mut().fd, Shutdown::Both);
+        // Ends the wait of the thread that watches, which finds nobody to attach for. A forked child
+        // has the socket as well, and it is not its own to end.
+        if self.generation == fork::generation() {
+            let _ended = rustix::net::shutdown(&self.socket.get_mut().fd, Shutdown::Both);
+        }
     }
 }
 

@@ -58,7 +58,9 @@
 //! - when the reservation ends, by Commit, say, the page is closed first, and then the control
 //!   word says *ended*;
 //! - after a detach, or the end of the connection, the reservation stays pending at what was debited;
-//! - when the process ends with its lease attached, the reservation ends at what was debited.
+//! - when the process ends with its lease attached, or within a second of the connection's end, the
+//!   reservation ends at what was debited;
+//! - a frame that is none, and answers that nobody reads, end the connection with all its leases.
 //!
 //! A reservation that was made over the daemon's Unix socket can be leased only by the process that
 //! made it: the same pid and start time, so a program that replaces another by `execve` will do.

@@ -1,7 +1,7 @@
 //! Leases: a reservation debited by shared memory, in nanoseconds and to the exact token.
 //!
 //! **This crate contains the project's only `unsafe` code**, in three small files: `map` (memfd and
-//! mmap), `peer` (one socket option that the safe wrappers lack) and `fork` (one libc registration).
+//! mmap), `peer` (socket options that the safe wrappers lack) and `fork` (one libc registration).
 //! Each block says why it is there (JUSTIFICATION) and what it relies on (SAFETY). All else, the
 //! protocol on the words included, is safe code over atomics.
 //!

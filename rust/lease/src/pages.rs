@@ -79,11 +79,6 @@ impl DaemonPages {
         word::open(self.usage.word(WORD), used);
     }
 
-    /// What the client was told last.
-    pub fn control(&self) -> Control {
-        Control::load(self.control.word(WORD))
-    }
-
     /// Tells the client what is granted and how to go on.
     pub fn tell(&self, control: Control) {
         control.store(self.control.word(WORD));

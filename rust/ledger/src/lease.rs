@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::charge::Shortage;
 use crate::error::LedgerError;
-use crate::fact::{Journal, Owner, ReservationId};
+use crate::fact::{ChainId, Fact, Journal, Owner, ReservationId};
 use crate::ledger::{Ledger, Now, body};
 use crate::rates::{Rate, Usage};
 use crate::reservation::{Reservation, give_back};
@@ -83,8 +83,9 @@ pub(crate) struct Lease {
     granted: i64,
     /// What is granted by Reserve or an explicit Extend: never taken back.
     own: i64,
-    /// The verdict that the client was told.
+    /// The verdict that the client was told, and the chain whose it is.
     told: Verdict,
+    chain: ChainId,
     /// What has to be durable before more may be told than `granted`.
     ticket: u64,
 }
@@ -96,15 +97,15 @@ pub struct Leased {
     pub used: i64,
     /// What may be debited in all.
     pub granted: i64,
+    /// Which lease of the reservation it is.
+    pub number: u32,
 }
 
 /// What the pump found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pumped {
-    /// Nothing new.
-    Idle,
-    /// Something was debited, or a top-up waits to be published.
-    Active {
+    /// It goes on.
+    On {
         /// A top-up: what has to be durable before [`Ledger::publish`] tells of it.
         topped_up: Option<u64>,
     },
@@ -178,17 +179,17 @@ impl Lease {
 }
 
 impl<J: Journal> Ledger<J> {
+    /// Whether a reservation may be opened for debits on pages: asked before there are any.
+    pub fn may_attach(&self, id: ReservationId, owner: Option<Owner>) -> Result<(), LedgerError> {
+        attachable(body(&mut self.slot(id)?.body.lock(), id)?, owner)
+    }
+
     /// Opens a reservation for debits on pages.
     pub fn attach(&self, id: ReservationId, ask: Attach, now: Now) -> Result<Leased, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let mut locked = self.slot(id)?.body.lock();
-        let reservation = crate::debit::pending(body(&mut locked, id)?)?;
-        if reservation.owner.is_some() && reservation.owner != ask.owner {
-            return Err(LedgerError::NotTheOwner);
-        }
-        if reservation.lease.is_some() || reservation.channel.is_some() {
-            return Err(LedgerError::ReservationLeased);
-        }
+        let reservation = body(&mut locked, id)?;
+        attachable(reservation, ask.owner)?;
         let rate = reservation.rate.clone();
         if let Counts::Output(_) = &ask.counts
             && rate.is_none()
@@ -208,6 +209,7 @@ impl<J: Journal> Ledger<J> {
             granted: 0,
             own: 0,
             told: Verdict::Ok,
+            chain: 0,
             ticket: 0,
         };
         let most = lease.most(&reservation.held())?;
@@ -220,11 +222,13 @@ impl<J: Journal> Ledger<J> {
         lease.own = lease.granted;
         lease.counted = lease.count(&reservation.used).min(lease.granted);
         reservation.lease = Some(Box::new(lease));
+        reservation.leases += 1;
+        let number = reservation.leases;
         let used = self.fold(reservation, claim, now_ms);
-        self.advise(reservation, true);
+        self.advise(reservation, true, now_ms);
         let lease = reservation.lease.as_ref().expect("just put there");
         lease.pages.open(used);
-        Ok(Leased { used, granted: lease.granted })
+        Ok(Leased { used, granted: lease.granted, number })
     }
 
     /// Ends a lease and keeps its reservation, without what was topped up and is not used. Returns
@@ -236,6 +240,10 @@ impl<J: Journal> Ledger<J> {
         self.close_lease(reservation, now_ms);
         let to_parent = self.shrink(reservation, now_ms);
         let counted = self.end_lease(reservation);
+        if counted.is_some() && std::mem::take(&mut reservation.debited) {
+            // Its client counts on it from now on, and asks for no more.
+            self.log(now_ms, || vec![Fact::Used(vec![(id, reservation.used)])]);
+        }
         let parent = reservation.parent;
         drop(locked);
         self.hand_up(parent, to_parent, now_ms);
@@ -250,20 +258,17 @@ impl<J: Journal> Ledger<J> {
         let Ok(slot) = self.slot(id) else { return Pumped::Over };
         let mut locked = slot.body.lock();
         let Ok(reservation) = body(&mut locked, id) else { return Pumped::Over };
-        let Some(lease) = &reservation.lease else { return Pumped::Over };
-        let (before, count) = (lease.counted, lease.pages.used());
-        let counted = self.fold(reservation, count, now_ms);
-        let moved = counted != before;
-        if moved {
-            reservation.deadline_ms = now.mono_ms.saturating_add(reservation.ttl_ms);
-            self.slots.set_deadline(id.slot, reservation.deadline_ms);
+        if reservation.lease.is_none() {
+            return Pumped::Over;
         }
-        // What the debit itself has crossed is a change as well: the next call looks.
-        if look {
-            self.advise(reservation, false);
-        }
+        self.count_lease(reservation, now);
         let topped_up = self.top_up(reservation, now_ms);
-        if moved || topped_up.is_some() { Pumped::Active { topped_up } } else { Pumped::Idle }
+        // What the debit itself has crossed is a change as well: the next call looks.
+        let chain = crate::debit::newest(reservation).id;
+        if look || reservation.lease.as_ref().is_some_and(|lease| lease.chain != chain) {
+            self.advise(reservation, false, now_ms);
+        }
+        Pumped::On { topped_up }
     }
 
     /// Tells a lease's client of what was topped up, once that is `written`.
@@ -301,12 +306,27 @@ impl<J: Journal> Ledger<J> {
         count
     }
 
+    /// Counts what a lease's page says. Returns whether there was something new, which renews the time
+    /// to live.
+    pub(crate) fn count_lease(&self, reservation: &mut Reservation, now: Now) -> bool {
+        let Some(lease) = &reservation.lease else { return false };
+        let (before, count) = (lease.counted, lease.pages.used());
+        let moved = self.fold(reservation, count, self.time(now.wall_ms)) != before;
+        if moved {
+            reservation.deadline_ms = now.mono_ms.saturating_add(reservation.ttl_ms);
+            self.slots.set_deadline(reservation.id.slot, reservation.deadline_ms);
+        }
+        moved
+    }
+
     /// Tells the client the verdict and the advice, where they have changed or `anew`.
-    fn advise(&self, reservation: &mut Reservation, anew: bool) {
+    fn advise(&self, reservation: &mut Reservation, anew: bool, now_ms: i64) {
         let chain = Arc::clone(crate::debit::newest(reservation));
+        chain.roll(now_ms);
         let frozen = self.tree.frozen_by(&reservation.account).is_some();
         let verdict = if frozen { Verdict::Stop } else { chain.verdict() };
         let lease = reservation.lease.as_mut().expect("the caller has seen it");
+        lease.chain = chain.id;
         if verdict != lease.told || anew {
             // The advice first: who sees the verdict finds it.
             let advice = chain.advice().filter(|_| verdict != Verdict::Ok);
@@ -425,6 +445,17 @@ impl<J: Journal> Ledger<J> {
         }
         to_parent
     }
+}
+
+fn attachable(reservation: &mut Reservation, owner: Option<Owner>) -> Result<(), LedgerError> {
+    let reservation = crate::debit::pending(reservation)?;
+    if reservation.owner.is_some() && reservation.owner != owner {
+        return Err(LedgerError::NotTheOwner);
+    }
+    if reservation.lease.is_some() || reservation.channel.is_some() {
+        return Err(LedgerError::ReservationLeased);
+    }
+    Ok(())
 }
 
 /// Lets a closed lease go on with what is held now; without a lease, nothing.

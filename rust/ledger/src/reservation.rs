@@ -68,6 +68,8 @@ pub(crate) struct Reservation {
     pub(crate) owner: Option<Owner>,
     /// While it is debited on pages.
     pub(crate) lease: Option<Box<Lease>>,
+    /// How many leases it has had.
+    pub(crate) leases: u32,
     pub(crate) end: End,
 }
 
@@ -110,6 +112,7 @@ impl Reservation {
             labels: spending.labels,
             owner: None,
             lease: None,
+            leases: 0,
             end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
         }
     }
@@ -143,6 +146,7 @@ impl Reservation {
             labels: reserved.labels.clone(),
             owner: reserved.owner,
             lease: None,
+            leases: 0,
             end: End::default(),
         };
         reservation.finish(settled);

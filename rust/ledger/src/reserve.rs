@@ -242,6 +242,7 @@ impl<J: Journal> Ledger<J> {
             labels: std::mem::take(&mut ask.labels),
             owner: ask.owner,
             lease: None,
+            leases: 0,
             end: End::default(),
         });
         // Written into their place: they are large.

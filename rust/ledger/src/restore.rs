@@ -53,6 +53,7 @@ impl<J: Journal> Replay<J> {
             labels: reserved.labels.clone(),
             owner: reserved.owner,
             lease: None,
+            leases: 0,
             end: End::default(),
         })
     }

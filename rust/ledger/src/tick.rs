@@ -44,6 +44,9 @@ impl<J: Journal> Ledger<J> {
             return None;
         }
         if reservation.state == State::Pending {
+            if self.count_lease(reservation, now) {
+                return None;
+            }
             self.expire(locked, now);
             return Some(State::Pending);
         }
@@ -80,11 +83,12 @@ impl<J: Journal> Ledger<J> {
         self.hand_up(parent, to_parent, now_ms);
     }
 
-    /// Ends a reservation whose owner is gone, at what it has used (R7, R9). Does nothing when it has
-    /// ended.
-    pub fn abandon(&self, id: ReservationId, now: Now) -> Result<(), LedgerError> {
+    /// Ends a reservation that the owner of its lease of this number has left behind, at what it has
+    /// used (R7, R9). Does nothing when it has ended, or was leased again since.
+    pub fn abandon(&self, id: ReservationId, lease: u32, now: Now) -> Result<(), LedgerError> {
         let mut locked = self.slot(id)?.body.lock();
-        if body(&mut locked, id)?.state == State::Pending {
+        let reservation = body(&mut locked, id)?;
+        if reservation.state == State::Pending && reservation.leases == lease {
             self.expire(locked, now);
         }
         Ok(())

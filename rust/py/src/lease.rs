@@ -113,6 +113,13 @@ impl PyLease {
     }
 }
 
+impl Drop for PyLease {
+    fn drop(&mut self) {
+        // A daemon that hangs is waited for, and other threads need not.
+        let _detached = Python::try_attach(|py| py.detach(|| self.lease.detach()));
+    }
+}
+
 impl PyLease {
     fn verdict<'py>(&self, py: Python<'py>, verdict: u8) -> Bound<'py, PyAny> {
         self.verdicts[usize::from(verdict & 3)].bind(py).clone()

@@ -223,6 +223,11 @@ impl Engine {
                 }
             }
         }
+        self.write();
+    }
+
+    /// Writes what the journal has taken to the log.
+    pub(crate) fn write(&self) {
         // A failure is kept by the store, and every call asks for it.
         let _written = self.store.as_ref().map(|store| store.write());
     }

@@ -32,6 +32,8 @@ use crate::v1::ledger_service_server::LedgerServiceServer;
 
 /// A silent connection is asked for a sign of life this often, and closed without one.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// Descriptors that connections leave to the store, the runtime and the sockets.
+const OWN_DESCRIPTORS: usize = 128;
 /// Threads for calls that read the disk or count tokens.
 const ASIDE_THREADS: usize = 4;
 
@@ -60,11 +62,12 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let listen = listen.ok_or_else(|| ConfigError::new("listen: is missing"))?;
     // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
     let _where_there_are_any = rustix::thread::disable_transparent_huge_pages(true);
+    let (connections, lease_connections) = within_descriptors(listen.max_connections);
     let listeners = Listeners::bind(&listen)?;
     let engine = Engine::open(config)?;
-    let desk = Desk::open(&engine, &listen)?;
+    let desk = Desk::open(&engine, &listen, lease_connections)?;
     let (drain, draining) = watch::channel(false);
-    let connections = Arc::new(Semaphore::new(listen.max_connections));
+    let connections = Arc::new(Semaphore::new(connections));
     let addresses = listeners.addresses();
     let (lanes, incoming): (Vec<_>, Vec<_>) =
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
@@ -87,6 +90,20 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
     })
+}
+
+/// Takes as many descriptors as the system gives, and shares them out: how many connections there may
+/// be, and how many to the lease socket, so that the store never lacks one.
+fn within_descriptors(max: usize) -> (usize, usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _as_before = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let all = getrlimit(Resource::Nofile)
+        .current
+        .map_or(usize::MAX, |all| usize::try_from(all).unwrap_or(usize::MAX));
+    let room = all.saturating_sub(OWN_DESCRIPTORS);
+    // A lease's connection has a second one, for its process.
+    (max.min(room / 2), max.min(room / 4))
 }
 
 impl Running {

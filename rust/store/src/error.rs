@@ -48,6 +48,8 @@ pub enum StoreError {
         kind: io::ErrorKind,
         /// The system's words.
         reason: String,
+        /// Whether descriptors had run out, of which there may be some again.
+        out_of_descriptors: bool,
     },
     /// The log could not be written. Nothing of the failed batch is in it.
     #[error(
@@ -115,8 +117,11 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(what: &'static str, path: &Path, error: &io::Error) -> StoreError {
-        let (kind, reason) = (error.kind(), error.to_string());
-        StoreError::Io { what, path: path.to_owned(), kind, reason }
+        use rustix::io::Errno;
+        let (path, kind, reason) = (path.to_owned(), error.kind(), error.to_string());
+        let errno = Errno::from_io_error(error);
+        let out_of_descriptors = matches!(errno, Some(Errno::MFILE | Errno::NFILE));
+        StoreError::Io { what, path, kind, reason, out_of_descriptors }
     }
 
     pub(crate) fn database(what: &'static str, error: &rusqlite::Error) -> StoreError {
@@ -134,7 +139,11 @@ impl StoreError {
 
     /// Whether trying again may help.
     pub(crate) fn is_busy(&self) -> bool {
-        matches!(self, StoreError::Database { busy: true, .. })
+        matches!(
+            self,
+            StoreError::Database { busy: true, .. }
+                | StoreError::Io { out_of_descriptors: true, .. }
+        )
     }
 }
 

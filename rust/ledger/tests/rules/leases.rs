@@ -3,7 +3,8 @@
 use bursar_ledger::lease::{Attach, Counts, Leased, Pages, Pumped};
 use bursar_ledger::rates::{Rate, Usage};
 use bursar_ledger::{
-    Admission, Advice, Amounts, Ending, LedgerError, ReservationId, State, Unit, Verdict, Wish,
+    Admission, Advice, Amounts, BudgetSpec, Ending, LedgerError, Period, PeriodKind, ReservationId,
+    State, Unit, Verdict, Wish,
 };
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -81,7 +82,7 @@ fn asking(page: &Arc<Page>, counts: Counts, ahead: i64, claim: i64) -> Attach {
 
 fn pump(world: &World, id: ReservationId) -> Pumped {
     let pumped = world.ledger.pump(id, true, world.now());
-    if let Pumped::Active { topped_up: Some(_) } = pumped {
+    if let Pumped::On { topped_up: Some(_) } = pumped {
         world.ledger.publish(id, u64::MAX);
     }
     pumped
@@ -103,16 +104,16 @@ fn r06_a_lease_is_debited_to_the_exact_count_and_nothing_else_debits_meanwhile()
     let world = World::tokens(&[("a", 100)]);
     let id = world.held("a", 10);
     let (page, leased) = attach(&world, id, 0, 0);
-    assert_eq!(leased, Leased { used: 0, granted: 10 });
+    assert_eq!(leased, Leased { used: 0, granted: 10, number: 1 });
     assert!(page.step(4));
     let debited = world.ledger.debit(id, &tokens(5), world.now()).unwrap_err();
     assert_eq!(debited, LedgerError::ReservationLeased);
     let second = asking(&page, Counts::Unit(Unit::Tokens), 0, 0);
     let second = world.ledger.attach(id, second, world.now()).unwrap_err();
     assert_eq!(second, LedgerError::ReservationLeased);
-    assert!(matches!(pump(&world, id), Pumped::Active { .. }));
+    assert!(matches!(pump(&world, id), Pumped::On { .. }));
     assert_eq!(standing(&world).2, 4);
-    assert_eq!(pump(&world, id), Pumped::Idle);
+    assert_eq!(pump(&world, id), Pumped::On { topped_up: None });
     assert!(page.step(6) && !page.step(1));
     let ended = world.release(id);
     assert_eq!(ended.view.spent, tokens(10));
@@ -145,7 +146,7 @@ fn r06_a_detached_reservation_is_debited_by_call_again() {
     assert!(page.told().ended);
     world.debit(id, 3);
     let (page, leased) = attach(&world, id, 0, 0);
-    assert_eq!(leased, Leased { used: 3, granted: 10 });
+    assert_eq!(leased, Leased { used: 3, granted: 10, number: 2 });
     assert!(page.step(7) && !page.step(1));
 }
 
@@ -162,6 +163,9 @@ fn r09_a_lease_that_moves_lives_and_one_that_rests_expires_at_its_count() {
         assert_eq!(world.ledger.reservation(id, world.now()).unwrap().state, State::Pending);
     }
     assert!(page.step(1), "not pumped yet, and counted all the same");
+    world.wait(TTL);
+    world.ledger.tick(world.now());
+    assert_eq!(world.ledger.reservation(id, world.now()).unwrap().state, State::Pending);
     world.wait(TTL);
     world.ledger.tick(world.now());
     let view = world.ledger.reservation(id, world.now()).unwrap();
@@ -279,7 +283,7 @@ fn r12_money_follows_the_count_and_never_rounds_by_step() {
     let usage = Usage { input_tokens: 100, calls: 1, ..Usage::default() };
     let ask = asking(&page, Counts::Output(usage), 0, 0);
     let leased = world.ledger.attach(id, ask, world.now()).unwrap();
-    assert_eq!(leased, Leased { used: 0, granted: 50 });
+    assert_eq!(leased, Leased { used: 0, granted: 50, number: 1 });
     assert_eq!(standing(&world).2, 100, "the prompt is charged before the first step");
     for _ in 0..50 {
         assert!(page.step(1));
@@ -319,7 +323,7 @@ fn r13_a_claim_after_a_restart_lies_between_the_logged_floor_and_the_logged_gran
     for (claim, used) in [(2, 4), (7, 7), (99, 10)] {
         let world = world.replayed(settings(Vec::new()), &world.tape.records());
         let (_, leased) = attach(&world, id, 0, claim);
-        assert_eq!(leased, Leased { used, granted: 10 }, "a claim of {claim}");
+        assert_eq!(leased, Leased { used, granted: 10, number: 1 }, "a claim of {claim}");
         assert_eq!(standing(&world).2, used);
     }
 }
@@ -331,4 +335,60 @@ fn r15_a_count_fits_its_word_whatever_is_held() {
     let (_, leased) = attach(&world, id, 0, i64::MAX);
     assert_eq!(leased.granted, bursar_ledger::lease::COUNT_MAX);
     assert_eq!(standing(&world).2, leased.granted);
+}
+
+#[test]
+fn r07_who_leaves_a_lease_behind_settles_it_unless_another_has_it_since() {
+    let world = World::tokens(&[("a", 100)]);
+    let id = world.held("a", 10);
+    let (_, first) = attach(&world, id, 0, 0);
+    world.ledger.detach(id, world.now()).unwrap();
+    let (page, second) = attach(&world, id, 0, 0);
+    world.ledger.abandon(id, first.number, world.now()).unwrap();
+    assert!(page.step(3));
+    world.ledger.abandon(id, second.number, world.now()).unwrap();
+    let view = world.view(id);
+    assert_eq!((view.state, view.spent), (State::Expired, tokens(3)));
+}
+
+#[test]
+fn r13_what_a_detached_lease_has_counted_survives() {
+    let world = World::tokens(&[("a", 100)]);
+    let id = world.held("a", 10);
+    let (page, _) = attach(&world, id, 0, 0);
+    assert!(page.step(7));
+    world.ledger.detach(id, world.now()).unwrap();
+    let world = world.replayed(settings(Vec::new()), &world.tape.records());
+    assert_eq!(world.view(id).used, tokens(7));
+}
+
+#[test]
+fn r11_a_page_is_told_what_time_alone_has_changed() {
+    let world = World::new();
+    world.set("a", BudgetSpec { period: Period::rolling(HOUR), ..stepped(100) }).unwrap();
+    let id = world.held("a", 98);
+    let (page, _) = attach(&world, id, 0, 0);
+    assert!(page.step(97));
+    pump(&world, id);
+    assert_ne!(page.told().verdict, Some(Verdict::Ok));
+    world.wait(2 * HOUR);
+    pump(&world, id);
+    assert_eq!(page.told().verdict, Some(Verdict::Ok));
+}
+
+#[test]
+fn r11_a_lease_that_is_topped_up_in_other_windows_hears_of_their_verdict() {
+    let world = World::tokens(&[("a", 1_000)]);
+    let id = world.held("a", 1);
+    let (page, _) = attach(&world, id, 64, 0);
+    assert_eq!(page.told().verdict, Some(Verdict::Ok));
+    world
+        .set("a", BudgetSpec { period: Period::calendar(PeriodKind::Day, "UTC"), ..stepped(100) })
+        .unwrap();
+    world.record("a", tokens(95)).unwrap();
+    let changes = world.ledger.changes();
+    assert!(page.step(1));
+    world.ledger.pump(id, false, world.now());
+    assert_eq!(world.ledger.changes(), changes, "nobody else says so");
+    assert_ne!(page.told().verdict, Some(Verdict::Ok));
 }

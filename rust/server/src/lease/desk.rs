@@ -3,7 +3,7 @@
 //! One thread waits for connections, requests, and the ends of processes, and runs the pump between.
 //! Everything that a client sends is bounded and checked; a frame that is none ends its connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -32,9 +32,11 @@ use crate::{convert, owner};
 /// What an event is about: the listener, the bell, else two numbers for each connection.
 const LISTENER: u64 = 0;
 const BELL: u64 = 1;
-/// How many rounds a connection that is closed waits for the end of its process, which mostly
-/// closed it.
-const GRACE_ROUNDS: u32 = 250;
+/// How long a connection that is closed waits for the end of its process, which mostly closed it.
+const GRACE_MS: i64 = 1_000;
+/// How much is done for one connection, and how many are accepted, before others have their turn.
+const FRAMES: usize = 4;
+const ACCEPTS: usize = 16;
 
 /// The thread, and how to end it.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ impl Desk {
     pub(crate) fn open(
         engine: &Arc<Engine>,
         listen_on: &Listen,
+        max_connections: usize,
     ) -> Result<Option<Desk>, OpenError> {
         let Some(path) = listen_on.unix.as_deref().map(path_beside) else { return Ok(None) };
         let run = || -> io::Result<Desk> {
@@ -60,11 +63,12 @@ impl Desk {
                 pump: Pump::default(),
                 open: Arc::default(),
                 connections: HashMap::new(),
+                parted: VecDeque::new(),
                 bell: Arc::clone(&bell),
                 events,
                 listener,
                 next: 1,
-                max_connections: listen_on.max_connections,
+                max_connections,
             };
             inside.watch(&inside.listener, LISTENER)?;
             inside.watch(&bell.fd, BELL)?;
@@ -136,10 +140,17 @@ struct Connection {
     owner: Option<Owner>,
     /// Readable when the process is gone.
     pidfd: Option<OwnedFd>,
-    /// Its leases by number: what each is on, and its pages.
-    leases: HashMap<u64, (ReservationId, Arc<SharedPages>)>,
-    /// Rounds that are left until it is forgotten, once it is closed.
-    grace: u32,
+    /// Its leases by number.
+    leases: HashMap<u64, Held>,
+}
+
+/// A lease of a connection.
+#[derive(Debug)]
+struct Held {
+    reservation: ReservationId,
+    /// Which of the reservation's leases it is.
+    number: u32,
+    pages: Arc<SharedPages>,
 }
 
 struct Inside {
@@ -149,6 +160,8 @@ struct Inside {
     open: Arc<AtomicUsize>,
     bell: Arc<Bell>,
     connections: HashMap<u64, Connection>,
+    /// Those that are closed, with when they are forgotten.
+    parted: VecDeque<(u64, i64)>,
     events: OwnedFd,
     listener: OwnedFd,
     /// The next number of a connection or a lease.
@@ -165,6 +178,10 @@ impl Inside {
     fn run(mut self) {
         let mut buffer = Vec::with_capacity(64);
         let mut last = self.engine.now().mono_ms;
+        // What is left when a round is due is told again by the next wait.
+        let is_due = |inside: &Inside, last: i64| {
+            inside.pace_ms().is_some_and(|pace| inside.engine.now().mono_ms >= last + pace)
+        };
         loop {
             let wait_ms =
                 self.pace_ms().map(|pace| (last + pace - self.engine.now().mono_ms).max(0));
@@ -182,11 +199,13 @@ impl Inside {
                     number if number % 2 == 0 => self.serve(number / 2),
                     number => self.process_gone(number / 2),
                 }
+                if is_due(&self, last) {
+                    break;
+                }
             }
             let is_closing = self.bell.closing.load(Ordering::Acquire);
-            let now_ms = self.engine.now().mono_ms;
-            if is_closing || self.pace_ms().is_some_and(|pace| now_ms >= last + pace) {
-                last = now_ms;
+            if is_closing || is_due(&self, last) {
+                last = self.engine.now().mono_ms;
                 self.pump.round(&self.engine);
                 self.forget_parted();
             }
@@ -201,12 +220,13 @@ impl Inside {
         let pace = self.pump.pace_ms();
         // Asked before the pump is: who changes a verdict after that rings.
         self.bell.listens.swap(pace.is_some_and(|pace| pace > ROUND_MS), Ordering::AcqRel);
-        let hurries = self.is_parting() || pace.is_some() && self.pump.is_behind(&self.engine);
+        let hurries =
+            !self.parted.is_empty() || pace.is_some() && self.pump.is_behind(&self.engine);
         if hurries { Some(ROUND_MS) } else { pace }
     }
 
     fn accept(&mut self) {
-        loop {
+        for _ in 0..ACCEPTS {
             let fd = match accept(&self.listener) {
                 Ok(fd) => fd,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -228,9 +248,8 @@ impl Inside {
                 None => watched,
             };
             if watched.is_ok() {
-                let leases = HashMap::new();
-                let (pidfd, grace) = (peer.pidfd, GRACE_ROUNDS);
-                let connection = Connection { fd: Some(fd), owner, pidfd, leases, grace };
+                let (pidfd, leases) = (peer.pidfd, HashMap::new());
+                let connection = Connection { fd: Some(fd), owner, pidfd, leases };
                 self.connections.insert(number, connection);
             }
         }
@@ -238,8 +257,7 @@ impl Inside {
 
     /// Answers what a connection has sent.
     fn serve(&mut self, number: u64) {
-        // As many as are there, but no more than a few: others wait as well.
-        for _ in 0..64 {
+        for _ in 0..FRAMES {
             let connection = self.connections.get(&number);
             let Some(fd) = connection.and_then(|connection| connection.fd.as_ref()) else { return };
             let mut bytes = [0; REQUEST_BYTES + 1];
@@ -274,13 +292,12 @@ impl Inside {
         let sent = send(fd, &answer.encode(tag), fds);
         if let Some(opened) = opened {
             self.next += 1;
-            let Opened { reservation, pages, .. } = opened;
             // Now and then, so that what has ended takes no room.
             if connection.leases.len() == connection.leases.capacity() {
-                connection.leases.retain(|_, (_, pages)| !pages.has_ended());
+                connection.leases.retain(|_, held| !held.pages.has_ended());
             }
-            connection.leases.insert(lease, (reservation, Arc::clone(&pages)));
-            self.pump.add(reservation, pages);
+            self.pump.add(opened.held.reservation, Arc::clone(&opened.held.pages));
+            connection.leases.insert(lease, opened.held);
         }
         sent
     }
@@ -289,12 +306,12 @@ impl Inside {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let Some(fd) = &connection.fd else { return Ok(()) };
         let mut answer = Answer::default();
-        if let Some((reservation, pages)) = connection.leases.remove(&lease)
-            && !pages.has_ended()
+        if let Some(held) = connection.leases.remove(&lease)
+            && !held.pages.has_ended()
         {
-            let detached = self.engine.ledger.detach(reservation, self.engine.now());
-            let used = detached.ok().flatten().unwrap_or(0);
-            answer.used = bursar_lease::pages::count(used);
+            let detached = self.engine.ledger.detach(held.reservation, self.engine.now());
+            answer.used = bursar_lease::pages::count(detached.ok().flatten().unwrap_or(0));
+            self.engine.write();
         }
         send(fd, &answer.encode(tag), &[])
     }
@@ -304,43 +321,40 @@ impl Inside {
     fn part(&mut self, number: u64) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         connection.fd = None;
-        for (reservation, pages) in connection.leases.values() {
-            if !pages.has_ended() {
-                let _used = self.engine.ledger.detach(*reservation, self.engine.now());
-            }
+        for held in connection.leases.values().filter(|held| !held.pages.has_ended()) {
+            let _used = self.engine.ledger.detach(held.reservation, self.engine.now());
         }
         if connection.leases.is_empty() || connection.pidfd.is_none() {
             self.connections.remove(&number);
+        } else {
+            self.parted.push_back((number, self.engine.now().mono_ms + GRACE_MS));
         }
     }
 
     /// A process is gone: what it has leased is settled at what it has used (R7, R9).
     fn process_gone(&mut self, number: u64) {
         let Some(connection) = self.connections.remove(&number) else { return };
-        for (reservation, _pages) in connection.leases.into_values() {
-            let _settled = self.engine.ledger.abandon(reservation, self.engine.now());
+        for Held { reservation, number, .. } in connection.leases.into_values() {
+            let _settled = self.engine.ledger.abandon(reservation, number, self.engine.now());
         }
-        // A failure is kept by the store, and every call asks for it.
-        let _written = self.engine.store.as_ref().map(|store| store.write());
-    }
-
-    fn is_parting(&self) -> bool {
-        self.connections.values().any(|connection| connection.fd.is_none())
+        self.engine.write();
     }
 
     fn forget_parted(&mut self) {
-        self.connections.retain(|_, connection| {
-            connection.grace -= u32::from(connection.fd.is_none());
-            connection.grace > 0
-        });
+        let now_ms = self.engine.now().mono_ms;
+        while let Some((number, until)) = self.parted.front()
+            && *until <= now_ms
+        {
+            self.connections.remove(number);
+            self.parted.pop_front();
+        }
     }
 }
 
 /// A lease that was opened.
 struct Opened {
     answer: Answer,
-    reservation: ReservationId,
-    pages: Arc<SharedPages>,
+    held: Held,
     fds: bursar_lease::pages::PageFds,
 }
 
@@ -357,6 +371,7 @@ fn open(
         return Err(error.with("max", engine.max_leases.to_string()));
     }
     let reservation = convert::parse_reservation_id(engine.store_id, &attach.reservation)?;
+    engine.ledger.may_attach(reservation, owner)?;
     let no_memory = |error| ApiError::new(ErrorReason::LeaseLimitReached, format!("{error}"));
     let (pages, fds) = SharedPages::create(open).map_err(no_memory)?;
     let pages = Arc::new(pages);
@@ -372,7 +387,8 @@ fn open(
     let count = bursar_lease::pages::count;
     let answer =
         Answer { used: count(leased.used), granted: count(leased.granted), ..Answer::default() };
-    Ok(Opened { answer, reservation, pages, fds })
+    let held = Held { reservation, number: leased.number, pages };
+    Ok(Opened { answer, held, fds })
 }
 
 fn counts(counts: &Counts) -> Result<Counted, ApiError> {

@@ -19,7 +19,7 @@ pub(super) const ROUND_MS: i64 = 4;
 /// The same where no lease moves.
 const RARE_ROUND_MS: i64 = 64;
 /// After so many rounds without a debit a lease rests.
-const RESTS_AFTER: u32 = 16;
+const RESTS_AFTER: u32 = 250;
 /// Within so many rounds, or rare rounds, every resting lease is looked at once.
 const ROUNDS: usize = 64;
 const RARE_ROUNDS: usize = 4;
@@ -36,6 +36,8 @@ struct Pumping {
     seen: i64,
     /// Looks without a debit.
     quiet: u32,
+    /// A top-up that is held and not told yet: what has to be durable first.
+    topped_up: Option<u64>,
 }
 
 /// All leases of the daemon.
@@ -43,8 +45,8 @@ struct Pumping {
 pub(super) struct Pump {
     active: Vec<Pumping>,
     resting: VecDeque<Pumping>,
-    /// Top-ups that are held and not told yet, with what has to be durable first.
-    unpublished: Vec<(ReservationId, u64)>,
+    /// Whether a top-up waits to be told.
+    topped_up: bool,
     /// The ledger's count of changes when all were told last.
     changes: u64,
 }
@@ -65,12 +67,21 @@ impl Pump {
 
     pub(super) fn add(&mut self, reservation: ReservationId, pages: Arc<SharedPages>) {
         let used = pages.used();
-        self.active.push(Pumping { reservation, pages, used, seen: used, quiet: 0 });
+        self.active.push(Pumping {
+            reservation,
+            pages,
+            used,
+            seen: used,
+            quiet: 0,
+            topped_up: None,
+        });
     }
 
     /// One round.
     pub(super) fn round(&mut self, engine: &Engine) {
         let (changes, now) = (engine.ledger.changes(), engine.now());
+        let durable =
+            if std::mem::take(&mut self.topped_up) { engine.durable.reached() } else { 0 };
         let look = changes != self.changes;
         self.changes = changes;
         let rounds = if self.active.is_empty() { RARE_ROUNDS } else { ROUNDS };
@@ -82,45 +93,28 @@ impl Pump {
             lease.seen = std::mem::replace(&mut lease.used, lease.pages.used());
         }
         for mut lease in due {
-            if !lease.visit(engine, look, now, &mut self.unpublished) {
+            if !lease.visit(engine, look, now, durable) {
                 continue;
             }
-            if lease.quiet > RESTS_AFTER {
+            self.topped_up |= lease.topped_up.is_some();
+            if lease.quiet > RESTS_AFTER && lease.topped_up.is_none() {
                 self.resting.push_back(lease);
             } else {
                 self.active.push(lease);
             }
         }
-        self.publish(engine);
-    }
-
-    /// Tells of the top-ups that are durable by now.
-    fn publish(&mut self, engine: &Engine) {
-        if self.unpublished.is_empty() {
-            return;
-        }
-        let durable = engine.durable.reached();
-        self.unpublished.retain(|(reservation, ticket)| {
-            let is_durable = *ticket <= durable;
-            if is_durable {
-                engine.ledger.publish(*reservation, durable);
-            }
-            !is_durable
-        });
     }
 }
 
 impl Pumping {
-    /// Looks at it; returns whether it goes on.
-    fn visit(
-        &mut self,
-        engine: &Engine,
-        look: bool,
-        now: Now,
-        unpublished: &mut Vec<(ReservationId, u64)>,
-    ) -> bool {
+    /// Looks at it; returns whether it goes on. `durable`: what the store has reached.
+    fn visit(&mut self, engine: &Engine, look: bool, now: Now, durable: u64) -> bool {
         if self.pages.has_ended() {
             return false;
+        }
+        if self.topped_up.is_some_and(|ticket| ticket <= durable) {
+            engine.ledger.publish(self.reservation, durable);
+            self.topped_up = None;
         }
         let moved = self.used != self.seen;
         self.quiet = if moved { 0 } else { self.quiet.saturating_add(1) };
@@ -130,12 +124,11 @@ impl Pumping {
             return true;
         }
         match engine.ledger.pump(self.reservation, look, now) {
-            Pumped::Over => return false,
-            Pumped::Idle | Pumped::Active { topped_up: None } => {}
-            Pumped::Active { topped_up: Some(ticket) } => {
-                unpublished.push((self.reservation, ticket));
+            Pumped::Over => false,
+            Pumped::On { topped_up } => {
+                self.topped_up = self.topped_up.or(topped_up);
+                true
             }
         }
-        true
     }
 }
