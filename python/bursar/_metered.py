@@ -85,7 +85,8 @@ class CountedStep:
     def take_rest(self, count: int) -> None:
         """Counts as much of `count` as is granted still."""
         with self._lock:
-            self._used += max(0, min(count, self._granted - self._used))
+            if not self.ended:
+                self._used += max(0, min(count, self._granted - self._used))
         self.wake()
 
     @property

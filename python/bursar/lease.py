@@ -318,8 +318,8 @@ def is_listened_on(path: str) -> bool:
     """Whether somebody listens at a lease socket, as far as can be told."""
     try:
         probe = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
-    except OSError:  # out of descriptors
-        return True
+    except OSError as error:  # out of them, or there are none of this kind
+        return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
     with probe:
         probe.setblocking(False)
         try:

@@ -232,6 +232,7 @@ class Reservation(Handle):
         Raises:
             ReservationLeased: It has a lease, or another process reserved it.
             LimitReached: The configured maximum of leases is reached.
+            SidecarUnavailable: None answers, or it may have granted a lease that did not arrive.
         """
         terms = terms_of(
             self.id,
@@ -271,7 +272,10 @@ class Reservation(Handle):
         usage: Usage | None = None,
         output_tokens: int | None = None,
     ) -> CommitResult:
-        """Ends it with its true amounts; with none given, with what was debited."""
+        """Ends it with its true amounts; with none given, with what was debited.
+
+        What its lease has counted is part of that, also where the sidecar has not heard it yet.
+        """
         usage = self._usage(usage, output_tokens)
         if tokens is None and actual is None and usage is None:
             actual, usage = self._tell()
