@@ -7,30 +7,21 @@ What a method takes, answers and raises is documented once, on `bursar.Client` a
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bursar import _calls as calls
-from bursar._metered import AsyncReports, CountedStep, start
+from bursar._async_lease import AsyncLease
+from bursar._metered import AsyncReports, CountedHere, CountedStep, debited_count, start
 from bursar._transport import AsyncTransport
-from bursar.exceptions import BudgetError, BursarError
-from bursar.lease import (
-    AHEAD,
-    OVER,
-    Chunks,
-    LeaseTerms,
-    SharedStep,
-    Stuck,
-    give_up,
-    terms_of,
-)
+from bursar.exceptions import BursarError, ReservationError
+from bursar.lease import AHEAD, LeaseTerms, SharedStep, terms_of
 from bursar.models import (
     Account,
     AccountChanges,
-    Advice,
     Amounts,
     Balance,
     CheckResult,
@@ -47,9 +38,8 @@ from bursar.models import (
     TokenCount,
     Usage,
     UsageEstimate,
-    Verdict,
 )
-from bursar.reservation import Handle, note_unreleased
+from bursar.reservation import NOTHING, Handle, Spending, note_unreleased
 
 __all__ = ["AsyncClient", "AsyncLease", "AsyncReservation"]
 
@@ -62,6 +52,7 @@ class AsyncReservation(Handle):
     def __init__(self, client: "AsyncClient", admission: calls.Admission) -> None:
         super().__init__(admission)
         self._client = client
+        self._leased: tuple[AsyncLease, LeaseTerms] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,7 +93,7 @@ class AsyncReservation(Handle):
         top_up: bool = True,
         ahead: int = AHEAD,
         at_most: int | None = None,
-    ) -> "AsyncLease":
+    ) -> AsyncLease:
         """As `Reservation.lease`."""
         terms = terms_of(
             self.id,
@@ -113,8 +104,12 @@ class AsyncReservation(Handle):
             ahead=ahead,
             at_most=at_most,
         )
+        if self._leased is not None and self._leased[0].ended:
+            await self._tell()
         granted = start(terms, self.granted, self.max_output_tokens)
-        return await self._client.lease(terms, granted=granted)
+        lease = await self._client.lease(terms, granted=granted)
+        self._leased, self._owed = (lease, terms), NOTHING
+        return lease
 
     async def extend(
         self,
@@ -140,100 +135,29 @@ class AsyncReservation(Handle):
     ) -> CommitResult:
         """As `Reservation.commit`."""
         usage = self._usage(usage, output_tokens)
+        if tokens is None and actual is None and usage is None:
+            actual, usage = await self._tell()
         result = await self._client.commit(self.id, tokens=tokens, actual=actual, usage=usage)
         return self._saw_commit(result)
 
+    async def _tell(self) -> Spending:
+        """As `Reservation._tell`."""
+        if self._leased is not None:
+            lease, terms = self._leased
+            count = await lease.detach()
+            owed = NOTHING
+            if not lease.heard:
+                owed = used, usage = terms.spending(count)
+                with contextlib.suppress(ReservationError):
+                    await self._client.debit(self.id, used=used, usage=usage)
+                    owed = NOTHING
+            self._leased, self._owed = None, owed
+        return self._owed
+
     async def release(self) -> ReleaseResult:
         """As `Reservation.release`."""
+        await self._tell()
         return self._saw_release(await self._client.release(self.id))
-
-
-class AsyncLease:
-    """A lease whose debits wait without blocking the event loop; see `bursar.Lease`."""
-
-    refused: BudgetError | None = None
-
-    def __init__(
-        self,
-        step: SharedStep | CountedStep,
-        terms: LeaseTerms,
-        extend: Callable[..., Any],
-        detach: Callable[[], Awaitable[int]],
-    ) -> None:
-        self._step = step
-        self._extend = extend
-        self._detach = detach
-        self._chunks = Chunks(terms)
-        self._one_asks = asyncio.Lock()
-
-    async def debit(self, count: int = 1) -> Verdict:
-        """As `Lease.debit`."""
-        try:
-            return self._step.debit(count)
-        except Stuck as stuck:
-            return await self._stuck(stuck.count, stuck.why)
-
-    async def _stuck(self, count: int, why: str) -> Verdict:
-        if why != "exhausted":
-            return give_up(why)
-        step = self._step
-        async with self._one_asks:
-            while (verdict := step.fit(count)) is None and not step.ended:
-                wish = self._chunks.next_wish(step.used, step.granted, count)
-                try:
-                    if wish is not None:
-                        await self._extend(**wish)
-                        continue
-                except BudgetError as refused:
-                    self.refused = refused
-                except OVER:
-                    return Verdict.STOP
-                except BursarError:
-                    if not step.ended:
-                        raise
-                step.take_rest(count)
-                return Verdict.STOP
-        return Verdict.STOP if verdict is None else verdict
-
-    @property
-    def used(self) -> int:
-        """As `Lease.used`."""
-        return self._step.used
-
-    @property
-    def granted(self) -> int:
-        """As `Lease.granted`."""
-        return self._step.granted
-
-    @property
-    def verdict(self) -> Verdict:
-        """As `Lease.verdict`."""
-        return self._step.verdict
-
-    @property
-    def advice(self) -> Advice | None:
-        """As `Lease.advice`."""
-        return self._step.advice
-
-    @property
-    def ended(self) -> bool:
-        """As `Lease.ended`."""
-        return self._step.ended
-
-    async def detach(self) -> int:
-        """As `Lease.detach`."""
-        return await self._detach()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.detach()
 
 
 class AsyncClient:
@@ -245,6 +169,7 @@ class AsyncClient:
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
+        self._counted = CountedHere()
 
     async def _run(self, call: calls.Call[T]) -> T:
         return call.read(await self._transport.call(call.method, call.request, call.response))
@@ -270,10 +195,11 @@ class AsyncClient:
         socket = self._transport.lease_socket
         if socket is not None:
             with contextlib.suppress(ConnectionError):
-                shared = await asyncio.to_thread(SharedStep, socket, terms)
+                shared = await asyncio.to_thread(SharedStep, socket, terms, 0.0)
                 detach = functools.partial(asyncio.to_thread, shared.detach)
                 return AsyncLease(shared, terms, extend, detach)
-        counted = CountedStep(terms, granted)
+        used = debited_count(terms, await self.get_reservation(terms.reservation))
+        counted = self._counted.open(terms, lambda: CountedStep(terms, granted, used))
         reports = AsyncReports(self._transport, counted)
 
         async def extend_and_count(**wish: Any) -> None:  # noqa: ANN401 -- what `extend` takes

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 from bursar import _calls as calls
 from bursar._embedded import EmbeddedTransport
-from bursar._metered import EmbeddedLease, MeteredLease
+from bursar._metered import CountedHere, EmbeddedLease, MeteredLease, debited_count
 from bursar._transport import Transport
 from bursar.lease import Lease, LeaseTerms, SharedLease
 from bursar.models import (
@@ -52,6 +52,7 @@ class Client:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._counted = CountedHere()
 
     def _run(self, call: calls.Call[T]) -> T:
         return call.read(self._transport.call(call.method, call.request, call.response))
@@ -339,13 +340,18 @@ class Client:
         """Opens a lease on a reservation that covers so much; see `Reservation.lease`."""
         extend = functools.partial(self.extend, terms.reservation)
         transport = self._transport
-        if isinstance(transport, EmbeddedTransport):
-            debit = functools.partial(self.debit, terms.reservation)
-            return EmbeddedLease(terms, granted, extend, debit)
         if transport.lease_socket is not None:
             with contextlib.suppress(ConnectionError):
                 return SharedLease(transport.lease_socket, terms, extend)
-        return MeteredLease(transport, terms, granted, extend)
+        used = debited_count(terms, self.get_reservation(terms.reservation))
+        if isinstance(transport, EmbeddedTransport):
+            debit = functools.partial(self.debit, terms.reservation)
+            return self._counted.open(
+                terms, lambda: EmbeddedLease(terms, granted, used, extend, debit)
+            )
+        return self._counted.open(
+            terms, lambda: MeteredLease(transport, terms, granted, used, extend)
+        )
 
     def _pages(self, page: Callable[[str], calls.Call[calls.Page[T]]]) -> Iterator[T]:
         token = ""

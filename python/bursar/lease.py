@@ -4,6 +4,8 @@
 sidecar's own host; `bursar._metered` has the one that works everywhere else, slower.
 """
 
+import errno
+import socket as sockets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from bursar.exceptions import (
     ReservationNotFound,
     SidecarUnavailable,
 )
-from bursar.models import Advice, Amounts, UsageEstimate, Verdict
+from bursar.models import Advice, Amounts, Usage, UsageEstimate, Verdict
 from bursar.units import CAPACITY_UNITS, UNITS
 
 __all__ = ["Lease"]
@@ -72,6 +74,23 @@ class LeaseTerms:
             }
         return wish | {"top_up": True}
 
+    def spending(self, count: int) -> tuple[Amounts | None, Usage | None]:
+        """What a count comes to, as a debit or a commit says it."""
+        if self.unit is not None:
+            return {self.unit: count}, None
+        estimate = self.estimate
+        if estimate is None:  # `terms_of` sees to it that there is a unit then
+            return {}, None
+        usage = Usage(
+            model="",
+            input_tokens=estimate.input_tokens,
+            cached_input_tokens=estimate.cached_input_tokens,
+            cache_write_tokens=estimate.cache_write_tokens,
+            output_tokens=count,
+            gpu_ms=estimate.gpu_ms,
+        )
+        return None, usage
+
 
 def terms_of(
     reservation: str,
@@ -117,8 +136,9 @@ class Lease(ABC):
     forked off does not own its parent's leases: its debits raise ReservationLeased.
     """
 
-    refused: BudgetError | None = None
-    """Why nothing more was granted, when `debit` answered STOP for want of budget."""
+    refused: BursarError | None = None
+    """Why `debit` answered STOP, where that is known: a BudgetError for want of budget, another
+    error when the lease is over; None after a freeze or a limit, which the verdict alone tells."""
 
     @abstractmethod
     def debit(self, count: int = 1) -> Verdict:
@@ -156,11 +176,19 @@ class Lease(ABC):
     def ended(self) -> bool:
         """Whether the lease or its reservation is over."""
 
+    @property
+    @abstractmethod
+    def heard(self) -> bool:
+        """Whether the sidecar is known to have heard all of `used`; sure once it is detached.
+
+        What it has not heard, the commit or release of the reservation's handle tells it.
+        """
+
     @abstractmethod
     def detach(self) -> int:
         """Ends the lease, keeps the reservation, and returns what was debited.
 
-        A repeat does nothing.
+        Waits for the sidecar, but not for long; see `heard`. A repeat does nothing.
         """
 
     def __enter__(self) -> Self:
@@ -202,12 +230,15 @@ class Chunks:
 class SharedStep(_core.Lease):
     """The bare steps on shared memory; what does not fit raises `Stuck`."""
 
-    def __new__(cls, socket: str, terms: LeaseTerms) -> Self:
-        """Attaches at the lease socket.
+    refused: BursarError | None = None
+    _heard = False
+
+    def __new__(cls, socket: str, terms: LeaseTerms, patience_s: float = PATIENCE_S) -> Self:
+        """Attaches at the lease socket; its steps wait at most `patience_s` for the sidecar.
 
         Raises:
-            ConnectionError: No sidecar answers there.
-            BursarError: The sidecar refused.
+            ConnectionError: Nobody listens there.
+            BursarError: The sidecar refused, or may have granted what did not arrive.
         """
         estimate = terms.estimate or UsageEstimate(model="", input_tokens=0, max_output_tokens=0)
         usage = (
@@ -228,8 +259,16 @@ class SharedStep(_core.Lease):
                 terms.ahead,
                 terms.at_most or 0,
                 _VERDICTS,
-                PATIENCE_S,
+                patience_s,
             )
+        except ConnectionError as error:
+            if not is_listened_on(socket):
+                raise
+            raise SidecarUnavailable(
+                f"the sidecar may have granted the lease, but it did not arrive ({error}): "
+                "release the reservation and reserve anew",
+                code="UNAVAILABLE",
+            ) from None
         except _core.CoreError as raised:
             raise from_reason(
                 raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
@@ -240,10 +279,18 @@ class SharedStep(_core.Lease):
 
     def detach(self) -> int:
         """As `Lease.detach`; a sidecar that is away learns of it from the connection's end."""
+        was_open = not self.ended
         try:
-            return super().detach()
+            used = super().detach()
         except (ConnectionError, _core.CoreError):
             return self.used
+        self._heard = self._heard or was_open
+        return used
+
+    @property
+    def heard(self) -> bool:
+        """As `Lease.heard`."""
+        return self._heard
 
     def fit(self, count: int) -> Verdict | None:
         """Debits `count`, or None."""
@@ -267,7 +314,22 @@ class SharedStep(_core.Lease):
         return None if told is None else Advice(*told)
 
 
-def give_up(why: str) -> Verdict:
+def is_listened_on(path: str) -> bool:
+    """Whether somebody listens at a lease socket, as far as can be told."""
+    try:
+        probe = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
+    except OSError as error:  # out of them, or there are none of this kind
+        return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+    with probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno == errno.EAGAIN  # too many wait to be accepted
+    return True
+
+
+def give_up(step: Any, why: str) -> Verdict:  # noqa: ANN401 -- any kind of step
     """What a step means that more budget would not help."""
     if why == "forked":
         raise ReservationLeased(
@@ -276,13 +338,19 @@ def give_up(why: str) -> Verdict:
         )
     if why == "away":
         raise SidecarUnavailable("the sidecar has gone away and has not come back")
+    if step.refused is None:
+        step.refused = ReservationEnded(
+            "the lease is over: it was detached, its reservation has ended, or a new sidecar did "
+            "not take it over",
+            reason="RESERVATION_ENDED",
+        )
     return Verdict.STOP
 
 
 class Refilling:
     """What the synchronous leases do with a step that does not fit."""
 
-    refused: BudgetError | None = None
+    refused: BursarError | None = None
     fit: Callable[[int], Verdict | None]
     take_rest: Callable[[int], None]
 
@@ -292,9 +360,9 @@ class Refilling:
         self._one_asks = threading.Lock()
 
     def _stuck(self, count: int, why: str) -> Verdict:
-        if why != "exhausted":
-            return give_up(why)
         step: Any = self
+        if why != "exhausted":
+            return give_up(step, why)
         # One thread asks; the others find what it got.
         with self._one_asks:
             while (verdict := self.fit(count)) is None and not step.ended:
@@ -305,14 +373,18 @@ class Refilling:
                         continue
                 except BudgetError as refused:
                     self.refused = refused
-                except OVER:
+                except OVER as refused:
+                    self.refused = refused
                     return Verdict.STOP
                 except BursarError:
                     if not step.ended:
                         raise
                 self.take_rest(count)
                 return Verdict.STOP
-        return Verdict.STOP if verdict is None else verdict
+        if verdict is None:
+            return give_up(step, "ended")
+        self.refused = None
+        return verdict
 
 
 class SharedLease(Refilling, SharedStep, Lease):

@@ -1,16 +1,17 @@
 """The handle of one pending reservation, for the synchronous client."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from bursar._calls import Admission
 from bursar._convert import invalid
 from bursar._metered import start
-from bursar.exceptions import BursarError
-from bursar.lease import AHEAD, Lease, terms_of
+from bursar.exceptions import BursarError, ReservationError
+from bursar.lease import AHEAD, Lease, LeaseTerms, terms_of
 from bursar.models import (
     Advice,
     Amounts,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Reservation"]
 
+Spending = tuple[Amounts | None, Usage | None]
+NOTHING: Final[Spending] = (None, None)
+
 
 class Handle:
     """What the sync and the async handle have in common: all that needs no call."""
@@ -41,6 +45,7 @@ class Handle:
         self._balances = admission.balances
         self._estimate = admission.estimate
         self._ended = False
+        self._owed = NOTHING
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "pending"
@@ -161,6 +166,7 @@ class Reservation(Handle):
     def __init__(self, client: "Client", admission: Admission) -> None:
         super().__init__(admission)
         self._client = client
+        self._leased: tuple[Lease, LeaseTerms] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -226,6 +232,7 @@ class Reservation(Handle):
         Raises:
             ReservationLeased: It has a lease, or another process reserved it.
             LimitReached: The configured maximum of leases is reached.
+            SidecarUnavailable: None answers, or it may have granted a lease that did not arrive.
         """
         terms = terms_of(
             self.id,
@@ -236,8 +243,12 @@ class Reservation(Handle):
             ahead=ahead,
             at_most=at_most,
         )
+        if self._leased is not None and self._leased[0].ended:
+            self._tell()
         granted = start(terms, self.granted, self.max_output_tokens)
-        return self._client.lease(terms, granted=granted)
+        lease = self._client.lease(terms, granted=granted)
+        self._leased, self._owed = (lease, terms), NOTHING
+        return lease
 
     def extend(
         self,
@@ -261,11 +272,35 @@ class Reservation(Handle):
         usage: Usage | None = None,
         output_tokens: int | None = None,
     ) -> CommitResult:
-        """Ends it with its true amounts; with none given, with what was debited."""
+        """Ends it with its true amounts; with none given, with what was debited.
+
+        What its lease has counted is part of that, also where the sidecar has not heard it yet.
+        """
         usage = self._usage(usage, output_tokens)
+        if tokens is None and actual is None and usage is None:
+            actual, usage = self._tell()
         result = self._client.commit(self.id, tokens=tokens, actual=actual, usage=usage)
         return self._saw_commit(result)
 
     def release(self) -> ReleaseResult:
         """Ends it at what was debited and returns the rest."""
+        self._tell()
         return self._saw_release(self._client.release(self.id))
+
+    def _tell(self) -> Spending:
+        """Ends its lease and tells the sidecar what that has counted and the sidecar not heard.
+
+        Returns:
+            What the commit has to say instead, where a debit is not accepted any more.
+        """
+        if self._leased is not None:
+            lease, terms = self._leased
+            count = lease.detach()
+            owed = NOTHING
+            if not lease.heard:
+                owed = used, usage = terms.spending(count)
+                with contextlib.suppress(ReservationError):
+                    self._client.debit(self.id, used=used, usage=usage)
+                    owed = NOTHING
+            self._leased, self._owed = None, owed
+        return self._owed

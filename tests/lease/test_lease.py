@@ -65,7 +65,7 @@ def test_a_lease_tops_itself_up_and_stops_when_the_budget_is_gone(client: bursar
         while lease.debit() is Verdict.OK:
             debited += 1
         assert debited == 1_000
-        assert lease.refused is not None
+        assert isinstance(lease.refused, bursar.BudgetExceeded)
         assert lease.refused.account == "acme"
         assert reservation.commit().spent == {"tokens": 1_000}
     assert balance(client, "acme") == (0, 1_000, 0)

@@ -26,7 +26,7 @@ def test_ten_lines_run_without_a_daemon(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == ["{'tokens': 321}", "acme/research tokens 221"]
-    assert (tmp_path / "ledger.db").is_file()
+    assert (tmp_path / "example.db").is_file()
 
 
 @pytest.fixture
@@ -87,6 +87,17 @@ def test_a_generation_pays_for_every_token(folder: Path) -> None:
         assert (money.spent, money.held) == (price, 0)
         with pytest.raises(bursar.BudgetExceeded):
             list(generate(client, prompt))  # type: ignore[operator]
+
+
+def test_the_snippets_leave_budget_for_each_other(folder: Path) -> None:
+    names: dict[str, object] = {"my_model": lambda prompt, limit: (str(i) for i in range(limit))}
+    subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=folder, check=True)
+    with Sidecar(blocks("toml")[0], folder=folder) as sidecar, sidecar.client() as client:
+        for block in blocks("python")[1:3]:
+            exec(block, names)  # noqa: S102 -- the README is ours
+        spent = names["loop_for_ever"](client, "acme/research/agent-7")  # type: ignore[operator]
+        assert spent == {"tokens": 100_000}
+        assert list(names["generate"](client, "Hello"))  # type: ignore[operator]
 
 
 def test_every_path_that_the_readme_names_exists() -> None:
