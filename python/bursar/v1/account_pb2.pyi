@@ -152,6 +152,16 @@ class UnfreezeResponse(_message.Message):
     account: Account
     def __init__(self, account: _Optional[_Union[Account, _Mapping]] = ...) -> None: ...
 
+class RetireAccountRequest(_message.Message):
+    __slots__ = ("account",)
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    account: str
+    def __init__(self, account: _Optional[str] = ...) -> None: ...
+
+class RetireAccountResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Entry(_message.Message):
     __slots__ = ("sequence", "time", "account", "reservation", "unit", "kind", "amount", "admit_time", "model")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

@@ -60,6 +60,11 @@ class AccountServiceStub:
                 request_serializer=bursar_dot_v1_dot_account__pb2.UnfreezeRequest.SerializeToString,
                 response_deserializer=bursar_dot_v1_dot_account__pb2.UnfreezeResponse.FromString,
                 _registered_method=True)
+        self.RetireAccount = channel.unary_unary(
+                '/bursar.v1.AccountService/RetireAccount',
+                request_serializer=bursar_dot_v1_dot_account__pb2.RetireAccountRequest.SerializeToString,
+                response_deserializer=bursar_dot_v1_dot_account__pb2.RetireAccountResponse.FromString,
+                _registered_method=True)
         self.ListEntries = channel.unary_unary(
                 '/bursar.v1.AccountService/ListEntries',
                 request_serializer=bursar_dot_v1_dot_account__pb2.ListEntriesRequest.SerializeToString,
@@ -119,6 +124,16 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetireAccount(self, request, context):
+        """Takes an account with its budgets out of use: its name is free again, its history stays. What it
+        spent stays spent in its ancestors. Fails with ACCOUNT_IN_USE while it has accounts below it or
+        pending reservations, or holds capacity. A repeat is safe: no such account is what was asked for.
+        It needs no budget.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEntries(self, request, context):
         """Reads the entries: every money movement in the order in which it happened, page by page.
         Changes nothing, so a repeat is safe; needs no budget. What was answered before the call is in
@@ -164,6 +179,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.Unfreeze,
                     request_deserializer=bursar_dot_v1_dot_account__pb2.UnfreezeRequest.FromString,
                     response_serializer=bursar_dot_v1_dot_account__pb2.UnfreezeResponse.SerializeToString,
+            ),
+            'RetireAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireAccount,
+                    request_deserializer=bursar_dot_v1_dot_account__pb2.RetireAccountRequest.FromString,
+                    response_serializer=bursar_dot_v1_dot_account__pb2.RetireAccountResponse.SerializeToString,
             ),
             'ListEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntries,
@@ -312,6 +332,33 @@ class AccountService:
             '/bursar.v1.AccountService/Unfreeze',
             bursar_dot_v1_dot_account__pb2.UnfreezeRequest.SerializeToString,
             bursar_dot_v1_dot_account__pb2.UnfreezeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bursar.v1.AccountService/RetireAccount',
+            bursar_dot_v1_dot_account__pb2.RetireAccountRequest.SerializeToString,
+            bursar_dot_v1_dot_account__pb2.RetireAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,
