@@ -42,6 +42,17 @@ def test_an_ended_reservation_tells_the_same_grant_after_a_restart(
             assert client.get_reservation(held.id).granted == {"tokens": 3}
 
 
+def test_a_repeat_is_answered_first_thing_after_a_restart_that_had_nothing_to_write() -> None:
+    """R6, R13: with durability "power" an answer waits for the disk, where it has been for long."""
+    with Daemon(store={"durability": "power"}) as daemon:
+        with daemon.client() as client:
+            first = client.reserve("acme/a", tokens=3, idempotency_key="k").id
+        daemon.kill9()
+        daemon.start()
+        with daemon.client(timeout_s=5) as client:
+            assert client.reserve("acme/a", tokens=3, idempotency_key="k").id == first
+
+
 @pytest.mark.parametrize("spent", [1, 4, 6, 45])
 def test_a_corrected_reservation_tells_the_same_grant_from_memory_and_from_sqlite(
     spent: int,

@@ -39,9 +39,14 @@ impl Durable {
     pub(crate) fn new(store: Option<Arc<Store>>, durability: Durability) -> Durable {
         let (sender, synced) = watch::channel(0);
         if let Some(store) = store.as_ref().filter(|_| durability == Durability::Power) {
-            store.on_synced(Box::new(move |sequence| {
-                sender.send_replace(sequence);
-            }));
+            let sender = Arc::new(sender);
+            let tell = move |sender: &watch::Sender<u64>, sequence| {
+                sender.send_modify(|reached| *reached = sequence.max(*reached));
+            };
+            let listener = Arc::clone(&sender);
+            store.on_synced(Box::new(move |sequence| tell(&listener, sequence)));
+            // What recovery found is on the disk, and nobody tells of it again.
+            tell(&sender, store.synced());
         }
         Durable { store, durability, synced }
     }

@@ -25,8 +25,9 @@ use crate::owner;
 const TICK: Duration = Duration::from_millis(50);
 /// How many ticks pass between looks at idle accounts and dead owners.
 const SLOW_TICKS: u32 = 20;
-/// The most un-imported log before writers are slowed down.
-const MAX_BACKLOG_BYTES: u64 = 1 << 30;
+/// The most un-imported log before writers are slowed down: what a stop, or the next start, has to move
+/// into SQLite before it is done.
+const MAX_BACKLOG_BYTES: u64 = 256 << 20;
 /// When a log segment is full.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
