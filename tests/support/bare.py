@@ -6,7 +6,7 @@ Requests are messages or bytes; nothing is validated, repeated or translated on 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -14,9 +14,15 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from bursar._grpc import channel_options
-from bursar.v1 import account_pb2, ledger_pb2
+from bursar.v1 import account_pb2, ledger_pb2, process_pb2
 
 M = TypeVar("M", bound=Message)
+
+_MODULES: Final[dict[str, Any]] = {
+    "LedgerService": ledger_pb2,
+    "AccountService": account_pb2,
+    "ProcessService": process_pb2,
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,7 @@ class Failed(Exception):
 def answer_type(method: str) -> type[Message]:
     """The message that answers "LedgerService/Reserve"."""
     service, _, name = method.partition("/")
-    module: Any = ledger_pb2 if service == "LedgerService" else account_pb2
-    found: type[Message] = getattr(module, f"{name}Response")
+    found: type[Message] = getattr(_MODULES[service], f"{name}Response")
     return found
 
 

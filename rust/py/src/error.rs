@@ -12,7 +12,7 @@ create_exception!(bursar._core, CoreError, PyException, "A call or a start that 
 /// A failed call.
 pub(crate) fn core_error(py: Python<'_>, error: &ApiError) -> PyErr {
     let metadata: HashMap<&str, &str> =
-        error.metadata.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        error.metadata.iter().map(|(name, value)| (&**name, value.as_str())).collect();
     build(py, error.code_name(), error.reason_name(), &error.message, metadata)
 }
 

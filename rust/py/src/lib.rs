@@ -2,16 +2,16 @@
 #![deny(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bursar_server::config::Config;
-use bursar_server::{ApiError, Engine, Running, tokens};
+use bursar_server::{ApiError, Engine, tokens};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 mod error;
 mod lease;
+mod server;
 
 use error::{core_error, open_error};
 
@@ -47,69 +47,6 @@ impl PyEngine {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.0.close()).map_err(|error| core_error(py, &error))
     }
-}
-
-/// The daemon in this process; its threads never take the GIL.
-#[pyclass(name = "Server", frozen, module = "bursar._core")]
-struct PyServer {
-    running: Running,
-    stopped: std::sync::Mutex<bool>,
-    stop: std::sync::Condvar,
-}
-
-#[pymethods]
-impl PyServer {
-    #[new]
-    fn new(py: Python<'_>, config_json: &str) -> PyResult<PyServer> {
-        let config = Config::parse(config_json).map_err(|error| open_error(py, error.into()))?;
-        let running = py.detach(|| bursar_server::serve(config));
-        let running = running.map_err(|error| open_error(py, error))?;
-        Ok(PyServer {
-            running,
-            stopped: std::sync::Mutex::new(false),
-            stop: std::sync::Condvar::new(),
-        })
-    }
-
-    #[getter]
-    fn addresses(&self) -> Vec<String> {
-        self.running.addresses().to_vec()
-    }
-
-    #[getter]
-    fn recovery(&self) -> String {
-        self.running.engine().recovery().to_owned()
-    }
-
-    /// Why only reads are answered any more, if so.
-    #[getter]
-    fn failure(&self) -> Option<String> {
-        self.running.engine().failure()
-    }
-
-    /// Waits for the shutdown, at most so long; true once it has stopped.
-    #[pyo3(signature = (timeout_s=None))]
-    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {
-        let longest = timeout_s.unwrap_or(f64::from(u32::MAX)).clamp(0.0, f64::from(u32::MAX));
-        py.detach(|| {
-            let stopped = self.stopped.lock().map_err(poisoned)?;
-            let longest = Duration::from_secs_f64(longest);
-            let waited = self.stop.wait_timeout_while(stopped, longest, |stopped| !*stopped);
-            waited.map(|(stopped, _)| *stopped).map_err(poisoned)
-        })
-    }
-
-    /// Drains: takes no new calls, finishes those under way, closes the store. Holds are kept.
-    fn shutdown(&self, py: Python<'_>) -> PyResult<()> {
-        let ended = py.detach(|| self.running.shutdown());
-        *self.stopped.lock().map_err(poisoned)? = true;
-        self.stop.notify_all();
-        ended.map_err(|error| core_error(py, &error))
-    }
-}
-
-fn poisoned<T>(_error: T) -> PyErr {
-    PyRuntimeError::new_err("a thread died while it held the server's lock")
 }
 
 /// Exact tokens of a text by an encoding (`o200k_base`, `cl100k_base`).
@@ -159,7 +96,7 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
-    module.add_class::<PyServer>()?;
+    module.add_class::<server::PyServer>()?;
     module.add_class::<lease::PyLease>()?;
     module.add_function(wrap_pyfunction!(lease::empty_call, module)?)?;
     module.add_function(wrap_pyfunction!(count_tokens, module)?)?;

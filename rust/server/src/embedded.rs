@@ -4,7 +4,7 @@ use prost::Message;
 
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::v1;
+use crate::{process, v1};
 
 impl Engine {
     /// Answers `Service/Method` once the answer is durable. Streams are not offered here.
@@ -27,6 +27,9 @@ impl Engine {
             "AccountService/Freeze" => self.answer(request, |r| self.freeze(r)),
             "AccountService/Unfreeze" => self.answer(request, |r| self.unfreeze(r)),
             "AccountService/ListEntries" => self.answer(request, |r| self.list_entries(r)),
+            _ if method.starts_with("ProcessService/") => Err(process::unavailable(
+                "there is no watchdog here: call the daemon at its socket",
+            )),
             _ => Err(ApiError::field("method", format!("there is no {method:?} here"))),
         }
     }

@@ -3,13 +3,13 @@
 //! An answer comes with a ticket: what has to be durable before it may leave. The callers are `grpc`
 //! (which awaits the ticket) and the embedded mode (which blocks on it).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bursar_ledger::rates::RateCard;
-use bursar_ledger::{Ledger, Now, Replay, ReservationId};
+use bursar_ledger::{Ledger, Now, Owner, Replay, ReservationId};
 use bursar_store::{Case, Store, StoreConfig};
 use parking_lot::{Condvar, Mutex};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
@@ -79,6 +79,8 @@ pub struct Engine {
     /// Ended reservations that were fetched back from the store, by sequence.
     pub(crate) recalled: Mutex<HashMap<u64, ReservationId>>,
     pub(crate) max_leases: usize,
+    /// Pid and start time of the processes that NVML lists.
+    gpu_processes: Mutex<HashSet<(u32, u64)>>,
     clock: Clock,
     recovery: String,
     closing: AtomicBool,
@@ -116,6 +118,7 @@ impl Engine {
             store_id,
             recalled: Mutex::default(),
             max_leases: config.limits.max_leases,
+            gpu_processes: Mutex::default(),
             clock,
             recovery,
             closing: AtomicBool::new(false),
@@ -160,8 +163,7 @@ impl Engine {
     /// Refuses work that could not be kept.
     pub(crate) fn check_open(&self) -> Result<(), ApiError> {
         if self.closing.load(Ordering::Acquire) {
-            let message = "the daemon is shutting down: connect again";
-            return Err(ApiError::new(crate::v1::ErrorReason::ShuttingDown, message));
+            return Err(ApiError::shutting_down());
         }
         self.durable.check()
     }
@@ -219,12 +221,23 @@ impl Engine {
         if count.is_multiple_of(SLOW_TICKS) {
             self.ledger.retire_idle(now);
             for (id, owner) in self.ledger.kept() {
-                if !owner.is_some_and(|owner| owner::is_alive(&owner)) {
+                if !owner.is_some_and(|owner| self.may_hold_capacity(&owner)) {
                     let _gone = self.ledger.owner_gone(id, now);
                 }
             }
         }
         self.write();
+    }
+
+    /// Names the processes that NVML lists, by pid and start time: what they hold is not returned, even
+    /// when they seem to be gone (R9).
+    pub fn set_gpu_processes(&self, processes: impl IntoIterator<Item = (u32, u64)>) {
+        *self.gpu_processes.lock() = processes.into_iter().collect();
+    }
+
+    fn may_hold_capacity(&self, owner: &Owner) -> bool {
+        let listed = || self.gpu_processes.lock().contains(&(owner.pid, owner.start_ticks));
+        owner::is_alive(owner) || listed()
     }
 
     /// Writes what the journal has taken to the log.

@@ -1,5 +1,6 @@
 //! The one table of errors: from the ledger's and the store's to gRPC code and `ErrorInfo`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use bursar_ledger::{LedgerError, State};
@@ -20,7 +21,7 @@ pub struct ApiError {
     /// For a person to read.
     pub message: String,
     /// What varies in the message.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: Vec<(Cow<'static, str>, String)>,
 }
 
 impl ApiError {
@@ -33,6 +34,21 @@ impl ApiError {
         ApiError::new(ErrorReason::try_from(reason).unwrap_or_default(), message)
     }
 
+    /// The error with this name of an `ErrorReason`, without the enum's prefix; one that is unknown
+    /// becomes unspecified.
+    pub fn of_name(reason: &str, message: &str, metadata: HashMap<String, String>) -> ApiError {
+        let reason = ErrorReason::from_str_name(&format!("ERROR_REASON_{reason}"));
+        let mut error = ApiError::new(reason.unwrap_or_default(), message);
+        error.metadata.extend(metadata.into_iter().map(|(name, value)| (name.into(), value)));
+        error
+    }
+
+    /// The daemon takes no new work.
+    pub(crate) fn shutting_down() -> ApiError {
+        let message = "the daemon is shutting down: connect again";
+        ApiError::new(ErrorReason::ShuttingDown, message)
+    }
+
     /// A field out of its bounds.
     pub(crate) fn field(name: &'static str, message: impl Into<String>) -> ApiError {
         ApiError::new(ErrorReason::InvalidField, format!("{name}: {}", message.into()))
@@ -40,7 +56,7 @@ impl ApiError {
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> ApiError {
-        self.metadata.push((name, value.into()));
+        self.metadata.push((name.into(), value.into()));
         self
     }
 
@@ -60,19 +76,26 @@ impl ApiError {
             | ErrorReason::InvalidKey
             | ErrorReason::InvalidField => Code::InvalidArgument,
             ErrorReason::NotTheOwner => Code::PermissionDenied,
-            ErrorReason::AccountNotFound | ErrorReason::ReservationNotFound => Code::NotFound,
+            ErrorReason::AccountNotFound
+            | ErrorReason::ReservationNotFound
+            | ErrorReason::ProcessNotFound => Code::NotFound,
             ErrorReason::ReservationEnded
             | ErrorReason::ReservationExpired
             | ErrorReason::ReservationLeased
             | ErrorReason::UnpricedModel
-            | ErrorReason::UnknownTokenizer => Code::FailedPrecondition,
+            | ErrorReason::UnknownTokenizer
+            | ErrorReason::ProcessProtected
+            | ErrorReason::AccountInUse => Code::FailedPrecondition,
             ErrorReason::IdempotencyMismatch => Code::AlreadyExists,
             ErrorReason::AmountOverflow => Code::OutOfRange,
             ErrorReason::AccountLimitReached
             | ErrorReason::ReservationLimitReached
             | ErrorReason::LeaseLimitReached
-            | ErrorReason::SliceLimitReached => Code::ResourceExhausted,
-            ErrorReason::StoreUnavailable | ErrorReason::ShuttingDown => Code::Unavailable,
+            | ErrorReason::SliceLimitReached
+            | ErrorReason::JobLimitReached => Code::ResourceExhausted,
+            ErrorReason::StoreUnavailable
+            | ErrorReason::ShuttingDown
+            | ErrorReason::WatchdogUnavailable => Code::Unavailable,
         }
     }
 
@@ -145,7 +168,7 @@ impl From<ApiError> for Status {
         let metadata: HashMap<String, String> = error
             .metadata
             .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .map(|(name, value)| (name.clone().into_owned(), value.clone()))
             .collect();
         let details = ErrorDetails::with_error_info(error.reason_name(), DOMAIN, metadata);
         Status::with_error_details(error.code(), error.message, details)

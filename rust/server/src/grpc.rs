@@ -10,21 +10,23 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::meter::MeterStream;
+use crate::process::Processes;
 use crate::serve::Peer;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
 use crate::{convert, v1};
 
-/// Both services.
+/// All services.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) processes: Arc<Processes>,
     /// Ends the streams when the daemon drains.
     pub(crate) draining: tokio::sync::watch::Receiver<bool>,
 }
 
 type Reply<T> = Result<Answer<T>, ApiError>;
-type Answered<T> = Result<Response<T>, Status>;
+pub(crate) type Answered<T> = Result<Response<T>, Status>;
 
 impl Api {
     /// Runs a call on the ledger and lets its answer leave once it is durable.
@@ -151,6 +153,13 @@ impl AccountService for Api {
         request: Request<v1::UnfreezeRequest>,
     ) -> Answered<v1::UnfreezeResponse> {
         self.answer(|engine| engine.unfreeze(request.get_ref())).await
+    }
+
+    async fn retire_account(
+        &self,
+        _request: Request<v1::RetireAccountRequest>,
+    ) -> Answered<v1::RetireAccountResponse> {
+        Err(Status::unimplemented("not yet"))
     }
 
     async fn list_entries(

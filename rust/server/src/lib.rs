@@ -1,7 +1,7 @@
 //! The daemon's inside: the ledger with its store behind gRPC.
 //!
 //! `engine` joins ledger, rates and store and speaks protobuf messages; `grpc` puts it on the wire;
-//! `serve` owns sockets, threads and the drain. Nothing here knows Python.
+//! `process` carries the calls that the watchdog answers; `serve` owns sockets, threads and the drain. Nothing here knows Python.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -19,6 +19,7 @@ mod lease;
 mod meter;
 mod meters;
 mod owner;
+mod process;
 mod serve;
 pub mod tokens;
 
@@ -29,6 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 pub use engine::{Engine, OpenError};
 pub use error::ApiError;
+pub use process::{ProcessCall, Processes};
 pub use serve::{Running, serve};
 
 /// The wire types, generated from `proto/bursar/v1`.

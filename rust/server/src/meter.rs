@@ -286,7 +286,7 @@ fn answer_of(reservation: String, debited: &Debited) -> v1::MeterAnswer {
 }
 
 fn failure_of(reservation: String, error: ApiError) -> v1::MeterAnswer {
-    let metadata = error.metadata.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let metadata = error.metadata.into_iter().map(|(name, value)| (name.into_owned(), value));
     let error = v1::MeterError {
         reason: error.reason.into(),
         message: error.message,

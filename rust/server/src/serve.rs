@@ -27,8 +27,10 @@ use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
 use crate::lease::Desk;
 use crate::owner;
+use crate::process::Processes;
 use crate::v1::account_service_server::AccountServiceServer;
 use crate::v1::ledger_service_server::LedgerServiceServer;
+use crate::v1::process_service_server::ProcessServiceServer;
 
 /// A silent connection is asked for a sign of life this often, and closed without one.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
@@ -42,6 +44,7 @@ const ASIDE_THREADS: usize = 4;
 pub struct Running {
     engine: Arc<Engine>,
     desk: Option<Desk>,
+    processes: Arc<Processes>,
     addresses: Vec<String>,
     unix: Option<PathBuf>,
     drain: watch::Sender<bool>,
@@ -73,8 +76,13 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
     let mut door = Some(Door { listeners, lanes, connections });
     let mut threads = Vec::new();
+    let processes = Arc::<Processes>::default();
     for (number, incoming) in incoming.into_iter().enumerate() {
-        let api = Api { engine: Arc::clone(&engine), draining: draining.clone() };
+        let api = Api {
+            engine: Arc::clone(&engine),
+            processes: Arc::clone(&processes),
+            draining: draining.clone(),
+        };
         let (listen, door) = (listen.clone(), door.take());
         let name = format!("bursar-{number}");
         let run = move || run_thread(door, incoming, api, &listen);
@@ -84,6 +92,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     Ok(Running {
         engine,
         desk,
+        processes,
         addresses,
         unix: listen.unix.clone(),
         drain,
@@ -117,11 +126,17 @@ impl Running {
         &self.engine
     }
 
+    /// Where a watchdog takes its calls.
+    pub fn processes(&self) -> &Arc<Processes> {
+        &self.processes
+    }
+
     /// Takes no new calls, finishes those under way (within the configured time), writes everything
     /// and closes the store. Holds are kept.
     pub fn shutdown(&self) -> Result<(), crate::ApiError> {
         self.drain.send_replace(true);
         self.engine.meters.drain();
+        self.processes.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         let ended = Arc::new((Mutex::new(false), parking_lot::Condvar::new()));
         let signal = Arc::clone(&ended);
@@ -242,6 +257,7 @@ fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, 
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<LedgerServiceServer<Api>>().await;
         reporter.set_serving::<AccountServiceServer<Api>>().await;
+        reporter.set_serving::<ProcessServiceServer<Api>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
             .build_v1()
@@ -258,7 +274,8 @@ fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, 
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
-            .add_service(AccountServiceServer::new(api).max_decoding_message_size(limit))
+            .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
+            .add_service(ProcessServiceServer::new(api).max_decoding_message_size(limit))
             .add_service(health)
             .add_service(reflection)
             .add_service(reflection_v1alpha)
