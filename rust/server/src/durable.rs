@@ -40,7 +40,7 @@ impl Durable {
         let (sender, synced) = watch::channel(0);
         if let Some(store) = store.as_ref().filter(|_| durability == Durability::Power) {
             let sender = Arc::new(sender);
-            let tell = move |sender: &watch::Sender<u64>, sequence| {
+            let tell = move |sender: &watch::Sender<u64>, sequence: u64| {
                 sender.send_modify(|reached| *reached = sequence.max(*reached));
             };
             let listener = Arc::clone(&sender);
