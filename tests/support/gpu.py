@@ -20,7 +20,18 @@ from typing import Any, Final, Literal, Self
 from support.gpu_claims import NEVER, Claim, claim, fields, put
 from support.gpu_worker import Orders, Worker
 
-__all__ = ["GIB", "MIB", "NEVER", "Claim", "Gpu", "Instance", "StandIn", "Worker", "build"]
+__all__ = [
+    "GIB",
+    "MIB",
+    "NEVER",
+    "Claim",
+    "Gpu",
+    "Instance",
+    "Orders",
+    "StandIn",
+    "Worker",
+    "build",
+]
 
 MIB: Final = 2**20
 GIB: Final = 2**30
@@ -125,6 +136,7 @@ class StandIn:
         self.folder.chmod(0o755)
         for name in ("processes", "died", "members"):
             (self.folder / name).mkdir()
+        (self.folder / "died").chmod(0o777)  # noted by whoever sees it first, as any user
         self._system: dict[str, Any] = {"driver": driver, "nvml": f"12.{driver}", "cuda": 12040}
         self._system |= {"layout": 24, "sample_ms": 100}
         self._gpus: dict[str, Gpu] = {}
@@ -145,7 +157,9 @@ class StandIn:
             worker.end()
         if os.environ.get("NVML_STAND_IN") == str(self.folder):
             del os.environ["NVML_STAND_IN"]
-        shutil.rmtree(self.folder)  # whoever hangs in a call gets its answer: unknown error
+        # From now on every call answers "unknown error", those that hang too.
+        (self.folder / "state").unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # Its library
 
@@ -177,7 +191,8 @@ class StandIn:
 
     def add_gpu(self, **about: Any) -> str:
         """Adds a GPU, described as `Gpu` is, and returns its uuid."""
-        gpu = Gpu(**{"uuid": f"GPU-{uuids.uuid4()}", "minor": len(self._gpus)} | about)
+        known: dict[str, Any] = {"uuid": f"GPU-{uuids.uuid4()}", "minor": len(self._gpus)}
+        gpu = Gpu(**known | about)
         self._gpus[gpu.uuid] = gpu
         self._since_ns[gpu.uuid] = time.monotonic_ns()
         self._write()
@@ -187,7 +202,8 @@ class StandIn:
         """Adds a MIG instance, described as `Instance` is, and returns its uuid."""
         slots = {one.slot for one in self._instances.values() if one.parent == gpu}
         slot = next(number for number in range(7) if number not in slots)
-        known = {"uuid": f"MIG-{uuids.uuid4()}", "slot": slot, "gpu_instance": slot + 1}
+        known: dict[str, Any] = {"uuid": f"MIG-{uuids.uuid4()}", "slot": slot}
+        known["gpu_instance"] = slot + 1
         instance = Instance(parent=gpu, **known | about)
         self._instances[instance.uuid] = instance
         self._write()

@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from support.gpu_claims import Claim, claim, start_time
 
@@ -39,14 +39,14 @@ class Orders:
         respawns: Whether a child holds the memory instead, and is started again when it dies.
         stops: Whether it stops itself by SIGSTOP.
         leaderless: Whether its main thread ends, and another one lives on: it looks like a zombie.
-        step_ms: Counts a step so often; 0: never.
+        step_ms: Counts a step so often, in the worker itself; 0: never.
         grow_bytes_per_s: How fast what it holds grows.
         grow_bytes_max: What it grows to.
         uid: The user that it becomes.
         life_s: When it ends by itself.
     """
 
-    on_term: str = "exit"
+    on_term: Literal["exit", "ignore", "linger"] = "exit"
     linger_s: float = 1.0
     children: int = 0
     respawns: bool = False
@@ -69,11 +69,10 @@ class _Process:
         self._orders = orders
         self._end = time.monotonic() + orders.life_s
         self._test = os.pidfd_open(os.getppid())
+        self._steps = os.open(steps_file(members), os.O_WRONLY | os.O_CREAT, 0o644)
 
     def run(self) -> None:
         orders = self._orders
-        if orders.stops or orders.leaderless:  # they may not be able to look after themselves
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         self._join()
         for _ in range(orders.children):
             self._orphan()
@@ -81,6 +80,8 @@ class _Process:
             self._hold()
         if orders.uid is not None:
             os.setuid(orders.uid)
+        if orders.stops or orders.leaderless:  # they cannot look after themselves
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         child = self._spawn() if orders.respawns else None
         self._ready()
         if child is not None:
@@ -101,12 +102,13 @@ class _Process:
             file.write(f"{os.getpid()} {start_time(os.getpid())}\n")
 
     def _hold(self) -> None:
-        actions = {"exit": lambda *_: os._exit(0), "ignore": signal.SIG_IGN, "linger": self._linger}
-        signal.signal(signal.SIGTERM, actions[self._orders.on_term])
+        ignores = self._orders.on_term == "ignore"
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores else self._leave)
         claim(self._folder, os.getpid(), self._claimed)
 
-    def _linger(self, *_: object) -> None:
-        time.sleep(self._orders.linger_s)
+    def _leave(self, *_: object) -> None:
+        if self._orders.on_term == "linger":
+            time.sleep(self._orders.linger_s)
         os._exit(0)
 
     def _live(self) -> None:
@@ -116,20 +118,18 @@ class _Process:
         tick_s = self._orders.step_ms / 1000 or _GROWTH_S
         beats = bool(self._orders.step_ms or self._orders.grow_bytes_per_s)
         began = time.monotonic()
-        with steps_file(self._members).open("wb", buffering=0) as file:
-            while not self._wait(tick_s if beats else self._orders.life_s):
-                steps += 1
-                if self._orders.step_ms:
-                    os.pwrite(file.fileno(), steps.to_bytes(8, "little"), 0)
-                if self._orders.grow_bytes_per_s:
-                    self._grow(time.monotonic() - began)
+        while not self._wait(tick_s if beats else self._orders.life_s):
+            steps += 1
+            if self._orders.step_ms:
+                os.pwrite(self._steps, steps.to_bytes(8, "little"), 0)
+            if self._orders.grow_bytes_per_s:
+                self._grow(time.monotonic() - began)
         os._exit(0)
 
     def _grow(self, passed_s: float) -> None:
         more = int(passed_s * self._orders.grow_bytes_per_s)
         bytes_now = min(self._claimed.vram_bytes + more, self._orders.grow_bytes_max)
-        grown = Claim(**{**asdict(self._claimed), "vram_bytes": bytes_now})
-        claim(self._folder, os.getpid(), grown)
+        claim(self._folder, os.getpid(), replace(self._claimed, vram_bytes=bytes_now))
 
     def _wait(self, seconds: float, *pidfds: int) -> bool:
         """Whether it is time to end; returns early when a process that is named has died."""
@@ -168,6 +168,7 @@ class _Process:
         """The life of a process that was forked."""
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the test reads the worker's, to its end
+            self._orders = replace(self._orders, step_ms=0)
             self._join()
             self._hold()
             os.write(ready, b"1")
@@ -194,7 +195,7 @@ def steps_file(members: Path) -> Path:
 
 
 class Worker:
-    """A worker, started: it holds its memory already. As a context manager it and all of its end."""
+    """A worker, started: it holds its memory already. As a context manager all of it ends."""
 
     def __init__(self, folder: Path, claimed: Claim, orders: Orders) -> None:
         number = sum(1 for _ in (folder / "members").glob("*.txt"))
@@ -230,7 +231,7 @@ class Worker:
         return int.from_bytes(steps_file(self._members).read_bytes(), "little")
 
     def end(self) -> None:
-        """Kills all that live, and waits until they are dead; the worker first: it starts others."""
+        """Kills all that live and waits for their deaths; the worker first, which starts others."""
         self.process.kill()
         self.process.wait(_PATIENCE_S)
         for pid, start in self._signed():

@@ -3,7 +3,6 @@
 A wrong stand-in would make the watchdog's tests prove nothing.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -13,9 +12,7 @@ from typing import Any, Literal
 
 import pynvml as nv
 import pytest
-
 from support.gpu import GIB, MIB, NEVER, StandIn
-from support.gpu_worker import Orders
 
 NA = 2**32 - 1
 
@@ -49,10 +46,10 @@ def used(uuid: str) -> int:
     return told
 
 
-def code(call: Callable[[], object]) -> int:
+def code(call: Callable[..., object], *arguments: object) -> int:
     """NVML's code of a call that fails; 0 where it does not."""
     try:
-        call()
+        call(*arguments)
     except nv.NVMLError as error:
         return int(error.value)
     except nv.NVMLLibraryMismatchError:
@@ -82,8 +79,8 @@ def test_a_device_is_what_was_described(machine: StandIn) -> None:
     assert nv.nvmlSystemGetDriverVersion() == "550.54.15"
     assert nv.nvmlSystemGetNVMLVersion() == "12.550.54.15"
     assert nv.nvmlSystemGetCudaDriverVersion() == 12040
-    assert code(lambda: nv.nvmlDeviceGetHandleByIndex(3)) == 2
-    assert code(lambda: handle("GPU-unknown")) == 6
+    assert code(nv.nvmlDeviceGetHandleByIndex, 3) == 2
+    assert code(handle, "GPU-unknown") == 6
 
 
 def test_memory_counts_while_its_process_lives(machine: StandIn, gpu: str) -> None:
@@ -122,17 +119,17 @@ def test_the_first_version_of_memory_counts_what_is_reserved_as_used(
     assert (first.total, second.total) == (80 * GIB, 80 * GIB)
     assert (first.used, second.used, second.reserved) == (513 * MIB, MIB, 512 * MIB)
     assert first.free == second.free == 80 * GIB - 513 * MIB
-    assert code(lambda: nv.nvmlDeviceGetMemoryInfo(handle(gpu), version=1)) == 25
+    assert code(nv.nvmlDeviceGetMemoryInfo, handle(gpu), 1) == 25
     machine.no_memory_v2()
-    assert code(lambda: used(gpu)) == 13
+    assert code(used, gpu) == 13
     assert nv.nvmlDeviceGetMemoryInfo(handle(gpu)).used == 513 * MIB
 
 
 def test_unified_memory_is_not_supported_but_processes_are_listed(machine: StandIn) -> None:
     gpu = machine.add_gpu(unified=True)
     machine.set_process(os.getpid(), gpu, vram_bytes=GIB)
-    assert code(lambda: nv.nvmlDeviceGetMemoryInfo(handle(gpu))) == 3
-    assert code(lambda: used(gpu)) == 3
+    assert code(nv.nvmlDeviceGetMemoryInfo, handle(gpu)) == 3
+    assert code(used, gpu) == 3
     assert compute(gpu) == {os.getpid(): GIB}
 
 
@@ -209,7 +206,7 @@ def test_the_retry_does_not_fit_while_the_list_grows(machine: StandIn, gpu: str)
     machine.set_process(os.getpid(), gpu)
     name = "nvmlDeviceGetComputeRunningProcesses_v3"
     machine.grow_list(name, 100, times=2)
-    assert [code(lambda: compute(gpu)) for _ in range(3)] == [7, 7, 0]
+    assert [code(compute, gpu) for _ in range(3)] == [7, 7, 0]
 
 
 def test_a_function_fails_as_long_and_for_the_device_that_it_was_told(
@@ -217,15 +214,29 @@ def test_a_function_fails_as_long_and_for_the_device_that_it_was_told(
 ) -> None:
     other = machine.add_gpu()
     machine.fail("nvmlDeviceGetPowerUsage", 999, gpu=gpu, times=2)
-    told = [code(lambda: nv.nvmlDeviceGetPowerUsage(handle(gpu))) for _ in range(3)]
+    told = [code(nv.nvmlDeviceGetPowerUsage, handle(gpu)) for _ in range(3)]
     assert told == [999, 999, 0]
     machine.fail("nvmlDeviceGetPowerUsage", 4, gpu=gpu)
-    assert code(lambda: nv.nvmlDeviceGetPowerUsage(handle(other))) == 0
-    assert code(lambda: nv.nvmlDeviceGetPowerUsage(handle(gpu))) == 4
+    assert code(nv.nvmlDeviceGetPowerUsage, handle(other)) == 0
+    assert code(nv.nvmlDeviceGetPowerUsage, handle(gpu)) == 4
     machine.heal("nvmlDeviceGetPowerUsage")
-    assert code(lambda: nv.nvmlDeviceGetPowerUsage(handle(gpu))) == 0
+    assert code(nv.nvmlDeviceGetPowerUsage, handle(gpu)) == 0
     with pytest.raises(AssertionError, match="no such function"):
         machine.fail("nvmlDeviceGetProcesses", 3)
+
+
+def test_the_whole_library_may_fail_and_return(machine: StandIn, gpu: str) -> None:
+    device = handle(gpu)
+    machine.fail("*", 999)
+    assert code(nv.nvmlInit) == code(nv.nvmlDeviceGetCount) == code(used, gpu) == 999
+    machine.heal("*")
+    assert nv.nvmlDeviceGetCount() == 1
+    assert nv.nvmlDeviceGetUUID(device) == gpu
+
+
+def test_a_handle_that_is_none_is_refused(machine: StandIn, gpu: str) -> None:
+    assert code(nv.nvmlDeviceGetName, None) == 2
+    assert code(nv.nvmlDeviceGetName, nv.c_nvmlDevice_t()) == 2
 
 
 @pytest.mark.parametrize("refusal", [9, 12, 18])
@@ -248,13 +259,13 @@ def test_a_gpu_is_lost_and_then_gone(machine: StandIn, gpu: str) -> None:
     device = handle(gpu)
     machine.lose(gpu)
     assert nv.nvmlDeviceGetCount() == 2
-    assert code(lambda: nv.nvmlDeviceGetName(device)) == 15
-    assert code(lambda: nv.nvmlDeviceGetHandleByIndex(0)) == 15
+    assert code(nv.nvmlDeviceGetName, device) == 15
+    assert code(nv.nvmlDeviceGetHandleByIndex, 0) == 15
     assert nv.nvmlDeviceGetIndex(handle(other)) == 1
     machine.remove_gpu(gpu)
     assert nv.nvmlDeviceGetCount() == 1
-    assert code(lambda: nv.nvmlDeviceGetName(device)) == 15
-    assert code(lambda: handle(gpu)) == 6
+    assert code(nv.nvmlDeviceGetName, device) == 15
+    assert code(handle, gpu) == 6
     assert nv.nvmlDeviceGetIndex(handle(other)) == 0
 
 
@@ -288,14 +299,14 @@ def test_processes_have_samples_only_where_they_are_newer(machine: StandIn, gpu:
     before = nv.nvmlDeviceGetProcessUtilization(handle(gpu), newest - 1)
     assert sorted(one.smUtil for one in before) == [30, 90]
     seen = 2**63  # later than any sample, so that no moment of this test can come too late
-    assert code(lambda: nv.nvmlDeviceGetProcessUtilization(handle(gpu), seen)) == 6
-    assert code(lambda: nv.nvmlDeviceGetProcessesUtilizationInfo(handle(gpu), seen)) == 6
+    assert code(nv.nvmlDeviceGetProcessUtilization, handle(gpu), seen) == 6
+    assert code(nv.nvmlDeviceGetProcessesUtilizationInfo, handle(gpu), seen) == 6
     assert nv.nvmlDeviceGetUtilizationRates(handle(gpu)).gpu == 100
     assert compute(gpu) == {os.getpid(): 0}
     machine.update(gpu, busy_percent=42)
     assert nv.nvmlDeviceGetUtilizationRates(handle(gpu)).gpu == 42
     machine.update(gpu, tells_busy=False)
-    assert code(lambda: nv.nvmlDeviceGetUtilizationRates(handle(gpu))) == 3
+    assert code(nv.nvmlDeviceGetUtilizationRates, handle(gpu)) == 3
 
 
 def test_energy_is_a_counter_that_may_run_and_be_reset(machine: StandIn) -> None:
@@ -312,8 +323,8 @@ def test_energy_is_a_counter_that_may_run_and_be_reset(machine: StandIn) -> None
     machine.update(runs, energy_mj=0)
     assert nv.nvmlDeviceGetTotalEnergyConsumption(handle(runs)) == 0
     machine.update(still, energy_mj=None, power_mw=None)
-    assert code(lambda: nv.nvmlDeviceGetTotalEnergyConsumption(handle(still))) == 3
-    assert code(lambda: nv.nvmlDeviceGetPowerUsage(handle(still))) == 3
+    assert code(nv.nvmlDeviceGetTotalEnergyConsumption, handle(still)) == 3
+    assert code(nv.nvmlDeviceGetPowerUsage, handle(still)) == 3
 
 
 def test_mig_instances_are_devices_of_their_own(machine: StandIn, gpu: str) -> None:
@@ -328,7 +339,7 @@ def test_mig_instances_are_devices_of_their_own(machine: StandIn, gpu: str) -> N
     assert nv.nvmlDeviceGetMaxMigDeviceCount(handle(gpu)) == 7
     found = {}
     for slot in range(7):
-        if code(lambda at=slot: nv.nvmlDeviceGetMigDeviceHandleByIndex(handle(gpu), at)) != 6:
+        if code(nv.nvmlDeviceGetMigDeviceHandleByIndex, handle(gpu), slot) != 6:
             instance = nv.nvmlDeviceGetMigDeviceHandleByIndex(handle(gpu), slot)
             found[slot] = nv.nvmlDeviceGetUUID(instance)
     assert found == {0: small, 3: large}
@@ -344,7 +355,7 @@ def test_mig_instances_are_devices_of_their_own(machine: StandIn, gpu: str) -> N
     assert attributes.memorySizeMB == 40 * 1024
     whole = nv.nvmlDeviceGetGpuInstanceProfileInfo(handle(gpu), 4, version=1)
     assert (whole.multiprocessorCount, whole.sliceCount) == (132, 7)
-    assert code(lambda: nv.nvmlDeviceGetAttributes(handle(gpu))) == 3
+    assert code(nv.nvmlDeviceGetAttributes, handle(gpu)) == 3
 
 
 def test_mig_lists_and_memory_are_those_of_the_instance(machine: StandIn, gpu: str) -> None:
@@ -355,12 +366,12 @@ def test_mig_lists_and_memory_are_those_of_the_instance(machine: StandIn, gpu: s
     assert (listed.pid, listed.gpuInstanceId, listed.computeInstanceId) == (os.getpid(), 2, 0)
     assert (used(small), used(large), used(gpu)) == (0, GIB, GIB + MIB)
     for device in (handle(gpu), handle(large)):
-        assert code(lambda at=device: nv.nvmlDeviceGetUtilizationRates(at)) == 3
-        assert code(lambda at=device: nv.nvmlDeviceGetProcessUtilization(at, 0)) == 3
-        assert code(lambda at=device: nv.nvmlDeviceGetProcessesUtilizationInfo(at, 0)) == 3
-    assert code(lambda: nv.nvmlDeviceGetTotalEnergyConsumption(handle(large))) == 3
+        assert code(nv.nvmlDeviceGetUtilizationRates, device) == 3
+        assert code(nv.nvmlDeviceGetProcessUtilization, device, 0) == 3
+        assert code(nv.nvmlDeviceGetProcessesUtilizationInfo, device, 0) == 3
+    assert code(nv.nvmlDeviceGetTotalEnergyConsumption, handle(large)) == 3
     machine.lose(gpu)
-    assert code(lambda: compute(large)) == 15
+    assert code(compute, large) == 15
 
 
 def test_faults_are_told_once_to_those_who_registered(machine: StandIn, gpu: str) -> None:
@@ -369,24 +380,38 @@ def test_faults_are_told_once_to_those_who_registered(machine: StandIn, gpu: str
     listener = nv.nvmlEventSetCreate()
     nv.nvmlDeviceRegisterEvents(handle(gpu), nv.nvmlEventTypeXidCriticalError, listener)
     began = time.monotonic()
-    assert code(lambda: nv.nvmlEventSetWait_v2(listener, 100)) == 10
+    assert code(nv.nvmlEventSetWait_v2, listener, 100) == 10
     assert time.monotonic() - began >= 0.1
     machine.xid(other, 48)
     machine.xid(gpu, 79)
     told = nv.nvmlEventSetWait_v2(listener, 1_000)
     assert (nv.nvmlDeviceGetUUID(told.device), told.eventData) == (gpu, 79)
     assert told.eventType == nv.nvmlEventTypeXidCriticalError
-    assert code(lambda: nv.nvmlEventSetWait_v2(listener, 0)) == 10
+    assert code(nv.nvmlEventSetWait_v2, listener, 0) == 10
     nv.nvmlEventSetFree(listener)
+
+
+FORK = """
+import os, signal, sys, time, pynvml as nv
+def listed():
+    device = nv.nvmlDeviceGetHandleByIndex(0)
+    return [p.pid for p in nv.nvmlDeviceGetComputeRunningProcesses(device)]
+pid = int(sys.argv[1])
+nv.nvmlInit()
+assert listed() == [pid]
+child = os.fork()
+if child == 0:
+    os._exit(listed() != [pid])
+assert os.waitpid(child, 0)[1] == 0
+os.kill(pid, signal.SIGKILL)
+end = time.monotonic() + 5
+while listed():
+    assert time.monotonic() < end
+    time.sleep(0.01)
+"""
 
 
 def test_a_forked_child_does_not_blind_its_parent(machine: StandIn, gpu: str) -> None:
     with machine.worker(gpu, vram_bytes=GIB) as worker:
-        assert compute(gpu) == {worker.pid: GIB}
-        child = os.fork()
-        if child == 0:
-            os._exit(compute(gpu) != {worker.pid: GIB})
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        worker.process.kill()
-        worker.process.wait()
-        assert compute(gpu) == {}
+        command = [sys.executable, "-c", FORK, str(worker.pid)]
+        subprocess.run(command, env=machine.env(), check=True)

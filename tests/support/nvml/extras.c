@@ -111,7 +111,7 @@ static EventSet sets[SETS_MAX];
 
 API int nvmlEventSetCreate(EventSet **to)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     for (size_t i = 0; i < SETS_MAX; i++)
         if (!sets[i].used) {
             sets[i] = (EventSet){.used = true};
@@ -125,7 +125,7 @@ API int nvmlEventSetCreate(EventSet **to)
 
 API int nvmlEventSetFree(EventSet *set)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     set->used = false;
     return leave(NVML_OK);
 }
@@ -161,7 +161,7 @@ static const Event *next_event(EventSet *set)
 
 API int nvmlEventSetWait_v2(EventSet *set, EventData *data, uint32_t timeout_ms)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     int64_t end = now_ns(CLOCK_MONOTONIC) + timeout_ms * INT64_C(1000000);
     const Event *event;
     while ((event = next_event(set)) == NULL)
@@ -189,6 +189,14 @@ API int nvmlEventSetWait_v2(EventSet *set, EventData *data, uint32_t timeout_ms)
         return tell_number(mode, 0);                                                               \
     }
 
+/* nvitop cannot show an instance without. */
+API int nvmlDeviceGetBAR1MemoryInfo(Device *device, Memory *memory)
+{
+    ENTER(device);
+    *memory = (Memory){device->total, device->total, 0};
+    return leave(NVML_OK);
+}
+
 DISABLED(AccountingMode)
 DISABLED(ComputeMode)
 DISABLED(DisplayActive)
@@ -197,7 +205,6 @@ DISABLED(PersistenceMode)
 UNSUPPORTED(AccountingBufferSize)
 UNSUPPORTED(AccountingPids)
 UNSUPPORTED(AccountingStats)
-UNSUPPORTED(BAR1MemoryInfo)
 UNSUPPORTED(ClockInfo)
 UNSUPPORTED(ConfComputeMemSizeInfo)
 UNSUPPORTED(CudaComputeCapability)

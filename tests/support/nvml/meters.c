@@ -13,7 +13,7 @@ static bool has_sample(const Claim *claim, const Device *device)
 /* Samples are taken at the same moments for all; 0 where none is newer than what was seen. */
 static uint64_t newest_sample_us(uint64_t last_seen_us)
 {
-    uint64_t period = state.sample_ms * UINT64_C(1000);
+    uint64_t period = (state.sample_ms > 0 ? state.sample_ms : 1) * UINT64_C(1000);
     uint64_t newest = (uint64_t)now_ns(CLOCK_REALTIME) / 1000 / period * period;
     return newest > last_seen_us ? newest : 0;
 }

@@ -38,7 +38,7 @@ API int nvmlInitWithFlags(uint32_t flags)
 
 API int nvmlShutdown(void)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     return leave_last();
 }
 
@@ -51,25 +51,25 @@ API const char *nvmlErrorString(int code)
 
 API int nvmlSystemGetDriverVersion(char *version, uint32_t room)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     return tell_text(version, room, state.driver);
 }
 
 API int nvmlSystemGetNVMLVersion(char *version, uint32_t room)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     return tell_text(version, room, state.nvml);
 }
 
 API int nvmlSystemGetCudaDriverVersion(uint32_t *version)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     return tell_number(version, state.cuda);
 }
 
 API int nvmlSystemGetCudaDriverVersion_v2(uint32_t *version)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     return tell_number(version, state.cuda);
 }
 
@@ -77,13 +77,13 @@ API int nvmlSystemGetCudaDriverVersion_v2(uint32_t *version)
 
 API int nvmlDeviceGetCount_v2(uint32_t *count)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     return tell_number(count, (int64_t)state.gpus_count);
 }
 
 API int nvmlDeviceGetHandleByIndex_v2(uint32_t index, Device **device)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     if (index >= state.gpus_count)
         return leave(NVML_INVALID_ARGUMENT);
     return tell_device(device, state.gpus[index]);
@@ -91,7 +91,7 @@ API int nvmlDeviceGetHandleByIndex_v2(uint32_t index, Device **device)
 
 API int nvmlDeviceGetHandleByUUID(const char *uuid, Device **device)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     Device *found = NULL;
     for (size_t i = 0; i < state.known; i++)
         if (state.devices[i].present && strcmp(state.devices[i].uuid, uuid) == 0)
@@ -106,7 +106,7 @@ static void bus_id(const Device *device, char *to, size_t room, int domain_digit
 
 API int nvmlDeviceGetHandleByPciBusId_v2(const char *id, Device **device)
 {
-    ENTER(NULL);
+    ENTER(NO_DEVICE);
     Device *found = NULL;
     char expected[32];
     for (size_t i = 0; i < state.gpus_count; i++) {

@@ -307,8 +307,7 @@ static bool concerns(const Rule *rule, const char *function, const Device *devic
         return false;
     if (rule->times != NO_LIMIT && rule->used >= rule->times)
         return false;
-    return rule->device == NULL ||
-           (device != NULL && (rule->device == device || rule->device == device->parent));
+    return rule->device == NULL || rule->device == device || rule->device == device->parent;
 }
 
 uint32_t growth(const char *function, Device *device)
@@ -337,24 +336,25 @@ static int obey(const char *function, const Device *device, bool *hangs)
 
 static bool is_lost(const Device *device)
 {
-    return device != NULL && (device->lost || !device->present || is_lost(device->parent));
+    return device->lost || !device->present || (device->parent != NULL && is_lost(device->parent));
 }
 
 static int admit(const char *function, Device *device)
 {
     bool ours = device >= state.devices && device < state.devices + state.known;
+    bool none = device == NO_DEVICE;
     bool hangs = true;
     int code = NVML_OK;
     if (users == 0)
         return NVML_UNINITIALIZED;
-    if (device != NULL && !ours)
+    if (!ours && !none)
         return NVML_INVALID_ARGUMENT;
     for (bool good = refresh(); hangs; good = !hangs || pause_a_moment()) {
         if (!good)
             return NVML_UNKNOWN;
         code = obey(function, device, &hangs);
     }
-    return code == NVML_OK && is_lost(device) ? NVML_GPU_IS_LOST : code;
+    return code == NVML_OK && !none && is_lost(device) ? NVML_GPU_IS_LOST : code;
 }
 
 bool pause_a_moment(void)
@@ -417,7 +417,7 @@ int enter_first(const char *function)
     if (!open_folder())
         return leave(NVML_DRIVER_NOT_LOADED);
     users++;
-    int code = admit(function, NULL);
+    int code = admit(function, NO_DEVICE);
     if (code == NVML_OK)
         return code;
     users--;

@@ -62,6 +62,7 @@ typedef struct {
 } Event;
 
 typedef struct {
+    Device nothing;
     char driver[TEXT_MAX], nvml[TEXT_MAX];
     uint32_t cuda, layout, sample_ms;
     Device devices[DEVICES_MAX];
@@ -78,7 +79,9 @@ typedef struct {
 
 extern State state;
 
-/* Takes the lock; on any other code than NVML_OK it is not held. `device` may be NULL. */
+#define NO_DEVICE (&state.nothing) /* of a call that is about none */
+
+/* Takes the lock; on any other code than NVML_OK it is not held. */
 int enter(const char *function, Device *device);
 int leave(int code);
 
