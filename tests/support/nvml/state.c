@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define FILE_MAX (256 * 1024)
+#define FIELDS_MAX 32
 #define RACY_NS 20000000 /* a file that young may change again without a new time of change */
 #define PAUSE_NS 20000000
 
@@ -80,7 +81,7 @@ static Device *find_device(const char *uuid)
 }
 
 typedef struct {
-    const char *keys[32], *values[32];
+    const char *keys[FIELDS_MAX], *values[FIELDS_MAX];
     size_t count;
 } Fields;
 
@@ -89,10 +90,12 @@ static const char *cut(char *line, Fields *fields)
 {
     char *rest = NULL, *kind = strtok_r(line, "\t", &rest);
     fields->count = 0;
-    for (char *one; (one = strtok_r(NULL, "\t", &rest)) != NULL && fields->count < 32;) {
+    for (char *one; (one = strtok_r(NULL, "\t", &rest)) != NULL;) {
         char *equals = strchr(one, '=');
-        if (equals == NULL)
+        if (equals == NULL || fields->count == FIELDS_MAX) {
+            complain("no field, or one too many", one);
             return NULL;
+        }
         *equals = 0;
         fields->keys[fields->count] = one;
         fields->values[fields->count++] = equals + 1;
@@ -220,8 +223,10 @@ static char *read_file(int at, const char *name)
         return NULL;
     ssize_t got = read(file, content, sizeof content - 1);
     close(file);
-    if (got < 0)
+    if (got < 0 || got == sizeof content - 1) {
+        complain("unreadable or too long", name);
         return NULL;
+    }
     content[got] = 0;
     return content;
 }
@@ -343,17 +348,21 @@ static int admit(const char *function, Device *device)
 {
     bool ours = device >= state.devices && device < state.devices + state.known;
     bool none = device == NO_DEVICE;
-    bool hangs = true;
+    bool hangs = false;
     int code = NVML_OK;
     if (users == 0)
         return NVML_UNINITIALIZED;
     if (!ours && !none)
         return NVML_INVALID_ARGUMENT;
-    for (bool good = refresh(); hangs; good = !hangs || pause_a_moment()) {
-        if (!good)
-            return NVML_UNKNOWN;
+    bool good = refresh();
+    while (good) {
         code = obey(function, device, &hangs);
+        if (!hangs)
+            break;
+        good = pause_a_moment();
     }
+    if (!good)
+        return NVML_UNKNOWN;
     return code == NVML_OK && !none && is_lost(device) ? NVML_GPU_IS_LOST : code;
 }
 
