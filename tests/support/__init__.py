@@ -1,1 +1,1 @@
-"""What the end-to-end tests share: daemons, bare calls, raw bytes, and reading the books."""
+"""What the end-to-end tests share: daemons, bare calls, raw bytes, GPUs, and reading the books."""
