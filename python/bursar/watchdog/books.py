@@ -1,0 +1,374 @@
+"""Carries what was metered into the ledger, through ordinary reservations.
+
+What is used up (GPU time, energy, memory over time) has one reservation an account, debited at each
+sample and committed at what was measured about once a minute, so that windows own what fell into them.
+Memory has one reservation an account, which follows what is in use; where it cannot follow, the
+refusal says which limit was passed. The calls are those of any client, without a socket.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from bursar.exceptions import AccountNotFound, BursarError
+from bursar.v1 import account_pb2 as ac
+from bursar.v1 import ledger_pb2 as lg
+from bursar.watchdog.journal import Hold, Journal
+
+__all__ = ["Books", "Over", "chain"]
+
+_VRAM: Final = "vram_bytes"
+_TTL_S: Final = 120
+_ROLL_MS: Final = 60_000
+_RENEW_MS: Final = 30_000
+_AHEAD: Final = 10  # samples' worth that is held before it is used
+_SLACK_BYTES: Final = (
+    64 << 20
+)  # less than this is not given back: it would come and go all the time
+
+A = TypeVar("A", bound=Message)
+Call = Callable[[str, Message, type[Message]], Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A limit that is passed.
+
+    Attributes:
+        account: Whose limit: the account itself, or an ancestor.
+        unit: What it counts.
+        limit: What is allowed.
+        used: What is used.
+    """
+
+    account: str
+    unit: str
+    limit: int
+    used: int
+
+
+@dataclass(slots=True)
+class _Meter:
+    reservation: str
+    granted: dict[str, int]
+    opened_ms: int
+    used: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Memory:
+    reservation: str
+    granted_bytes: int
+    renewed_ms: int
+
+
+def chain(account: str) -> list[str]:
+    """The account and its ancestors, from itself up."""
+    names = account.split("/")
+    return ["/".join(names[:count]) for count in range(len(names), 0, -1)]
+
+
+class Books:
+    """The watchdog's reservations. Not safe to share between threads.
+
+    Args:
+        call: Makes one call: method, request and the type of the answer; raises BursarError.
+        journal: Remembers the reservations over a crash.
+    """
+
+    def __init__(self, call: Call, journal: Journal) -> None:
+        self._call = call
+        self._journal = journal
+        self._meters: dict[str, _Meter] = {}
+        self._memory: dict[str, _Memory] = {}
+        self._owed: dict[str, dict[str, int]] = {}
+        self.unknown: set[str] = set()
+        """Accounts that do not exist and that no pattern creates: what they owe is kept apart."""
+
+    def recover(self, now_ms: int) -> None:
+        """Takes over what a crash has left: memory goes on being held, what was metered is settled."""
+        for hold in self._journal.holds():
+            try:
+                info = self._get_reservation(hold.reservation)
+            except BursarError:
+                self._journal.drop_hold(hold.reservation)
+                continue
+            granted = {one.unit: one.value for one in info.granted}
+            if info.state != lg.Reservation.STATE_PENDING:
+                self._journal.drop_hold(hold.reservation)
+            elif hold.unit == _VRAM:
+                memory = _Memory(hold.reservation, granted.get(_VRAM, 0), now_ms - _RENEW_MS)
+                self._memory[hold.account] = memory
+            else:
+                self._end(hold.reservation)
+
+    def spend(self, account: str, amounts: Mapping[str, int], now_ms: int) -> None:
+        """Debits what an account has used since the last call.
+
+        What the ledger cannot take now (its store has failed, the account does not exist) is owed and
+        tried again with the next call.
+        """
+        owed = self._owed.setdefault(account, {})
+        for unit, amount in amounts.items():
+            owed[unit] = owed.get(unit, 0) + amount
+        if not any(owed.values()):
+            return
+        try:
+            self._settle(account, owed, now_ms)
+        except AccountNotFound:
+            self.unknown.add(account)
+            return
+        except BursarError:
+            return
+        self.unknown.discard(account)
+        self._owed[account] = {}
+
+    def _settle(self, account: str, owed: dict[str, int], now_ms: int) -> None:
+        meter = self._meters.get(account)
+        if meter is None:
+            meter = self._open(account, owed, now_ms)
+        if meter is None:
+            request = lg.RecordRequest(account=account, amounts=_amounts(owed))
+            self._ask("LedgerService/Record", request, lg.RecordResponse)
+            return
+        used = {unit: meter.used.get(unit, 0) + owed.get(unit, 0) for unit in {*meter.used, *owed}}
+        fits = all(amount <= meter.granted.get(unit, 0) for unit, amount in used.items())
+        if fits and now_ms - meter.opened_ms < _ROLL_MS:
+            request = lg.DebitRequest(reservation=meter.reservation, used=_amounts(used))
+            self._ask("LedgerService/Debit", request, lg.DebitResponse)
+            meter.used = used
+            return
+        self._close(account, used)
+
+    def _open(self, account: str, owed: Mapping[str, int], now_ms: int) -> _Meter | None:
+        """Holds what is owed and some of what comes; None when the ledger grants nothing."""
+        ahead = {unit: amount * (1 + _AHEAD) for unit, amount in owed.items() if amount}
+        least = dict.fromkeys(ahead, 0)
+        request = lg.ReserveRequest(
+            account=account,
+            amounts=_amounts(ahead),
+            min_acceptable=_amounts(least),
+            ttl=Duration(seconds=_TTL_S),
+            labels={"action": "watchdog"},
+        )
+        answer = self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
+        if not answer.HasField("reservation"):
+            return None
+        granted = {one.unit: one.value for one in answer.reservation.granted}
+        meter = _Meter(answer.reservation.id, granted, now_ms)
+        self._meters[account] = meter
+        self._journal.add_hold(Hold(meter.reservation, account, ""))
+        return meter
+
+    def _close(self, account: str, used: Mapping[str, int]) -> None:
+        meter = self._meters.pop(account)
+        request = lg.CommitRequest(reservation=meter.reservation, actual=_amounts(used))
+        self._ask("LedgerService/Commit", request, lg.CommitResponse)
+        self._journal.drop_hold(meter.reservation)
+
+    def occupy(self, account: str, size: int, now_ms: int) -> Over | None:
+        """Makes the hold of an account's memory follow what is in use.
+
+        Returns:
+            The limit that is passed, where the hold cannot follow; the hold then stays as large as it
+            may be.
+        """
+        memory = self._memory.get(account)
+        try:
+            if memory is not None and size < memory.granted_bytes - _SLACK_BYTES:
+                self._give_up(account)
+                memory = None
+            if size == 0:
+                self._give_up(account)
+                return None
+            if memory is None:
+                return self._take(account, size, now_ms)
+            if size > memory.granted_bytes:
+                return self._raise(account, memory, size, now_ms)
+            if now_ms - memory.renewed_ms >= _RENEW_MS:
+                self._extend(memory, 0, now_ms)
+        except AccountNotFound:
+            self.unknown.add(account)
+        except BursarError:
+            # Ended by somebody, or the store has failed: what is in use is held anew next time.
+            self._forget(account)
+        return None
+
+    def _take(self, account: str, size: int, now_ms: int) -> Over | None:
+        answer = self._reserve_vram(account, size, size)
+        refused = None
+        if not answer.HasField("reservation"):
+            refused = self._over(answer.refusal, answer.balances)
+            answer = self._reserve_vram(account, size, 0)
+        if answer.HasField("reservation"):
+            granted = sum(one.value for one in answer.reservation.granted if one.unit == _VRAM)
+            self._memory[account] = _Memory(answer.reservation.id, granted, now_ms)
+            self._journal.add_hold(Hold(answer.reservation.id, account, _VRAM))
+        return refused
+
+    def _reserve_vram(self, account: str, size: int, least: int) -> lg.ReserveResponse:
+        request = lg.ReserveRequest(
+            account=account,
+            amounts=[lg.Amount(unit=_VRAM, value=size)],
+            min_acceptable=[lg.Amount(unit=_VRAM, value=least)],
+            ttl=Duration(seconds=_TTL_S),
+            labels={"action": "watchdog"},
+        )
+        return self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
+
+    def _raise(self, account: str, memory: _Memory, size: int, now_ms: int) -> Over | None:
+        answer = self._extend(memory, size, now_ms)
+        if not answer.HasField("refusal"):
+            memory.granted_bytes = size
+            return None
+        del account
+        return self._over(answer.refusal, ())
+
+    def _extend(self, memory: _Memory, size: int, now_ms: int) -> lg.ExtendResponse:
+        granted = [lg.Amount(unit=_VRAM, value=size)] if size else []
+        request = lg.ExtendRequest(
+            reservation=memory.reservation, granted=granted, ttl=Duration(seconds=_TTL_S)
+        )
+        answer = self._ask("LedgerService/Extend", request, lg.ExtendResponse)
+        memory.renewed_ms = now_ms
+        return answer
+
+    def _over(self, refusal: lg.Refusal, balances: Iterable[lg.Balance]) -> Over | None:
+        if refusal.reason != lg.Refusal.REASON_BUDGET_EXHAUSTED:
+            return None  # frozen: not a question of how much
+        known = [*balances, *self.windows([refusal.account])]
+        limit = next(
+            (
+                one.limit
+                for one in known
+                if (one.account, one.unit) == (refusal.account, refusal.unit)
+            ),
+            0,
+        )
+        return Over(refusal.account, refusal.unit, limit, limit + refusal.shortfall)
+
+    def vram_of(self, reservation: str) -> int:
+        """How much memory a client's own pending reservation holds; 0 when it holds none."""
+        try:
+            info = self._get_reservation(reservation)
+        except BursarError:
+            return 0
+        if info.state != lg.Reservation.STATE_PENDING:
+            return 0
+        return sum(one.value for one in info.granted if one.unit == _VRAM)
+
+    def windows(self, accounts: Iterable[str]) -> list[lg.Balance]:
+        """The windows of these accounts alone, where they exist."""
+        found: list[lg.Balance] = []
+        for account in accounts:
+            request = ac.GetAccountRequest(account=account)
+            try:
+                answer = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
+            except BursarError:
+                continue
+            found += answer.account.balances
+        return found
+
+    def freeze(self, account: str, reason: str) -> bool:
+        """Refuses new holds; False where that was so before, or there is no such account."""
+        try:
+            request = ac.GetAccountRequest(account=account)
+            found = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
+            if found.account.frozen:
+                return False
+            freeze = ac.FreezeRequest(account=account, reason=reason)
+            self._ask("AccountService/Freeze", freeze, ac.FreezeResponse)
+        except BursarError:
+            return False
+        return True
+
+    def unfreeze(self, account: str, reason: str) -> None:
+        """Ends a freeze of our own: one that somebody put there since stays."""
+        try:
+            request = ac.GetAccountRequest(account=account)
+            found = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
+            if found.account.frozen and found.account.freeze_reason == reason:
+                thaw = ac.UnfreezeRequest(account=account)
+                self._ask("AccountService/Unfreeze", thaw, ac.UnfreezeResponse)
+        except BursarError:
+            return
+
+    def open_account(self, account: str, limits: Mapping[str, int]) -> None:
+        """Makes a job's own account with its limits; raises BursarError."""
+        for unit, limit in limits.items():
+            budget = ac.Budget(
+                account=account,
+                unit=unit,
+                limit=limit,
+                period=ac.Period(kind=ac.Period.KIND_TOTAL),
+            )
+            request = ac.SetBudgetRequest(budget=budget)
+            self._ask("AccountService/SetBudget", request, ac.SetBudgetResponse)
+
+    def check(self, account: str) -> lg.CheckResponse:
+        """Whether an account exists, or may, and takes anything at all; raises BursarError."""
+        request = lg.CheckRequest(account=account, amounts=[lg.Amount(unit="calls", value=0)])
+        return self._ask("LedgerService/Check", request, lg.CheckResponse)
+
+    def settle(self, account: str) -> None:
+        """Commits what an account has used and gives its memory back."""
+        if (meter := self._meters.get(account)) is not None:
+            try:
+                self._close(account, meter.used)
+            except BursarError:
+                self._journal.drop_hold(meter.reservation)
+        self._give_up(account)
+
+    def retire(self, account: str) -> bool:
+        """Takes a job's own account out of use; False while something of it is pending."""
+        self.settle(account)
+        request = ac.RetireAccountRequest(account=account)
+        try:
+            self._ask("AccountService/RetireAccount", request, ac.RetireAccountResponse)
+        except BursarError:
+            return False
+        self._owed.pop(account, None)
+        return True
+
+    def close(self) -> None:
+        """Commits what was metered. Memory stays held: the processes are still there."""
+        for account, meter in list(self._meters.items()):
+            try:
+                self._close(account, meter.used)
+            except BursarError:
+                continue
+
+    def _give_up(self, account: str) -> None:
+        memory = self._memory.pop(account, None)
+        if memory is not None:
+            self._end(memory.reservation)
+
+    def _forget(self, account: str) -> None:
+        memory = self._memory.pop(account, None)
+        if memory is not None:
+            self._journal.drop_hold(memory.reservation)
+
+    def _end(self, reservation: str) -> None:
+        try:
+            request = lg.ReleaseRequest(reservation=reservation)
+            self._ask("LedgerService/Release", request, lg.ReleaseResponse)
+        except BursarError:
+            return
+        self._journal.drop_hold(reservation)
+
+    def _get_reservation(self, reservation: str) -> lg.Reservation:
+        request = lg.GetReservationRequest(reservation=reservation)
+        answer = self._ask("LedgerService/GetReservation", request, lg.GetReservationResponse)
+        return answer.reservation
+
+    def _ask(self, method: str, request: Message, response: type[A]) -> A:
+        answer = self._call(method, request, response)
+        assert isinstance(answer, response)
+        return answer
+
+
+def _amounts(amounts: Mapping[str, int]) -> list[lg.Amount]:
+    return [lg.Amount(unit=unit, value=value) for unit, value in amounts.items()]

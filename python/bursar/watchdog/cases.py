@@ -1,0 +1,364 @@
+"""The open incidents: what `escalation` decides is written to the journal, then carried out.
+
+Every change goes journal first, deed second: after a crash the new daemon finds the intent, looks at
+what is true, and goes on. It owns the freezes and the quarantine that incidents bring about.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from bursar.v1 import process_pb2 as pb
+from bursar.watchdog import signals
+from bursar.watchdog.books import Books, Over
+from bursar.watchdog.escalation import Action, Look, Patience, Phase, open_standing, step
+from bursar.watchdog.jobs import Jobs, Kept
+from bursar.watchdog.journal import Case, Journal
+from bursar.watchdog.processes import Held, boot_id, command_of, read_stat
+from bursar.watchdog.samples import GpuProcess, Health, Sample
+
+__all__ = ["GPU_UNITS", "Cases", "View"]
+
+GPU_UNITS: Final = frozenset({"gpu_ms", "vram_bytes", "vram_mib_s", "energy_mj"})
+STEPS_MAX: Final = 64
+VICTIMS_MAX: Final = 1000
+_LIMIT_WINDOW_MS: Final = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The GPUs as they were last seen.
+
+    Attributes:
+        sample: The latest sample; None: there was none yet.
+        by_pid: Who is on which device: pid → (device uuid, process).
+        is_stale: Whether the sample is too old to act on.
+    """
+
+    sample: Sample | None = None
+    by_pid: Mapping[int, Sequence[tuple[str, GpuProcess]]] = field(default_factory=dict)
+    is_stale: bool = True
+
+    @property
+    def is_seeing(self) -> bool:
+        """Whether absence from the lists means something."""
+        sample = self.sample
+        return (
+            sample is not None
+            and sample.health is Health.WATCHING
+            and all(one.processes is not None for one in sample.devices)
+        )
+
+    @property
+    def has_no_nvml(self) -> bool:
+        """Whether there are no GPUs here as far as anybody can tell."""
+        return self.sample is None or self.sample.health is Health.NO_NVML
+
+
+class Cases:
+    """The incidents that may still change. Not safe to share between threads.
+
+    Args:
+        jobs: The registered jobs.
+        books: Freezes accounts.
+        journal: Remembers.
+        rules: Who is never signalled.
+        patience: How long each state may last; the grace period is the job's own.
+        per_account: How many incidents of one account may be acted on in ten minutes.
+        per_host: How many of all accounts together.
+        tell: Takes each event.
+    """
+
+    def __init__(  # noqa: PLR0917 -- wired up in one place
+        self,
+        jobs: Jobs,
+        books: Books,
+        journal: Journal,
+        rules: signals.Rules,
+        patience: Patience,
+        per_account: int,
+        per_host: int,
+        tell: Callable[[pb.WatchProcessesResponse], None],
+    ) -> None:
+        self._jobs = jobs
+        self._books = books
+        self._journal = journal
+        self._rules = rules
+        self._patience = patience
+        self._per_account = per_account
+        self._per_host = per_host
+        self._tell = tell
+        self._boot = boot_id()
+        self._open: dict[str, Case] = {}
+        self._acted: list[tuple[int, str]] = []
+        self._ended_ns: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(list(self._open.values()))
+
+    @property
+    def has_active(self) -> bool:
+        """Whether something is going on that should be looked at more often."""
+        return any(not case.standing.phase.is_over for case in self._open.values())
+
+    def recover(self) -> None:
+        """Takes over the incidents that a crash has cut off."""
+        for case in self._journal.open_cases():
+            self._open[case.incident.job] = case
+
+    def of_job(self, job_id: str) -> Case | None:
+        """The incident of a job that may still change."""
+        return self._open.get(job_id)
+
+    def on_device(self, uuid: str) -> Case | None:
+        """An incident that is going on and has victims on a device."""
+        for case in self._open.values():
+            if not case.standing.phase.is_over and uuid in case.bytes_by_device:
+                return case
+        return None
+
+    def is_limited(self, account: str, now_ms: int) -> str:
+        """Why no further incident may be acted on now; empty: it may."""
+        since = now_ms - _LIMIT_WINDOW_MS
+        self._acted = [(when, whose) for when, whose in self._acted if when > since]
+        if len(self._acted) >= self._per_host:
+            return f"{len(self._acted)} incidents on this host within ten minutes"
+        own = sum(whose == account for _, whose in self._acted)
+        return (
+            f"{own} incidents of {account} within ten minutes" if own >= self._per_account else ""
+        )
+
+    def open(
+        self,
+        kept: Kept,
+        incident: pb.Incident,
+        view: View,
+        members: Iterable[Held],
+        *,
+        forbidden: str,
+        now_ms: int,
+    ) -> Case:
+        """Records the intent: who is to be stopped, and why. Signals nobody.
+
+        Args:
+            kept: The job.
+            incident: The cause, the limit, what was used and the reason.
+            view: The GPUs, for the victims' bytes.
+            members: The processes of the job.
+            forbidden: Why nobody may be signalled; then the account is not frozen either.
+            now_ms: By CLOCK_BOOTTIME.
+        """
+        incident.account, incident.job = kept.job.account, kept.job.id
+        incident.job_name = kept.job.name
+        incident.create_time.GetCurrentTime()
+        case = Case(incident, open_standing(now_ms, incident.reason), self._boot)
+        self._note(case)
+        for held in members:
+            self._add_victim(case, held, view)
+        if not forbidden:
+            reason = f"watchdog: {incident.reason}"[:256]
+            case.froze = self._books.freeze(kept.job.account, reason)
+            self._acted.append((now_ms, kept.job.account))
+        self._journal.save_case(case)
+        self._open[kept.job.id] = case
+        self._announce(case)
+        return case
+
+    def _add_victim(self, case: Case, held: Held, view: View) -> None:
+        if held.identity in case.victims or len(case.victims) >= VICTIMS_MAX:
+            return
+        case.victims.add(held.identity)
+        size = 0
+        for uuid, process in view.by_pid.get(held.pid, ()):
+            known = process.vram_bytes or 0
+            case.bytes_by_device.setdefault(uuid, {})[held.pid] = known
+            size += known
+        victim = pb.Incident.Victim(pid=held.pid, command=command_of(held.pid), vram_bytes=size)
+        case.incident.victims.append(victim)
+        case.incident.vram_bytes += size
+
+    def advance(
+        self, case: Case, kept: Kept, view: View, members: Iterable[Held], *, over: bool,
+        forbidden: str, now_ms: int,
+    ) -> None:  # fmt: skip
+        """Goes on with an incident as far as it goes now.
+
+        Args:
+            case: The incident.
+            kept: Its job.
+            view: The GPUs.
+            members: The processes of the job that live.
+            over: Whether its limit is still passed.
+            forbidden: Why nobody may be signalled; empty: they may.
+            now_ms: By CLOCK_BOOTTIME.
+        """
+        alive = [] if case.boot != self._boot else list(members)
+        uid = -1 if kept.job.cgroup else kept.job.uid
+        refusals = {one.pid: why for one in alive if (why := self._rules.refusal(one, uid=uid))}
+        targets = [one for one in alive if one.pid not in refusals]
+        if not targets and refusals:
+            forbidden = forbidden or next(iter(refusals.values()))
+        if targets:
+            self._ended_ns.pop(kept.job.id, None)
+        else:
+            self._ended_ns.setdefault(kept.job.id, time.monotonic_ns())
+        acts_on_gpus = case.incident.unit in GPU_UNITS
+        while True:
+            phase = case.standing.phase
+            if acts_on_gpus and view.is_stale and phase in (Phase.BREACH, Phase.TERM) and targets:
+                return  # nobody is signalled on what may no longer be true
+            listed = self._listed(case, view)
+            if (
+                phase is Phase.VERIFY
+                and listed is not None
+                and not self._is_fresh(kept, view, case)
+            ):
+                return
+            look = Look(
+                over=over,
+                alive=len(targets) or len(refusals),
+                unsignalled=sum(one.identity not in case.killed for one in targets),
+                listed=listed,
+                forbidden=forbidden,
+            )
+            patience = Patience(
+                term_grace_ms=kept.job.term_grace.ToMilliseconds(),
+                unkillable_ms=self._patience.unkillable_ms,
+                verify_ms=self._patience.verify_ms,
+            )
+            standing, actions = step(case.standing, look, now_ms, patience)
+            if standing == case.standing and not actions:
+                return
+            for held in targets if actions else ():
+                self._add_victim(case, held, view)
+            moved = standing != case.standing
+            case.standing = standing
+            if moved:
+                self._note(case)
+            self._account_for(case, view)
+            self._journal.save_case(case)  # the intent, before the deed
+            for action in actions:
+                self._act(action, case, kept, targets, refusals)
+            if moved:
+                self._announce(case)
+            if standing.phase.is_final:
+                self._finish(case)
+                return
+            if standing.phase is phase or not standing.phase.is_over and targets:
+                return
+
+    def _act(
+        self,
+        action: Action,
+        case: Case,
+        kept: Kept,
+        targets: Sequence[Held],
+        refusals: Mapping[int, str],
+    ) -> None:
+        if action is Action.SIGTERM:
+            for held in targets:
+                signals.send(held, signal.SIGTERM)
+        elif action is Action.SIGKILL:
+            case.killed |= {one.identity for one in targets}
+            self._journal.save_case(case)
+            whole = kept.job.cgroup and not refusals
+            if not (whole and signals.kill_group(kept.job.cgroup, kept.cgroup_inode)):
+                for held in targets:
+                    signals.send(held, signal.SIGKILL)
+
+    def _is_fresh(self, kept: Kept, view: View, case: Case) -> bool:
+        """Whether the latest sample was taken after the processes had ended."""
+        if not case.bytes_by_device and view.has_no_nvml:
+            return True
+        ended_ns = self._ended_ns.get(kept.job.id, 0)
+        return view.sample is not None and view.sample.time_ns > ended_ns
+
+    def _listed(self, case: Case, view: View) -> int | None:
+        """How many victims NVML lists; None: it cannot be asked."""
+        if case.boot != self._boot:
+            return 0  # that boot's memory is gone with it
+        if view.has_no_nvml and not case.bytes_by_device:
+            return 0
+        if not view.is_seeing:
+            return None if case.bytes_by_device else 0
+        return sum(_lists(view, pid, start) for pid, start in case.victims)
+
+    def _account_for(self, case: Case, view: View) -> None:
+        """What has come back and what is quarantined, as far as can be seen."""
+        incident = case.incident
+        stuck = self.stuck_bytes(case, view)
+        if case.standing.phase.is_over:
+            incident.vram_returned_bytes = incident.vram_bytes - stuck
+            quarantined = case.standing.phase in (
+                Phase.UNVERIFIED, Phase.RECLAIM_FAILED, Phase.UNKILLABLE,
+            )  # fmt: skip
+            incident.vram_quarantined_bytes = stuck if quarantined else 0
+
+    def stuck_bytes(self, case: Case, view: View, uuid: str | None = None) -> int:
+        """The victims' bytes that have not been seen to come back, on one device or on all."""
+        sizes = case.bytes_by_device
+        devices = sizes if uuid is None else {uuid} & sizes.keys()
+        if not view.is_seeing:
+            return sum(sum(sizes[one].values()) for one in devices)
+        starts = dict(case.victims)
+        return sum(
+            size
+            for one in devices
+            for pid, size in sizes[one].items()
+            if _lists(view, pid, starts.get(pid, 0), one)
+        )
+
+    def _note(self, case: Case) -> None:
+        """Adds the state that was reached to what happened."""
+        incident, phase = case.incident, case.standing.phase
+        incident.state = pb.Incident.State.ValueType(phase.value)
+        now = Timestamp()
+        now.GetCurrentTime()
+        step_ = pb.Incident.Step(state=incident.state, time=now, detail=case.standing.detail)
+        if len(incident.steps) < STEPS_MAX:
+            incident.steps.append(step_)
+        if phase.is_over:
+            incident.end_time.CopyFrom(now)
+
+    def _announce(self, case: Case) -> None:
+        event = pb.WatchProcessesResponse(
+            kind=pb.WatchProcessesResponse.KIND_INCIDENT,
+            account=case.incident.account,
+            detail=case.standing.detail,
+            incident=case.incident,
+        )
+        self._tell(event)
+
+    def _finish(self, case: Case) -> None:
+        if case.froze:
+            reason = f"watchdog: {case.incident.reason}"[:256]
+            self._books.unfreeze(case.incident.account, reason)
+        self._ended_ns.pop(case.incident.job, None)
+        del self._open[case.incident.job]
+
+
+def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> bool:
+    """Whether NVML lists this process, and not another one that has its pid now."""
+    if not any(uuid in (None, device) for device, _ in view.by_pid.get(pid, ())):
+        return False
+    stat = read_stat(pid)
+    return stat is None or stat.start_ticks == start_ticks
+
+
+def over_incident(over: Over) -> pb.Incident:
+    """An incident for a limit that is passed, not opened yet."""
+    from bursar.units import format_amount
+
+    used, limit = (format_amount(over.unit, one) for one in (over.used, over.limit))
+    return pb.Incident(
+        cause=pb.Incident.CAUSE_BUDGET,
+        limit_account=over.account,
+        unit=over.unit,
+        limit=over.limit,
+        used=over.used,
+        reason=f"{over.unit} {used} passed the limit of {limit} of {over.account}",
+    )

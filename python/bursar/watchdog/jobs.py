@@ -1,0 +1,139 @@
+"""The registered jobs, and which processes belong to each.
+
+A job is a process that was registered and everything that it starts. With a cgroup of its own, the
+kernel says who that is. Without, it is the descent from its process, or from the launcher that adopts
+its orphans; who was once found to belong to a job stays with it. Nothing in here signals.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from bursar.v1 import process_pb2 as pb
+from bursar.watchdog import cgroups
+from bursar.watchdog.processes import Held, ProcessTable, ancestors, descendants
+
+__all__ = ["JOBS_MAX", "Jobs", "Kept"]
+
+JOBS_MAX: Final = 10_000
+"""The most jobs that are registered at once."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """A job and what is known of it beyond what it was registered with.
+
+    Attributes:
+        job: The job as callers see it.
+        start_ticks: When its process started; with the pid, who it is.
+        keeper: The process that its orphans go to, if not init: the launcher.
+        cgroup_inode: What its cgroup's folder was at registration; 0 without one.
+        own_account: Whether its account was made for it and retires with it.
+        reservation: The client's own hold of VRAM that covers it; empty: none.
+        start_boot_ms: When its process started, by CLOCK_BOOTTIME.
+        boot: The boot that it belongs to.
+        found: Processes that were once found to descend from its process.
+    """
+
+    job: pb.Job
+    start_ticks: int
+    keeper: tuple[int, int] | None
+    cgroup_inode: int
+    own_account: bool
+    reservation: str
+    start_boot_ms: int
+    boot: str
+    found: set[tuple[int, int]] = field(default_factory=set)
+
+
+class Jobs:
+    """The jobs by id, by process, and by cgroup."""
+
+    def __init__(self, table: ProcessTable) -> None:
+        self._table = table
+        self._by_id: dict[str, Kept] = {}
+        self._by_root: dict[tuple[int, int], Kept] = {}
+        self._by_group: dict[str, Kept] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(list(self._by_id.values()))
+
+    def get(self, job_id: str) -> Kept | None:
+        """The job of that id."""
+        return self._by_id.get(job_id)
+
+    def add(self, kept: Kept) -> None:
+        """Takes a job in."""
+        self._by_id[kept.job.id] = kept
+        self._by_root[kept.job.pid, kept.start_ticks] = kept
+        if kept.job.cgroup:
+            self._by_group[kept.job.cgroup] = kept
+
+    def remove(self, kept: Kept) -> None:
+        """Forgets a job."""
+        del self._by_id[kept.job.id]
+        self._by_root.pop((kept.job.pid, kept.start_ticks), None)
+        if kept.job.cgroup:
+            self._by_group.pop(kept.job.cgroup, None)
+
+    def of_process(self, held: Held) -> Kept | None:
+        """The job that was registered with this process."""
+        return self._by_root.get(held.identity)
+
+    def of_group(self, path: str | None) -> Kept | None:
+        """The job whose cgroup this is, or is above it."""
+        while path:
+            if path in self._by_group:
+                return self._by_group[path]
+            path = path.rpartition("/")[0]
+        return None
+
+    def of_ancestor(self, pid: int) -> Kept | None:
+        """The job of the nearest ancestor that has one."""
+        for parent in ancestors(pid):
+            held = self._table.hold(parent) if self._is_root(parent) else None
+            if held is not None and (kept := self._by_root.get(held.identity)) is not None:
+                return kept
+        return None
+
+    def _is_root(self, pid: int) -> bool:
+        return any(root == pid for root, _ in self._by_root)
+
+    def members(self, kept: Kept, also: Iterable[int] = ()) -> list[Held]:
+        """The processes of a job that live now, as far as can be seen.
+
+        Args:
+            kept: The job.
+            also: Further processes that were attributed to it, such as those that NVML lists.
+        """
+        pids = set(also)
+        if kept.job.cgroup and cgroups.inode(kept.job.cgroup) == kept.cgroup_inode:
+            pids.update(cgroups.members(kept.job.cgroup))
+        else:
+            pids |= self._descendants(kept)
+        held = [one for pid in pids if (one := self._table.hold(pid)) is not None]
+        alive = [one for one in held if self._table.is_alive(*one.identity)]
+        if not kept.job.cgroup:
+            kept.found = {one.identity for one in alive}
+        return sorted(alive, key=lambda one: one.pid)
+
+    def _descendants(self, kept: Kept) -> set[int]:
+        roots = {identity for identity in kept.found if self._table.is_alive(*identity)}
+        if self._table.is_alive(kept.job.pid, kept.start_ticks):
+            roots.add((kept.job.pid, kept.start_ticks))
+        if kept.keeper is not None and self._table.is_alive(*kept.keeper):
+            roots.add(kept.keeper)
+        pids = {pid for pid, _ in roots}
+        found = pids | descendants(pids)
+        return found - {kept.keeper[0]} if kept.keeper else found
+
+    def is_ended(self, kept: Kept) -> bool:
+        """Whether nothing of a job lives any more. Cheap while its process lives."""
+        if self._table.is_alive(kept.job.pid, kept.start_ticks):
+            return False
+        if kept.job.cgroup and cgroups.inode(kept.job.cgroup) == kept.cgroup_inode:
+            return cgroups.is_empty(kept.job.cgroup)
+        return not self.members(kept)

@@ -1,0 +1,105 @@
+"""The only file that signals. By pidfd alone, on an identity that was checked, and never by pid.
+
+A wrong kill is the worst failure, so every rule of `refusal` is asked for every process and every
+signal, and what is not provably the job's is left alone.
+"""
+
+import os
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bursar.watchdog import cgroups
+from bursar.watchdog.processes import Held, ancestors, command_of, read_stat, uid_of
+
+__all__ = ["PROTECTED", "Rules", "kill_group", "send"]
+
+PROTECTED: Final = (
+    r"Xorg|Xwayland|gnome-shell|kwin_\w+|sddm|gdm\w*",
+    r"nvidia-persistenced|nvidia-cuda-mps-(control|server)|nv-hostengine|dcgm-exporter",
+    r"nvidia-device-plugin|containerd(-shim.*)?|conmon|dockerd|crio|kubelet|runc",
+    r"sshd|systemd.*|init|dbus-daemon|agetty|login",
+)
+"""Programs that are never signalled, by the name of their file."""
+
+_KERNEL_PIDS_MAX: Final = 2
+_KTHREADD: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who is never signalled.
+
+    Attributes:
+        protect: Patterns for the name of a program's file, beyond `PROTECTED`.
+        other_users: Whether a process may run as another user than its job was registered with.
+    """
+
+    protect: tuple[str, ...] = ()
+    other_users: bool = False
+
+    def refusal(self, held: Held, *, uid: int) -> str:
+        """Why a process may not be signalled; empty: it may.
+
+        Args:
+            held: The process; its pidfd is what a signal would go to.
+            uid: Who its job was registered as.
+        """
+        pid = held.pid
+        if pid <= _KERNEL_PIDS_MAX:
+            return f"pid {pid} is the system's"
+        if pid == os.getpid() or pid in ancestors(os.getpid()):
+            return f"pid {pid} is the sidecar or an ancestor of it"
+        stat = read_stat(pid)
+        if stat is None or stat.start_ticks != held.start_ticks:
+            return f"pid {pid} is another process than the one that was attributed"
+        if stat.ppid == _KTHREADD:
+            return f"pid {pid} is a kernel thread"
+        if stat.ppid == os.getpid():
+            return f"pid {pid} is a part of the sidecar"
+        program = _program(pid)
+        if any(re.fullmatch(pattern, program) for pattern in (*PROTECTED, *self.protect)):
+            return f"{program} (pid {pid}) is protected"
+        owner = uid_of(pid)
+        if not self.other_users and owner is not None and owner != uid:
+            return f"pid {pid} runs as user {owner}, its job as user {uid}"
+        return ""
+
+
+def _program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")
+    except OSError:
+        return Path(command_of(pid).split(" ", 1)[0]).name
+
+
+def send(held: Held, number: signal.Signals) -> bool:
+    """Signals one process; False when it has ended, or is another user's and we may not."""
+    try:
+        signal.pidfd_send_signal(held.pidfd, number)
+        if number is signal.SIGTERM:  # a stopped process handles nothing until it goes on
+            signal.pidfd_send_signal(held.pidfd, signal.SIGCONT)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def kill_group(path: str, inode: int) -> bool:
+    """Kills a job's cgroup at once, so that nobody can fork out of it.
+
+    Args:
+        path: The group, below the root of the hierarchy.
+        inode: Its folder's at registration: one of the same name is another group.
+
+    Returns:
+        False: it was not done; signal the processes one by one.
+    """
+    if cgroups.inode(path) != inode:
+        return False
+    try:
+        cgroups.kill(path)
+    except OSError:
+        return False
+    return True
