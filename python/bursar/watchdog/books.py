@@ -8,7 +8,7 @@ refusal says which limit was passed. The calls are those of any client, without 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -42,12 +42,14 @@ class Over:
         unit: What it counts.
         limit: What is allowed.
         used: What is used.
+        refusal: What the ledger said, if it was asked.
     """
 
     account: str
     unit: str
     limit: int
     used: int
+    refusal: lg.Refusal | None = None
 
 
 @dataclass(slots=True)
@@ -131,8 +133,8 @@ class Books:
         if meter is None:
             meter = self._open(account, owed, now_ms)
         if meter is None:
-            request = lg.RecordRequest(account=account, amounts=_amounts(owed))
-            self._ask("LedgerService/Record", request, lg.RecordResponse)
+            record = lg.RecordRequest(account=account, amounts=_amounts(owed))
+            self._ask("LedgerService/Record", record, lg.RecordResponse)
             return
         used = {unit: meter.used.get(unit, 0) + owed.get(unit, 0) for unit in {*meter.used, *owed}}
         fits = all(amount <= meter.granted.get(unit, 0) for unit, amount in used.items())
@@ -187,7 +189,7 @@ class Books:
             if memory is None:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:
-                return self._raise(account, memory, size, now_ms)
+                return self._raise(memory, size, now_ms)
             if now_ms - memory.renewed_ms >= _RENEW_MS:
                 self._extend(memory, 0, now_ms)
         except AccountNotFound:
@@ -219,12 +221,11 @@ class Books:
         )
         return self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
 
-    def _raise(self, account: str, memory: _Memory, size: int, now_ms: int) -> Over | None:
+    def _raise(self, memory: _Memory, size: int, now_ms: int) -> Over | None:
         answer = self._extend(memory, size, now_ms)
         if not answer.HasField("refusal"):
             memory.granted_bytes = size
             return None
-        del account
         return self._over(answer.refusal, ())
 
     def _extend(self, memory: _Memory, size: int, now_ms: int) -> lg.ExtendResponse:
@@ -248,7 +249,7 @@ class Books:
             ),
             0,
         )
-        return Over(refusal.account, refusal.unit, limit, limit + refusal.shortfall)
+        return Over(refusal.account, refusal.unit, limit, limit + refusal.shortfall, refusal)
 
     def vram_of(self, reservation: str) -> int:
         """How much memory a client's own pending reservation holds; 0 when it holds none."""
@@ -365,9 +366,7 @@ class Books:
         return answer.reservation
 
     def _ask(self, method: str, request: Message, response: type[A]) -> A:
-        answer = self._call(method, request, response)
-        assert isinstance(answer, response)
-        return answer
+        return cast("A", self._call(method, request, response))
 
 
 def _amounts(amounts: Mapping[str, int]) -> list[lg.Amount]:

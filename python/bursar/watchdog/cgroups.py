@@ -16,6 +16,7 @@ from typing import Final
 __all__ = [
     "add",
     "check_job_group",
+    "inode",
     "is_empty",
     "kill",
     "make",
@@ -91,6 +92,14 @@ def add(path: str, pid: int) -> None:
 def members(path: str) -> list[int]:
     """The processes in a group and in those below it; none if it is gone."""
     return [pid for folder in _tree(_folder(path)) for pid in _processes(folder) if pid > 0]
+
+
+def inode(path: str) -> int:
+    """What tells a group from a later one of the same name; 0 if it is gone."""
+    try:
+        return _folder(path).stat().st_ino
+    except (OSError, ValueError):
+        return 0
 
 
 def is_empty(path: str) -> bool:
