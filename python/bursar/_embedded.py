@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bursar._core import Engine
 
 _WATCH: Final = "AccountService/WatchAccounts"
+_WATCH_PROCESSES: Final = "ProcessService/WatchProcesses"
 _LIST: Final = "AccountService/ListAccounts"
 _PAGE_SIZE: Final = 1000
 _INTERVAL_MS: Final = 250
@@ -59,6 +60,12 @@ class EmbeddedTransport:
 
     def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
         """Watches by polling: the engine has no connection that it could push to."""
+        if method == _WATCH_PROCESSES:
+            raise from_reason(
+                "UNAVAILABLE",
+                "an embedded ledger has no watchdog; connect to a sidecar",
+                reason="WATCHDOG_UNAVAILABLE",
+            )
         if method != _WATCH or response is not account_pb2.WatchAccountsResponse:
             raise NotImplementedError(method)
         watch = cast("account_pb2.WatchAccountsRequest", request)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bursar import _calls as calls
+from bursar import _process_calls as process_calls
 from bursar._async_lease import AsyncLease
 from bursar._metered import AsyncReports, CountedHere, CountedStep, debited_count, start
 from bursar._transport import AsyncTransport
@@ -39,6 +40,7 @@ from bursar.models import (
     Usage,
     UsageEstimate,
 )
+from bursar.processes import Incident, Job, Processes, ProcessEvent
 from bursar.reservation import NOTHING, Handle, Spending, note_unreleased
 
 __all__ = ["AsyncClient", "AsyncLease", "AsyncReservation"]
@@ -391,6 +393,59 @@ class AsyncClient:
     ) -> AsyncIterator[AccountChanges]:
         """As `Client.watch_accounts`."""
         call = calls.watch_accounts(account, min_interval_s=min_interval_s)
+        answers = self._transport.stream(call.method, call.request, call.response)
+        async with aclosing(answers):  # hangs up as soon as this generator is closed
+            async for answer in answers:
+                yield call.read(answer)
+
+    async def register_process(
+        self,
+        account: str,
+        *,
+        pid: int = 0,
+        name: str = "",
+        limits: Amounts | None = None,
+        wall_limit_s: float | None = None,
+        cgroup: str = "",
+        enforce: bool = False,
+        term_grace_s: float | None = None,
+        reservation: str = "",
+    ) -> Job:
+        """As `Client.register_process`."""
+        call = process_calls.register_process(
+            account,
+            pid=pid,
+            name=name,
+            limits=limits,
+            wall_limit_s=wall_limit_s,
+            cgroup=cgroup,
+            enforce=enforce,
+            term_grace_s=term_grace_s,
+            reservation=reservation,
+        )
+        return await self._run(call)
+
+    async def list_processes(self, account: str = "") -> Processes:
+        """As `Client.list_processes`."""
+        return await self._run(process_calls.list_processes(account))
+
+    async def kill_process(self, *, job: str = "", pid: int = 0, reason: str = "") -> Incident:
+        """As `Client.kill_process`."""
+        return await self._run(process_calls.kill_process(job=job, pid=pid, reason=reason))
+
+    def list_incidents(
+        self, account: str = "", *, job: str = "", page_size: int = 100
+    ) -> AsyncIterator[Incident]:
+        """As `Client.list_incidents`."""
+        return self._pages(
+            lambda token: process_calls.list_incidents(
+                account, job=job, page_size=page_size, page_token=token
+            )
+        )
+
+    async def watch_processes(self, account: str = "") -> AsyncIterator[ProcessEvent]:
+        """As `Client.watch_processes`."""
+        call = process_calls.watch_processes(account)
         answers = self._transport.stream(call.method, call.request, call.response)
         async with aclosing(answers):  # hangs up as soon as this generator is closed
             async for answer in answers:

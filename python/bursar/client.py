@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bursar import _calls as calls
+from bursar import _process_calls as process_calls
 from bursar._embedded import EmbeddedTransport
 from bursar._metered import CountedHere, EmbeddedLease, MeteredLease, debited_count
 from bursar._transport import Transport
@@ -36,6 +37,7 @@ from bursar.models import (
     Usage,
     UsageEstimate,
 )
+from bursar.processes import Incident, Job, Processes, ProcessEvent
 from bursar.reservation import Reservation
 
 __all__ = ["Client"]
@@ -333,6 +335,100 @@ class Client:
         first message holds everything. An embedded client polls.
         """
         call = calls.watch_accounts(account, min_interval_s=min_interval_s)
+        answers = self._transport.stream(call.method, call.request, call.response)
+        return (call.read(answer) for answer in answers)
+
+    def register_process(
+        self,
+        account: str,
+        *,
+        pid: int = 0,
+        name: str = "",
+        limits: Amounts | None = None,
+        wall_limit_s: float | None = None,
+        cgroup: str = "",
+        enforce: bool = False,
+        term_grace_s: float | None = None,
+        reservation: str = "",
+    ) -> Job:
+        """Puts a process, and everything that it starts, under the budgets of an account.
+
+        Args:
+            account: The account's path, from the organisation down.
+            pid: This process or one that descends from it; 0: this one.
+            name: What people call the job; empty: its command.
+            limits: Limits of the job alone, on an account of its own. VRAM is held from now on.
+            wall_limit_s: How many seconds it may run; None: as long as it wants.
+            cgroup: A cgroup v2 of the job alone that holds it, below the root of the hierarchy.
+            enforce: Stop it at a hard limit of any unit, also in mode "observe".
+            term_grace_s: Seconds from SIGTERM to SIGKILL, at most 300; None: as configured.
+            reservation: A pending reservation of vram_bytes, so that they are not held twice.
+
+        Returns:
+            The job; the same one again when the process is registered already.
+
+        Raises:
+            BudgetExceeded: Its VRAM is not left, or the budget is gone; nothing is registered.
+            AccountFrozen: The account or an ancestor is frozen; nothing is registered.
+            IdempotencyMismatch: The process is registered for another account.
+            WatchdogUnavailable: The watchdog is off, or this client is embedded.
+        """
+        call = process_calls.register_process(
+            account,
+            pid=pid,
+            name=name,
+            limits=limits,
+            wall_limit_s=wall_limit_s,
+            cgroup=cgroup,
+            enforce=enforce,
+            term_grace_s=term_grace_s,
+            reservation=reservation,
+        )
+        return self._run(call)
+
+    def list_processes(self, account: str = "") -> Processes:
+        """Reads GPUs, processes and jobs as they were at the last sample; empty: all accounts'."""
+        return self._run(process_calls.list_processes(account))
+
+    def kill_process(self, *, job: str = "", pid: int = 0, reason: str = "") -> Incident:
+        """Stops a job, or the job of a process, and answers before it has ended.
+
+        The incident goes on by itself: SIGTERM, the grace period, SIGKILL, the check that its VRAM
+        is back; `list_incidents` tells. A repeat answers with the same incident.
+
+        Args:
+            job: The job's id.
+            pid: Instead of `job`: a process of it.
+            reason: Why, for the incident; at most 256 bytes.
+
+        Raises:
+            ProcessNotFound: No such job, or the process is no job's.
+            ProcessProtected: A rule forbids it; the message says which.
+        """
+        return self._run(process_calls.kill_process(job=job, pid=pid, reason=reason))
+
+    def list_incidents(
+        self, account: str = "", *, job: str = "", page_size: int = 100
+    ) -> Iterator[Incident]:
+        """Yields what was stopped, of the account and those below it, the latest first.
+
+        Args:
+            account: Only this account and those below it; empty: all.
+            job: Only the job with this id.
+            page_size: How many to fetch at a time, at most 1000.
+        """
+        return self._pages(
+            lambda token: process_calls.list_incidents(
+                account, job=job, page_size=page_size, page_token=token
+            )
+        )
+
+    def watch_processes(self, account: str = "") -> Iterator[ProcessEvent]:
+        """Yields what happens to jobs, incidents and GPUs from now on, without end.
+
+        One stream: when the sidecar goes away it raises SidecarUnavailable; list, and watch again.
+        """
+        call = process_calls.watch_processes(account)
         answers = self._transport.stream(call.method, call.request, call.response)
         return (call.read(answer) for answer in answers)
 

@@ -13,13 +13,17 @@ BursarError
 │  ├─ ReservationExpired
 │  ├─ ReservationLeased      it is debited through another channel, or by another process
 │  └─ IdempotencyMismatch
+├─ ProcessError
+│  ├─ ProcessNotFound
+│  └─ ProcessProtected       a rule forbids to signal it
 ├─ InvalidRequest            also a ValueError: the call itself is wrong
 ├─ GenerationTerminated      a hard limit in mid-stream, with the partial text
 └─ SidecarError
    ├─ SidecarUnavailable
    ├─ SidecarTimeout
    ├─ StoreUnavailable
-   └─ LimitReached           a configured maximum of accounts, reservations, leases or top-ups
+   ├─ WatchdogUnavailable
+   └─ LimitReached           a configured maximum: accounts, reservations, leases, top-ups, jobs
 ```
 """
 
@@ -41,6 +45,9 @@ __all__ = [
     "IdempotencyMismatch",
     "InvalidRequest",
     "LimitReached",
+    "ProcessError",
+    "ProcessNotFound",
+    "ProcessProtected",
     "ReservationEnded",
     "ReservationError",
     "ReservationExpired",
@@ -51,6 +58,7 @@ __all__ = [
     "SidecarUnavailable",
     "StoreUnavailable",
     "UnpricedModel",
+    "WatchdogUnavailable",
 ]
 
 
@@ -186,6 +194,18 @@ class IdempotencyMismatch(ReservationError):
     """The key, or the commit, was used before with another payload."""
 
 
+class ProcessError(BursarError):
+    """A process, or its job, cannot be stopped as was asked."""
+
+
+class ProcessNotFound(ProcessError):
+    """No such job, or the process is no job's."""
+
+
+class ProcessProtected(ProcessError):
+    """A rule forbids to signal the process; the message says which."""
+
+
 class InvalidRequest(BursarError, ValueError):
     """The call itself is wrong and would be at any time.
 
@@ -239,8 +259,12 @@ class StoreUnavailable(SidecarError):
     """The store failed; repeat with the same key once the sidecar is restarted."""
 
 
+class WatchdogUnavailable(SidecarError):
+    """The watchdog is off, or does not answer; an embedded ledger has none."""
+
+
 class LimitReached(SidecarError):
-    """A configured maximum is reached: accounts, reservations, leases, slices of a reservation."""
+    """A maximum is reached: accounts, reservations, leases, slices of a reservation, jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +298,10 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "RESERVATION_LEASED": ErrorRow("FAILED_PRECONDITION", ReservationLeased),
         "NOT_THE_OWNER": ErrorRow("PERMISSION_DENIED", ReservationLeased),
         "LEASE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
+        "PROCESS_NOT_FOUND": ErrorRow("NOT_FOUND", ProcessNotFound),
+        "PROCESS_PROTECTED": ErrorRow("FAILED_PRECONDITION", ProcessProtected),
+        "WATCHDOG_UNAVAILABLE": ErrorRow("UNAVAILABLE", WatchdogUnavailable),
+        "JOB_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
     },
 )
 """ErrorReason without its prefix → gRPC code and exception. A test compares it with the proto."""

@@ -20,6 +20,7 @@ MODULES = [
     "bursar.daemon.config",
     "bursar.exceptions",
     "bursar.models",
+    "bursar.processes",
     "bursar.reservation",
     "bursar.testing",
     "bursar.units",
@@ -44,10 +45,10 @@ def test_all_of_the_package_is_exactly_its_public_names() -> None:
 
 
 def test_every_model_and_exception_is_exported() -> None:
-    from bursar import exceptions, models
+    from bursar import exceptions, models, processes
 
     kept_inside = {"ERRORS", "ErrorRow"}
-    expected = {*exceptions.__all__, *models.__all__} - kept_inside
+    expected = {*exceptions.__all__, *models.__all__, *processes.__all__} - kept_inside
     assert expected - set(bursar.__all__) == set()
 
 

@@ -1,6 +1,7 @@
 """How things are shown: rich tables on a terminal, plain aligned text elsewhere, JSON on demand.
 
-Text that agents chose (models, reasons, labels) never reaches a terminal with control characters.
+Text that agents and processes chose (models, reasons, labels, commands) never reaches a terminal
+with control characters.
 """
 
 import dataclasses
@@ -9,12 +10,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from bursar.models import Balance, Budget, Period, Threshold, Verdict
 from bursar.units import format_amount
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _VERDICT_STYLES: Final = {
     "OK": "green",
@@ -25,7 +29,13 @@ _VERDICT_STYLES: Final = {
 
 Cell = str
 BALANCE_COLUMNS: Final = ("unit", "period", "limit", "spent", "held", "remaining", "used", "resets")
-RIGHT_ALIGNED: Final = frozenset({"limit", "spent", "held", "remaining", "used", "amount", "open"})
+RIGHT_ALIGNED: Final = frozenset(
+    {
+        *("limit", "spent", "held", "remaining", "used", "amount", "open"),
+        *("pid", "vram", "busy", "quarantined", "took"),
+    }
+)
+_BINARY: Final = ("KiB", "MiB", "GiB", "TiB")
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 -- what json.dumps takes
@@ -55,13 +65,14 @@ def safe(text: str) -> str:
 
 def echo_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """Writes a table: rich on a terminal, aligned text elsewhere; nothing but a word if empty."""
-    cleaned = [[safe(cell) for cell in row] for row in rows]
-    if not cleaned:
+    if not rows:
         click.echo("nothing", err=True)
     elif sys.stdout.isatty():
-        _rich_table(columns, cleaned)
+        from rich.console import Console
+
+        Console().print(rich_table(columns, rows))
     else:
-        _plain_table(columns, cleaned)
+        _plain_table(columns, [[safe(cell) for cell in row] for row in rows])
 
 
 def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
@@ -74,9 +85,9 @@ def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None
         click.echo("  ".join(cells).rstrip())
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+def rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> "Table":
+    """The table that a terminal shows."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -85,8 +96,8 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         table.add_column(column, justify="right" if column in RIGHT_ALIGNED else "left")
     for row in rows:
         # Text, not str: brackets in a model's name are no markup.
-        table.add_row(*(Text(cell, style=_VERDICT_STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(safe(cell), style=_VERDICT_STYLES.get(cell, "")) for cell in row))
+    return table
 
 
 def balance_cells(balance: Balance) -> list[Cell]:
@@ -120,3 +131,52 @@ def thresholds_of(budgets: Sequence[Budget], balance: Balance) -> Cell:
         if (budget.unit, str(budget.period)) == (balance.unit, balance.period):
             return show_thresholds(budget.thresholds)
     return ""
+
+
+def show_bytes(value: int | None) -> Cell:
+    """Bytes to two decimals: ``9.5 GiB``; what nobody told is no zero."""
+    if value is None:
+        return "unknown"
+    size, suffix = float(value), "B"
+    for larger in _BINARY:
+        if abs(size) < 1024:  # noqa: PLR2004 -- the step from one to the next
+            break
+        size, suffix = size / 1024, larger
+    return f"{_short(size)} {suffix}"
+
+
+def show_ms(value: int) -> Cell:
+    """Milliseconds: ``812 ms``, ``12.3 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    if value < 1000:  # noqa: PLR2004 -- a second
+        return f"{value} ms"
+    seconds = value // 1000
+    if seconds < 60:  # noqa: PLR2004 -- a minute
+        return f"{_short(value / 1000)} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:  # noqa: PLR2004 -- an hour
+        return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def _short(number: float) -> Cell:
+    return f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def show_amount(unit: str, value: int) -> Cell:
+    """An amount as a person reads it at a glance, rounded; `format_amount` is exact."""
+    rounded = {"vram_bytes": show_bytes, "gpu_ms": show_ms}.get(unit)
+    return rounded(value) if rounded else format_amount(unit, value)
+
+
+def used_of_limit(unit: str, used: int, limit: int) -> Cell:
+    """What was used of what: ``9.5 GiB of 8 GiB``; exact where rounding would hide the breach."""
+    shown, allowed = show_amount(unit, used), show_amount(unit, limit)
+    if shown == allowed:
+        shown, allowed = format_amount(unit, used), format_amount(unit, limit)
+    return f"{shown} of {allowed}"
+
+
+def show_time(moment: datetime | None) -> Cell:
+    """A time in UTC to the second."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else ""

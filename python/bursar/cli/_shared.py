@@ -15,10 +15,12 @@ from bursar.exceptions import (
     BudgetExceeded,
     BursarError,
     InvalidRequest,
+    ProcessNotFound,
     ReservationNotFound,
     SidecarTimeout,
     SidecarUnavailable,
     StoreUnavailable,
+    WatchdogUnavailable,
 )
 from bursar.models import Period
 from bursar.units import UNITS, parse_amount, parse_duration_ms
@@ -37,8 +39,8 @@ EXIT_CODES_HELP: Final = (
     "  1  something else went wrong\n"
     "  2  wrong usage or wrong configuration\n"
     "  3  refused: over budget or frozen\n"
-    "  4  the sidecar or its store is unavailable\n"
-    "  5  no such account or reservation\n"
+    "  4  the sidecar, its store or its watchdog is unavailable\n"
+    "  5  no such account, reservation, job or process\n"
 )
 
 _EXIT_CODES: Final[tuple[tuple[type[BursarError], int], ...]] = (
@@ -49,8 +51,10 @@ _EXIT_CODES: Final[tuple[tuple[type[BursarError], int], ...]] = (
     (SidecarUnavailable, EXIT_UNAVAILABLE),
     (SidecarTimeout, EXIT_UNAVAILABLE),
     (StoreUnavailable, EXIT_UNAVAILABLE),
+    (WatchdogUnavailable, EXIT_UNAVAILABLE),
     (AccountNotFound, EXIT_NOT_FOUND),
     (ReservationNotFound, EXIT_NOT_FOUND),
+    (ProcessNotFound, EXIT_NOT_FOUND),
 )
 _CLI_ATTEMPTS: Final = 2  # a person waits; an agent's patience would only look like a hang
 
