@@ -2,20 +2,21 @@
 
 The order is what makes it safe. The child is forked first and waits; it is put into a cgroup of its
 own, then registered; only then it becomes the command. So nothing of the command runs that is not
-under its budgets already, and where the sidecar refuses or does not answer, nothing runs at all: the
-child ends when its pipe closes, also if this process is killed meanwhile.
+under its budgets already, and where the sidecar refuses or does not answer, nothing runs at all:
+the child ends when its pipe closes, also if this process is killed meanwhile.
 
 Where no cgroup can be made, the registered process does not become the command but keeps it: as a
 subreaper it stays the ancestor of everything that the command starts, daemons included, and it ends
 when the last of them has. The watchdog finds them by their descent from it.
 
-If this process is killed later, the job goes on, under enforcement. Never called from a program that
-has threads.
+If this process is killed later, the job goes on, under enforcement. Never called from a program
+that has threads.
 """
 
 import errno
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,6 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from bursar.exceptions import BursarError
 from bursar.watchdog import cgroups, minding
-from bursar.watchdog.words import in_words
 
 if TYPE_CHECKING:
     from bursar.processes import Incident, Job
@@ -68,13 +68,14 @@ class Order:
     use_cgroup: bool = True
 
 
-def run(order: Order, *, target: str, say: Say) -> int:
+def run(order: Order, *, target: str, say: Say, in_words: "Callable[[Incident], str]") -> int:
     """Runs a command under enforcement.
 
     Args:
         order: What to run.
         target: The sidecar, as gRPC takes it.
         say: Tells a person what happens, a line at a time.
+        in_words: How an incident is told.
 
     Returns:
         The command's exit code, 128+n where signal n ended it, 127 or 126 where it could not start.
@@ -91,6 +92,9 @@ def run(order: Order, *, target: str, say: Say) -> int:
                 say(f"no cgroup could be made ({why_none}): {_WITHOUT}")
                 minding.become_subreaper()
             job = _register(order, child.pid, target=target, group=group)
+            if number := minding.asked_to_end():
+                say(f"{signal.Signals(number).name} came before the command was started")
+                return minding.exit_status(-number)
             failed = child.start(job, target=target, keep=group is None)
             code = minding.mind(child.pid, everybody=group is None)
             child.ended = True
@@ -99,7 +103,13 @@ def run(order: Order, *, target: str, say: Say) -> int:
                 return EXIT_NOT_FOUND if failed == errno.ENOENT else EXIT_NOT_EXECUTABLE
             if group is not None:
                 _tell_leftovers(group, say)
-            _tell_incident(job, target=target, say=say)
+            try:
+                incident = _latest_incident(job, target)
+            except BursarError as error:
+                say(f"whether it was stopped cannot be told: {error}")
+            else:
+                if incident is not None:
+                    say(in_words(incident))
             return minding.exit_status(code)
     finally:
         if group is not None:
@@ -254,16 +264,6 @@ def _tell_leftovers(group: str, say: Say) -> None:
             say(f"{count} {goes} on, under its limits")
             return
         time.sleep(_POLL_S)
-
-
-def _tell_incident(job: "Job", *, target: str, say: Say) -> None:
-    try:
-        incident = _latest_incident(job, target)
-    except BursarError as error:
-        say(f"whether it was stopped cannot be told: {error}")
-        return
-    if incident is not None:
-        say(in_words(incident))
 
 
 def _latest_incident(job: "Job", target: str) -> "Incident | None":

@@ -1,7 +1,7 @@
 """Stays with a command as a shell would: passes signals on, stops along with it, reaps what ends.
 
-Called by `launch` alone, in a process whose children are all of one job. All signals that matter are
-blocked and taken one by one from the kernel, so nothing happens between two lines of this file.
+Called by `launch` alone, in a process whose children are all of one job. All signals that matter
+are blocked and taken one by one, so nothing happens between two lines of this file.
 """
 
 import ctypes
@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["become_subreaper", "exit_status", "mind", "reset_signals", "signals_taken"]
+__all__ = [
+    "asked_to_end",
+    "become_subreaper",
+    "exit_status",
+    "mind",
+    "reset_signals",
+    "signals_taken",
+]
 
 PASSED_ON: Final = frozenset(
     {
@@ -28,6 +35,7 @@ PASSED_ON: Final = frozenset(
     }
 )
 _TAKEN: Final = PASSED_ON | {signal.SIGCHLD}
+_ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _BY_TERMINAL: Final = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _SI_KERNEL: Final = 0x80  # the signal comes from a key or the end of a terminal, not from a process
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -49,7 +57,15 @@ def signals_taken() -> Iterator[set[int]]:
     try:
         yield {int(one) for one in before}
     finally:
+        # What comes after the command has ended would only hide how it ended.
+        while signal.sigtimedwait(_TAKEN, 0) is not None:
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def asked_to_end() -> int:
+    """The signal that asks us to end and that nobody has taken yet; 0: none."""
+    return next((int(one) for one in signal.sigpending() if one in _ENDING), 0)
 
 
 def reset_signals(mask: set[int]) -> None:
