@@ -92,6 +92,9 @@ COMMANDS = [
     ["account", "freeze"],
     ["account", "unfreeze"],
     ["log"],
+    ["gpu"],
+    ["kill"],
+    ["incidents"],
     ["check"],
     ["doctor"],
     ["demo"],
@@ -116,6 +119,7 @@ def test_the_exit_codes_are_documented_in_the_help() -> None:
     [
         (ex.BursarError("x"), 1),
         (ex.UnpricedModel("x"), 1),
+        (ex.ProcessProtected("x"), 1),
         (ConfigError([Problem("a", "b")]), 2),
         (ex.InvalidRequest("x"), 2),
         (ex.BudgetExceeded("x", account="a", unit="tokens", shortfall=1), 3),
@@ -123,8 +127,10 @@ def test_the_exit_codes_are_documented_in_the_help() -> None:
         (ex.SidecarUnavailable("x"), 4),
         (ex.SidecarTimeout("x"), 4),
         (ex.StoreUnavailable("x"), 4),
+        (ex.WatchdogUnavailable("x"), 4),
         (ex.AccountNotFound("x"), 5),
         (ex.ReservationNotFound("x"), 5),
+        (ex.ProcessNotFound("x"), 5),
     ],
 )
 def test_an_error_ends_with_its_exit_code_and_a_line_on_stderr(

@@ -62,9 +62,6 @@ class FakeWatchdog(process_pb2_grpc.ProcessServiceServicer):
     def WatchProcesses(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802 -- as the proto
         self.requests.append(request)
         yield from self.events
-        while context.is_active():
-            futures.wait([], timeout=0.01)
-            break
 
 
 @contextmanager

@@ -44,7 +44,7 @@ DEVICE_COLUMNS: Final = ("gpu", "name", "memory", "vram", "busy", "quarantined",
 PROCESS_COLUMNS: Final = ("pid", "command", "account", "known by", "gpu", "vram", "busy", "state")
 JOB_COLUMNS: Final = ("job", "name", "account", "pid", "limits", "runs", "enforced", "since")
 _REFRESH_S: Final = 1.0
-_BAR_CELLS: Final = 20
+_BAR_CELLS: Final = 10
 _UUID_CELLS: Final = 12  # "MIG-" or "GPU-" and the eight digits that tell one from the next
 _MODES: Final[Mapping[str, str]] = {
     "observe": "mode observe: nothing is signalled but jobs of bursar run",
@@ -110,7 +110,9 @@ def _drawn(found: Processes) -> "Group":
     parts = [Text(line, style=style) for line in watchdog_lines(found)]
     tables = (
         rich_table(columns, rows) if rows else Text(f"\n{nothing}")
-        for nothing, columns, rows in _sections(found, full="\N{FULL BLOCK}", rest="\u2591")
+        for nothing, columns, rows in _sections(
+            found, full="\N{FULL BLOCK}", rest="\N{LIGHT SHADE}"
+        )
     )
     return Group(*parts, *tables)
 
