@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import pytest
 
+from bursar.v1 import process_pb2 as pr
 from bursar.watchdog import cgroups
-from support.processes import JOB, FakeWatchdog, pr
+from support.processes import JOB, FakeWatchdog
 
 PATIENCE_S: Final = 20.0
 MODES: Final = ("cgroup", "descent")

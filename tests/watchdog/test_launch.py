@@ -22,8 +22,9 @@ from support.jobs import (
     parent,
     state,
 )
-from support.processes import GIB, incident, pr, serving
+from support.processes import GIB, incident, serving
 
+from bursar.v1 import process_pb2 as pr
 from bursar.watchdog import cgroups
 
 TRAPS = """
@@ -98,14 +99,9 @@ def test_a_command_that_a_signal_ends_counts_as_128_and_the_signal(runner: Runne
 
 
 def test_the_command_finds_its_job_in_the_environment(runner: Runner) -> None:
-    ended = runner.run(
-        "sh", "-c", "echo $BURSAR_ACCOUNT $BURSAR_JOB $BURSAR_TARGET $A", env=env("x")
-    )
+    command = ("sh", "-c", "echo $BURSAR_ACCOUNT $BURSAR_JOB $BURSAR_TARGET $OTHER")
+    ended = runner.run(*command, env={**os.environ, "OTHER": "x"})
     assert ended.stdout == f"acme/x/j1 j1 {runner.target} x\n"
-
-
-def env(extra: str) -> dict[str, str]:
-    return {**os.environ, "A": extra}
 
 
 def test_input_and_output_are_the_commands(runner: Runner, tmp_path: Path) -> None:
@@ -142,8 +138,8 @@ def test_the_process_is_registered_before_it_becomes_the_command(
             cgroups.check_job_group(request.cgroup, request.pid)
 
     sidecar.meanwhile = look
-    options = ("--name", "train-1", "--limit", "usd=5", "--limit", "tokens=10_000", "--observe")
-    options += ("--vram", "8GiB", "--gpu-time", "15m", "--wall", "1h", "--grace", "2500ms")
+    options = ["--name", "train-1", "--limit", "usd=5", "--limit", "tokens=10_000", "--observe"]
+    options += ["--vram", "8GiB", "--gpu-time", "15m", "--wall", "1h", "--grace", "2500ms"]
     ended = runner.run("sleep", "0", options=options)
     assert (ended.returncode, sidecar.registered.name) == (0, "train-1")
     assert "sleep" in seen[0]
@@ -206,6 +202,15 @@ def test_a_command_that_is_missing_or_no_program_is_told_apart(
         assert ended.stderr.splitlines()[-1] == f"bursar: cannot run {command}: {why}"
         nothing_is_left(sidecar)
         sidecar.requests.clear()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_nobody_has_to_listen_to_it(runner: Runner, sidecar: Watched, closed: str) -> None:
+    line = shlex.join(runner.line(["/bin/sh", "-c", "setsid sleep 1 & exit 7"]))
+    ended = subprocess.run(["/bin/sh", "-c", f"{line} {closed}"], check=False, timeout=PATIENCE_S)
+    assert ended.returncode == 7
+    if group := sidecar.registered.cgroup:
+        eventually(lambda: cgroups.remove(group), "the end of what it left")
 
 
 @pytest.mark.parametrize("number", ["INT", "HUP", "QUIT", "USR1", "USR2", "TERM"])
@@ -290,6 +295,18 @@ def test_members_that_are_left_in_the_group_go_on(in_cgroup: Runner, sidecar: Wa
     assert len(cgroups.members(group)) == 2
     cgroups.kill(group)
     eventually(lambda: cgroups.remove(group), "the end of the group")
+
+
+def test_a_job_within_a_job_has_a_group_within_its_group(
+    in_cgroup: Runner, sidecar: Watched
+) -> None:
+    ended = in_cgroup.run(*in_cgroup.line(["grep", "^0::", "/proc/self/cgroup"]))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    asked = [one for one in sidecar.requests if isinstance(one, pr.RegisterProcessRequest)]
+    [outer, inner] = [one.cgroup for one in asked]
+    assert inner.startswith(f"{outer}/bursar-grep-")
+    assert ended.stdout == f"0::{inner}\n"
+    assert not folder(outer).exists()
 
 
 def test_without_a_group_it_says_so_and_waits_for_those_that_left(

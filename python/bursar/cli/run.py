@@ -1,5 +1,6 @@
 """`bursar run`: a command under an account's budgets."""
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -174,4 +175,5 @@ def run(
 
 
 def _say(line: str) -> None:
-    click.echo(f"bursar: {safe(line)}", err=True)
+    with contextlib.suppress(OSError):  # that nobody listens must not end the wait for the job
+        click.echo(f"bursar: {safe(line)}", err=True)

@@ -17,7 +17,6 @@ import errno
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -101,8 +100,6 @@ def run(order: Order, *, target: str, say: Say, in_words: "Callable[[Incident], 
             if failed:
                 say(f"cannot run {order.command[0]}: {os.strerror(failed)}")
                 return EXIT_NOT_FOUND if failed == errno.ENOENT else EXIT_NOT_EXECUTABLE
-            if group is not None:
-                _tell_leftovers(group, say)
             try:
                 incident = _latest_incident(job, target)
             except BursarError as error:
@@ -113,7 +110,7 @@ def run(order: Order, *, target: str, say: Say, in_words: "Callable[[Incident], 
             return minding.exit_status(code)
     finally:
         if group is not None:
-            cgroups.remove(group)
+            _leave(group, say)
 
 
 _WITHOUT: Final = "children that leave are found by their descent only"
@@ -161,8 +158,6 @@ class _Child:
         self.ended = False
         told, self._tell = os.pipe()
         self._failed, failed = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._tell)
@@ -216,8 +211,9 @@ def _become(order: Order, mask: set[int], told: int, failed: int, say: Say) -> N
                 code = _keep(order, mask, start, failed, say)
             else:
                 _exec(order, mask, start, failed)
+    except OSError as error:
+        _tell_failure(failed, error)
     finally:
-        sys.stderr.flush()
         os._exit(code)
 
 
@@ -247,21 +243,25 @@ def _exec(order: Order, mask: set[int], start: Mapping[str, str], failed: int) -
         minding.reset_signals(mask)
         os.execvpe(order.command[0], order.command, environment)  # noqa: S606 -- what was asked for
     except OSError as error:
-        # A part of the path that is no folder is found no more than a name that is missing.
-        number = errno.ENOENT if error.errno == errno.ENOTDIR else error.errno or errno.EIO
-        os.write(failed, str(number).encode())
+        _tell_failure(failed, error)
     finally:
         os._exit(EXIT_NOT_EXECUTABLE)
 
 
-def _tell_leftovers(group: str, say: Say) -> None:
-    """Tells of processes that go on after the command, unless they are about to end too."""
+def _tell_failure(failed: int, error: OSError) -> None:
+    # Where a part of the path is no folder, there is no such command either.
+    number = errno.ENOENT if error.errno == errno.ENOTDIR else error.errno or errno.EIO
+    os.write(failed, str(number).encode())
+
+
+def _leave(group: str, say: Say) -> None:
+    """Removes the group; where processes go on in it, tells so, unless they are about to end."""
     deadline = time.monotonic() + minding.LEFTOVER_PATIENCE_S
-    while not cgroups.is_empty(group):
+    while not cgroups.remove(group):
         if time.monotonic() > deadline:
             count = len(cgroups.members(group))
-            goes = "process of the job goes" if count == 1 else "processes of the job go"
-            say(f"{count} {goes} on, under its limits")
+            go = "process of the job goes" if count == 1 else "processes of the job go"
+            say(f"{count} {go} on, under its limits")
             return
         time.sleep(_POLL_S)
 
