@@ -122,7 +122,7 @@ def _make_group(order: Order) -> tuple[str | None, str]:
     try:
         return cgroups.make(order.name), ""
     except OSError as error:
-        return None, str(error)
+        return None, _reason(error)
 
 
 def _move(group: str, pid: int) -> tuple[str | None, str]:
@@ -130,8 +130,12 @@ def _move(group: str, pid: int) -> tuple[str | None, str]:
         cgroups.add(group, pid)
     except OSError as error:
         cgroups.remove(group)
-        return None, str(error)
+        return None, _reason(error)
     return group, ""
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error)
 
 
 def _register(order: Order, pid: int, *, target: str, group: str | None) -> "Job":
