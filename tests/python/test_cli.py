@@ -84,6 +84,7 @@ def run(
 COMMANDS = [
     [],
     ["serve"],
+    ["run"],
     ["account"],
     ["account", "set"],
     ["account", "show"],

@@ -1,8 +1,8 @@
 """The registered jobs, and which processes belong to each.
 
 A job is a process that was registered and everything that it starts. With a cgroup of its own, the
-kernel says who that is. Without, it is the descent from its process, or from the launcher that adopts
-its orphans; who was once found to belong to a job stays with it. Nothing in here signals.
+kernel says who that is. Without, it is the descent from its process, which
+adopts its orphans where the launcher made it; who was once found to belong to a job stays with it. Nothing in here signals.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,6 @@ class Kept:
     Attributes:
         job: The job as callers see it.
         start_ticks: When its process started; with the pid, who it is.
-        keeper: The process that its orphans go to, if not init: the launcher.
         cgroup_inode: What its cgroup's folder was at registration; 0 without one.
         own_account: Whether its account was made for it and retires with it.
         reservation: The client's own hold of VRAM that covers it; empty: none.
@@ -37,7 +36,6 @@ class Kept:
 
     job: pb.Job
     start_ticks: int
-    keeper: tuple[int, int] | None
     cgroup_inode: int
     own_account: bool
     reservation: str
@@ -124,11 +122,8 @@ class Jobs:
         roots = {identity for identity in kept.found if self._table.is_alive(*identity)}
         if self._table.is_alive(kept.job.pid, kept.start_ticks):
             roots.add((kept.job.pid, kept.start_ticks))
-        if kept.keeper is not None and self._table.is_alive(*kept.keeper):
-            roots.add(kept.keeper)
         pids = {pid for pid, _ in roots}
-        found = pids | descendants(pids)
-        return found - {kept.keeper[0]} if kept.keeper else found
+        return pids | descendants(pids)
 
     def is_ended(self, kept: Kept) -> bool:
         """Whether nothing of a job lives any more. Cheap while its process lives."""

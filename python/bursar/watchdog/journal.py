@@ -110,7 +110,6 @@ class Journal:
         """Writes a job."""
         extra = {
             "start_ticks": kept.start_ticks,
-            "keeper": kept.keeper,
             "cgroup_inode": kept.cgroup_inode,
             "own_account": kept.own_account,
             "reservation": kept.reservation,
@@ -127,11 +126,7 @@ class Journal:
     def jobs(self) -> Iterator[Kept]:
         """Yields the jobs that had not ended."""
         for body, text in self._db.execute("SELECT body, extra FROM jobs").fetchall():
-            extra = json.loads(text)
-            keeper = extra.pop("keeper")
-            yield Kept(
-                job=pb.Job.FromString(body), keeper=tuple(keeper) if keeper else None, **extra
-            )
+            yield Kept(job=pb.Job.FromString(body), **json.loads(text))
 
     def save_case(self, case: Case) -> None:
         """Writes an incident; a new one gets its number and its id."""
