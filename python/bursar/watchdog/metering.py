@@ -1,7 +1,8 @@
 """Metering: two samples of the GPUs make amounts, by account and meter. Integers only; pure.
 
-It owns what accounts have used of the GPUs and not been told yet, and nothing else: it reads no
-clock, no NVML and no ledger. `loop` steps it with each sample and hands the amounts to `books`.
+It owns what accounts have used of the GPUs and has not been handed out yet. It never reads a clock,
+NVML or the ledger: `loop` steps it with each sample and takes the amounts to `books`. What happened
+on one device between two samples is worked out in `usage`.
 
 The meters are named apart and never mixed:
 
@@ -14,37 +15,39 @@ The meters are named apart and never mixed:
 
 GPU time is that of whole GPUs: on a MIG instance, each meter of time is multiplied by its weight.
 
-What a process holds is known at samples. From one to the next it is charged, with its owner and bytes
-at the first (a left step), to the next or to its `ended`; a process new at the next one counts from
-its `started` and not at all without. So memory that comes or goes unannounced is wrong by less than
-a period. Busy time is what the later sample says of the time between, for its owner then.
+What a process holds is known at samples. From one to the next it is charged with the owner and the
+bytes of the first (a left step), up to the next or to its `ended`. A process new at the next counts
+from its `started`; without one, not yet. So what comes or goes untold is wrong by less than a
+period. Busy time is what the later sample says of the time between, for the owner then. Before a
+device is first read there is nothing to charge from.
 
 Nobody is charged more than three periods at a time. A device that cannot be read is left as it is:
 nothing is charged, nothing becomes zero, and the time is made up for, up to three periods, once it
-is read again. The rest is a `Gap`; the energy of that rest is nobody's known and thus unattributed.
+is read again. The rest is a `Gap`, and its energy is unattributed: nobody saw who used it.
 
 Time and bytes add up in femtoseconds and byte-nanoseconds; whole units are handed out and the rest
-is carried, so nothing is lost in days of rounding. Energy is divided in whole millijoules by largest
-remainder: accounts, unattributed and host idle add up to the counters' differences at every step.
+is carried, so nothing is lost in days of rounding. Energy is divided in whole millijoules by
+largest remainder: accounts, unattributed and host idle add up to what the counters rose by, at
+every step. The idle part goes by allocation; the rest by busy time, else VRAM, else equally.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 from bursar.watchdog.samples import DeviceSample, Health, Sample
+from bursar.watchdog.usage import UNATTRIBUTED, Picture, Use, busy_fs, holdings, split
 
 __all__ = ["Gap", "Meter", "Metered"]
 
 CARRIED_MAX: Final = 4096
-"""Accounts without a process whose remainders are kept. Beyond it the one gone longest loses its own:
-less than a unit of each meter, in its favour."""
+"""Accounts without a process whose remainders are kept. Beyond that, the one gone longest loses its
+own: less than a unit of each meter, in its favour."""
 FORGET_NS: Final = 600 * 10**9
 """How long a device may be missing among devices that are seen, before it is taken for gone."""
 
-_UNATTRIBUTED: Final = ""
 _PERIODS_MAX: Final = 3
 _MS_FS: Final = 10**12  # ns * permille busy * permille of a GPU are femtoseconds
 _MIB_S: Final = 2**20 * 10**9
@@ -82,8 +85,8 @@ class Metered:
         amounts: By account, then meter; what is zero is left out.
         unattributed: By meter: what was used by processes that are nobody's.
         host_idle_mj: The energy of devices, or parts of them, that nobody used.
-        vram_bytes: By account with a process: its bytes on all devices. A device that cannot be read
-            counts as it was.
+        vram_bytes: By account with a process: its bytes on all devices. A device that cannot be
+            read counts as it was, less what has ended.
         vram_peak_bytes: The most of that since the account has had a process.
         gaps: Where less was charged than time has passed.
         estimated: The accounts for which any of this is estimated; "": the unattributed.
@@ -117,7 +120,7 @@ class Meter:
         self._idle_window_ns = idle_window_ns
         self._idle_mw = idle_mw
         self._last_ns = -1
-        self._pictures: dict[str, _Picture] = {}  # each device as it was when last read
+        self._pictures: dict[str, Picture] = {}  # each device as it was when last read
         self._counters: dict[str, _Counter] = {}  # by whole GPU
         self._carried: dict[str, dict[str, int]] = {meter: {} for meter in _UNITS}
         self._peaks: dict[str, int] = {}  # of every account that has a process
@@ -137,9 +140,9 @@ class Meter:
         Args:
             sample: A later sample than the one before.
             owners: By pid: the account; missing or empty: nobody knows.
-            started: By pid: when it started or was registered, on the sample's clock. It matters for
-                processes that are new on a device, and may name others.
-            ended: By pid: when it ended; told once, in the next step.
+            started: By pid: when it started or was registered, by the sample's clock. It counts for
+                processes that are new on a device; others may be named.
+            ended: By pid: when it ended. Told once; later than the sample is as good.
 
         Raises:
             ValueError: The sample is not later than the one before.
@@ -152,16 +155,17 @@ class Meter:
         self._last_ns = now
         self._end({**self._early, **ended}, now)
         step = _Step()
-        uses: dict[str, _Use] = {}
+        uses: dict[str, Use] = {}  # by device that could be read
         gpus: defaultdict[str, list[DeviceSample]] = defaultdict(list)
         for seen in sample.devices:
             gpus[seen.parent_uuid or seen.uuid].append(seen)
             if seen.processes is not None and not seen.error:
-                picture = _Picture.of(seen, owners, now)
+                picture = Picture.of(seen, owners, now)
                 before = self._pictures.get(seen.uuid)
                 self._pictures[seen.uuid] = picture
+                step.estimated |= picture.unsized
                 uses[seen.uuid] = (
-                    _Use({}, {}, {})
+                    Use({}, {}, {})
                     if before is None
                     else self._charge(seen, before, picture, started, step)
                 )
@@ -172,7 +176,7 @@ class Meter:
         return self._hand_out(step)
 
     def _end(self, ends: dict[int, int], now: int) -> None:
-        """Ends processes in the pictures; what ended after the sample was taken waits for the next."""
+        """Ends processes in the pictures; who ended after the sample was taken, at the next."""
         self._early = {pid: at for pid, at in ends.items() if at > now}
         for pid, at in ends.items():
             if at <= now:
@@ -182,36 +186,34 @@ class Meter:
     def _charge(
         self,
         seen: DeviceSample,
-        before: "_Picture",
-        picture: "_Picture",
+        before: Picture,
+        picture: Picture,
         started: Mapping[int, int],
         step: "_Step",
-    ) -> "_Use":
+    ) -> Use:
         """Charges time and memory on one device from its picture before to the one now."""
         since, now = before.at_ns, picture.at_ns
         span = min(now - since, self._limit_ns)
         if span < now - since:
             step.gaps.append(Gap(seen.uuid, since, now, span))
-        held_ns, byte_ns = _held(before, picture, started, self._limit_ns)
+        held_ns, byte_ns = holdings(before, picture, started, self._limit_ns)
         per_ns = 1000 * seen.weight_permille
         alloc = {account: ns * per_ns for account, ns in held_ns.items()}
-        measured, guessed = _busy(seen, picture.groups, alloc, span)
+        measured, guessed = busy_fs(seen, picture.groups, alloc, span)
         step.add("gpu_alloc_ms", alloc)
         step.add("gpu_busy_ms", measured)
         step.add("gpu_estimated_ms", guessed)
         step.add("vram_mib_s", byte_ns)
-        step.estimated.update(guessed)
-        for groups in (before.groups, picture.groups):
-            step.estimated.update(account for account, group in groups.items() if group.unsized)
+        step.estimated.update(guessed, before.unsized)
         for account, busy in guessed.items():
             measured[account] = measured.get(account, 0) + busy
-        return _Use(alloc, measured, byte_ns)
+        return Use(alloc, measured, byte_ns)
 
     def _charge_energy(
         self,
         uuid: str,
         members: list[DeviceSample],
-        uses: dict[str, "_Use"],
+        uses: dict[str, Use],
         now: int,
         step: "_Step",
     ) -> None:
@@ -223,33 +225,37 @@ class Meter:
         if counter is None:
             self._counters[uuid] = _Counter(reading, now)
             return
-        wide = now - counter.at_ns
-        drawn = counter.advance(reading, now)
+        wide, drawn = now - counter.at_ns, reading - counter.reading
+        counter.reading, counter.at_ns = reading, now
+        if drawn <= 0:  # below 0: the driver was loaded anew
+            return
         charged = drawn * min(wide, self._limit_ns) // wide
-        step.energy[_UNATTRIBUTED] += drawn - charged
+        step.energy[UNATTRIBUTED] += drawn - charged
         idle_mw = self._idle_mw
         if idle_mw is None:
             idle_mw = counter.least_mw(drawn * 10**9 // wide, now, self._idle_window_ns)
         idle = min(charged, idle_mw * min(wide, self._limit_ns) // 10**9)
         weights = {seen.uuid: seen.weight_permille for seen in members}
         weights[""] = max(0, 1000 - sum(weights.values()))  # what no instance was cut from
-        nobody = _Use({}, {}, {})
-        unread = _Use({_UNATTRIBUTED: 1}, {}, {})
+        nobody = Use({}, {}, {})
+        unread = Use({UNATTRIBUTED: 1}, {}, {})
         used: set[str] = set()
         for pool, resting in ((idle, True), (charged - idle, False)):
-            for part, mj in _split(pool, weights).items():
+            for part, mj in split(pool, weights).items():
                 use = uses.get(part, unread) if part else nobody
                 shares = use.alloc if resting and any(use.alloc.values()) else use.active()
                 if not shares:
                     step.host_idle_mj += mj
                     continue
-                for account, share in _split(mj, shares).items():
+                for account, share in split(mj, shares).items():
                     step.energy[account] += share
                 used.update(shares)
         if any(seen.energy_estimated for seen in members):
             step.estimated |= used
 
-    def _forget(self, listed: set[str], gpus: Iterable[str], now: int, step: "_Step") -> None:
+    def _forget(
+        self, listed: set[str], gpus: Mapping[str, object], now: int, step: "_Step"
+    ) -> None:
         """Drops what has not been listed for long, though other devices were."""
         for uuid in self._pictures.keys() - listed:
             since = self._pictures[uuid].at_ns
@@ -276,11 +282,12 @@ class Meter:
         for picture in self._pictures.values():
             for account, group in picture.groups.items():
                 now_bytes[account] += group.size
-        now_bytes.pop(_UNATTRIBUTED, None)
+        now_bytes.pop(UNATTRIBUTED, None)
+        unattributed = amounts.pop(UNATTRIBUTED, {})
         self._note_accounts(now_bytes)
         return Metered(
-            amounts={account: by for account, by in amounts.items() if account},
-            unattributed=amounts.get(_UNATTRIBUTED, {}),
+            amounts=dict(amounts),
+            unattributed=unattributed,
             host_idle_mj=step.host_idle_mj,
             vram_bytes=dict(now_bytes),
             vram_peak_bytes=self._peaks.copy(),
@@ -323,104 +330,6 @@ class _Step:
             raw[account] = raw.get(account, 0) + amount
 
 
-class _Use(NamedTuple):
-    """How a device was used between two pictures, by account."""
-
-    alloc: dict[str, int]
-    busy: dict[str, int]
-    byte_ns: dict[str, int]
-
-    def active(self) -> dict[str, int]:
-        """What energy beyond the idle part is divided by; empty: nobody was there."""
-        for shares in (self.busy, self.byte_ns):
-            if any(shares.values()):
-                return shares
-        return {account: 1 for account, held in self.alloc.items() if held}
-
-
-class _Group:
-    """The processes of one account on one device: a class, as it is made for each at every step."""
-
-    __slots__ = (
-        "account",
-        "busy",
-        "ended_at_ns",
-        "ended_byte_ns",
-        "live",
-        "size",
-        "unmeasured",
-        "unmeasured_size",
-        "unsized",
-    )
-
-    def __init__(self, account: str) -> None:
-        self.account = account
-        self.live = 0
-        self.size = 0
-        self.unsized = 0
-        self.busy = 0
-        self.unmeasured = 0
-        self.unmeasured_size = 0
-        self.ended_at_ns = 0
-        self.ended_byte_ns = 0
-
-
-class _Picture(NamedTuple):
-    """Who held one device when it was read, and who of them has ended since."""
-
-    at_ns: int
-    held: dict[int, tuple[_Group, int]]
-    groups: dict[str, _Group]
-    ended: dict[int, int]
-
-    @classmethod
-    def of(cls, seen: DeviceSample, owners: Mapping[int, str], at_ns: int) -> "_Picture":
-        """Groups the processes by account; this loop is what a step costs."""
-        held: dict[int, tuple[_Group, int]] = {}
-        groups: dict[str, _Group] = {}
-        unsized = []
-        known = 0
-        owner_of = owners.get
-        for process in seen.processes or ():
-            pid, size, busy = process.pid, process.vram_bytes, process.busy_permille
-            account = owner_of(pid, _UNATTRIBUTED)
-            group = groups.get(account)
-            if group is None:
-                group = groups[account] = _Group(account)
-            group.live += 1
-            if size is None:
-                size = 0
-                group.unsized += 1
-                unsized.append(process)
-            known += size
-            group.size += size
-            if busy is None:
-                group.unmeasured += 1
-                group.unmeasured_size += size
-            else:
-                group.busy += busy if 0 <= busy <= 1000 else 1000 * (busy > 0)  # noqa: PLR2004
-            held[pid] = group, size
-        if unsized and seen.vram_used_bytes is not None:
-            each = max(0, seen.vram_used_bytes - known) // len(unsized)
-            for process in unsized:
-                group = held[process.pid][0]
-                group.size += each
-                group.unmeasured_size += each if process.busy_permille is None else 0
-                held[process.pid] = group, each
-        return cls(at_ns, held, groups, {})
-
-    def end(self, pid: int, at_ns: int, limit_ns: int) -> None:
-        """Takes a process out, and notes what it has held since the picture."""
-        if pid not in self.held or pid in self.ended:
-            return
-        group, size = self.held[pid]
-        self.ended[pid] = at_ns
-        group.live -= 1
-        group.size -= size
-        group.ended_at_ns = max(group.ended_at_ns, at_ns)
-        group.ended_byte_ns += size * min(max(0, at_ns - self.at_ns), limit_ns)
-
-
 class _Counter:
     """The energy counter of one whole GPU, and the least power that it has drawn."""
 
@@ -433,12 +342,6 @@ class _Counter:
         self._window_mw: int | None = None
         self._before_mw: int | None = None
 
-    def advance(self, reading: int, at_ns: int) -> int:
-        """What was drawn since the last reading; 0 where the driver was loaded anew."""
-        drawn = max(0, reading - self.reading)
-        self.reading, self.at_ns = reading, at_ns
-        return drawn
-
     def least_mw(self, power_mw: int, at_ns: int, window_ns: int) -> int:
         """The least power in this window and the one before, which are all that is kept."""
         if at_ns - self._window_from_ns >= window_ns:
@@ -447,68 +350,3 @@ class _Counter:
         least = power_mw if self._window_mw is None else min(power_mw, self._window_mw)
         self._window_mw = least
         return least if self._before_mw is None else min(least, self._before_mw)
-
-
-def _held(
-    before: _Picture, picture: _Picture, started: Mapping[int, int], limit_ns: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """How long each account held the device, and its bytes over time, in nanoseconds."""
-    since, now = before.at_ns, picture.at_ns
-    span = min(now - since, limit_ns)
-    held_ns: dict[str, int] = {}
-    byte_ns: dict[str, int] = {}
-    for account, group in before.groups.items():
-        held_ns[account] = span if group.live else min(span, max(0, group.ended_at_ns - since))
-        byte_ns[account] = group.size * span + group.ended_byte_ns
-    fresh = picture.held.keys() - (before.held.keys() - before.ended.keys())
-    firsts: dict[str, int] = {}
-    for pid in fresh & started.keys():
-        first = max(since, started[pid], before.ended.get(pid, 0))
-        if first < now:
-            group, size = picture.held[pid]
-            account = group.account
-            byte_ns[account] = byte_ns.get(account, 0) + size * min(now - first, limit_ns)
-            firsts[account] = min(first, firsts.get(account, now))
-    for account, first in firsts.items():
-        left = before.groups.get(account)
-        until = since if left is None else now if left.live else max(since, left.ended_at_ns)
-        apart = max(0, first - until)  # between the end of the old and the start of the new
-        held_ns[account] = min(now - since - apart, limit_ns)
-    return held_ns, byte_ns
-
-
-def _busy(
-    seen: DeviceSample, groups: Mapping[str, _Group], alloc: Mapping[str, int], span: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """How long each account kept the device busy, measured and estimated, in femtoseconds."""
-    per_permille = span * seen.weight_permille
-    told = seen.busy_permille
-    room = 1000 if told is None else min(max(told, 0), 1000)
-    sums = {account: group.busy for account, group in groups.items() if group.busy}
-    total = sum(sums.values())
-    if total > room:
-        measured = _split(room * per_permille, sums)
-    else:
-        measured = {account: busy * per_permille for account, busy in sums.items()}
-    unmeasured = {account: group for account, group in groups.items() if group.unmeasured}
-    if not unmeasured:
-        return measured, {}
-    if told is None:
-        return measured, {account: alloc.get(account, 0) for account in unmeasured}
-    shares = {account: group.unmeasured_size for account, group in unmeasured.items()}
-    if not any(shares.values()):
-        shares = {account: group.unmeasured for account, group in unmeasured.items()}
-    return measured, _split(max(0, room - total) * per_permille, shares)
-
-
-def _split(pool: int, shares: Mapping[str, int]) -> dict[str, int]:
-    """Divides a pool to the last unit: floors, then one more for each largest remainder."""
-    total = sum(shares.values())
-    parts, rests = {}, {}
-    for key, share in shares.items():
-        parts[key], rests[key] = divmod(pool * share, total)
-    short = pool - sum(parts.values())
-    if short:
-        for key in sorted(rests, key=rests.__getitem__, reverse=True)[:short]:
-            parts[key] += 1
-    return parts
