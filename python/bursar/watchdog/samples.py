@@ -53,7 +53,8 @@ class DeviceSample:
         vram_total_bytes: Memory in all; None where the device has none of its own (unified memory).
         vram_used_bytes: Memory in use.
         busy_permille: How busy it is.
-        energy_mj: The energy counter in millijoules; it starts anew when the driver is loaded.
+        energy_mj: The energy counter in millijoules; it starts anew when the driver is loaded. An
+            instance has none and tells its parent's, as all instances of that do.
         energy_estimated: Whether `energy_mj` was summed from power readings.
         processes: Who uses it, by pid; None: the lists could not be read or trusted.
         weight_permille: Its share of the whole GPU; 1000 unless it is a MIG instance.
