@@ -90,6 +90,7 @@ COMMANDS = [
     ["account", "list"],
     ["account", "freeze"],
     ["account", "unfreeze"],
+    ["account", "retire"],
     ["log"],
     ["check"],
     ["doctor"],
