@@ -18,6 +18,7 @@ from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
 from bursar.exceptions import (
     AccountFrozen,
+    AccountInUse,
     AccountNotFound,
     BudgetError,
     BudgetExceeded,
@@ -90,6 +91,7 @@ __all__ = [
     "Account",
     "AccountChanges",
     "AccountFrozen",
+    "AccountInUse",
     "AccountNotFound",
     "Advice",
     "Amounts",

@@ -403,6 +403,17 @@ def unfreeze(account: str) -> Call[models.Account]:
     )
 
 
+@_sendable
+def retire_account(account: str) -> Call[None]:
+    """AccountService/RetireAccount."""
+    return Call(
+        "AccountService/RetireAccount",
+        ac.RetireAccountRequest(account=account),
+        ac.RetireAccountResponse,
+        lambda _: None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class EntryFilter:
     """Which entries to list; what is left empty lets everything through."""

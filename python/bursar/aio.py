@@ -364,6 +364,10 @@ class AsyncClient:
         """As `Client.unfreeze`."""
         return await self._run(calls.unfreeze(account))
 
+    async def retire_account(self, account: str) -> None:
+        """As `Client.retire_account`."""
+        await self._run(calls.retire_account(account))
+
     def list_entries(
         self,
         account: str = "",

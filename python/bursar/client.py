@@ -292,6 +292,14 @@ class Client:
         """Ends a freeze; an ancestor's freeze still holds. A repeat is safe."""
         return self._run(calls.unfreeze(account))
 
+    def retire_account(self, account: str) -> None:
+        """Takes an account with its budgets out of use; its history stays. A repeat is safe.
+
+        Raises:
+            AccountInUse: It has accounts below it or pending reservations, or holds capacity.
+        """
+        self._run(calls.retire_account(account))
+
     def list_entries(
         self,
         account: str = "",

@@ -5,6 +5,7 @@ BursarError
 ├─ BudgetError
 │  ├─ BudgetExceeded         the budget is gone: account, unit, limit, spent, shortfall, …
 │  ├─ AccountNotFound
+│  ├─ AccountInUse           it cannot retire yet
 │  ├─ AccountFrozen
 │  └─ UnpricedModel
 ├─ ReservationError
@@ -36,6 +37,7 @@ from typing import Any, Final, Self
 __all__ = [
     "ERRORS",
     "AccountFrozen",
+    "AccountInUse",
     "AccountNotFound",
     "BudgetError",
     "BudgetExceeded",
@@ -151,6 +153,10 @@ class BudgetExceeded(BudgetError):
 
 class AccountNotFound(BudgetError):
     """No such account, and no configured pattern that would create it."""
+
+
+class AccountInUse(BudgetError):
+    """The account cannot retire: it has accounts below it, pending reservations or capacity."""
 
 
 class AccountFrozen(BudgetError):
@@ -295,6 +301,7 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "STORE_UNAVAILABLE": ErrorRow("UNAVAILABLE", StoreUnavailable),
         "SLICE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
         "SHUTTING_DOWN": ErrorRow("UNAVAILABLE", SidecarUnavailable),
+        "ACCOUNT_IN_USE": ErrorRow("FAILED_PRECONDITION", AccountInUse),
         "RESERVATION_LEASED": ErrorRow("FAILED_PRECONDITION", ReservationLeased),
         "NOT_THE_OWNER": ErrorRow("PERMISSION_DENIED", ReservationLeased),
         "LEASE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),

@@ -91,6 +91,7 @@ COMMANDS = [
     ["account", "list"],
     ["account", "freeze"],
     ["account", "unfreeze"],
+    ["account", "retire"],
     ["log"],
     ["gpu"],
     ["kill"],

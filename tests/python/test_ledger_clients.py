@@ -129,6 +129,24 @@ def test_a_frozen_account_refuses_and_stops(funded: bursar.Client) -> None:
     assert reservation.debit(tokens=2).verdict is Verdict.OK
 
 
+def test_an_account_retires_with_its_budget_once_nobody_uses_it(funded: bursar.Client) -> None:
+    job = f"{ACCOUNT}/job"
+    funded.set_budget(job, unit="tokens", limit=10)
+    reservation = funded.reserve(job, tokens=10)
+    with pytest.raises(bursar.AccountInUse, match="pending reservations") as caught:
+        funded.retire_account(job)
+    assert caught.value.account == job
+    with pytest.raises(bursar.AccountInUse, match="accounts below"):
+        funded.retire_account(ACCOUNT)
+    reservation.commit(tokens=4)
+    funded.retire_account(job)
+    funded.retire_account(job)
+    with pytest.raises(bursar.AccountNotFound):
+        funded.get_account(job)
+    assert remaining(funded) == 996
+    assert funded.reserve(job, tokens=20).granted == {"tokens": 20}
+
+
 def test_record_spends_without_a_reservation(funded: bursar.Client) -> None:
     assert funded.record(ACCOUNT, tokens=30, idempotency_key="k").spent == {"tokens": 30}
     funded.record(ACCOUNT, tokens=30, idempotency_key="k")

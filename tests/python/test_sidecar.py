@@ -134,6 +134,9 @@ def test_the_command_line_sets_shows_and_freezes(sidecar: Sidecar) -> None:
     assert cli("account", "unfreeze", "acme", *target).returncode == 0
     listed = json.loads(cli("account", "list", "--json", *target).stdout)
     assert [account["path"] for account in listed] == ["acme"]
+    retired = cli("account", "retire", "acme", *target)
+    assert (retired.returncode, retired.stdout) == (0, "acme has retired\n")
+    assert json.loads(cli("account", "list", "--json", *target).stdout) == []
     missing = cli("account", "show", "nobody", *target)
     assert missing.returncode == 5
     assert missing.stderr.startswith("bursar: ")

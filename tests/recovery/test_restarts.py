@@ -93,3 +93,23 @@ def test_a_late_commit_counts_after_a_restart_and_after_the_key_is_forgotten() -
         assert client.get_account("acme").balances[0].spent == 6
         with pytest.raises(bursar.IdempotencyMismatch):
             client.commit(held.id, tokens=7)
+
+
+def test_a_retired_account_comes_back_without_its_budget_and_freeze(daemon: Daemon) -> None:
+    """What it ended is remembered; so its name is there again, as if it were used anew."""
+    with daemon.client() as client:
+        client.set_budget("acme", unit="tokens", limit=100)
+        client.set_budget("acme/job", unit="tokens", limit=10)
+        held = client.reserve("acme/job", tokens=5, idempotency_key="k")
+        held.commit(tokens=4)
+        client.freeze("acme/job")
+        client.retire_account("acme/job")
+        for crash in (daemon.kill9, daemon.terminate, daemon.terminate):
+            crash()
+            daemon.start()
+            job = client.get_account("acme/job")
+            assert (job.balances, job.frozen) == ((), False)
+            assert client.reserve("acme/job", tokens=5, idempotency_key="k").id == held.id
+            assert client.get_account("acme").balances[0].spent == 4
+        client.retire_account("acme/job")
+        assert [one.path for one in client.list_accounts()] == ["acme"]

@@ -1,4 +1,4 @@
-"""`bursar account`: set, show, list, freeze, unfreeze."""
+"""`bursar account`: set, show, list, freeze, unfreeze, retire."""
 
 import click
 
@@ -157,6 +157,20 @@ def unfreeze(path: str, *, as_json: bool, target: str | None) -> None:
     """End a freeze; an ancestor's freeze still holds."""
     with connect(target) as client:
         _echo_change(client.unfreeze(path), as_json=as_json)
+
+
+@account.command()
+@click.argument("path")
+@json_option
+@target_option
+def retire(path: str, *, as_json: bool, target: str | None) -> None:
+    """Take an account with its budgets out of use; its history stays."""
+    with connect(target) as client:
+        client.retire_account(path)
+    if as_json:
+        echo_json({"retired": path})
+    else:
+        click.echo(f"{safe(path)} has retired")
 
 
 def _echo_change(found: Account, *, as_json: bool) -> None:

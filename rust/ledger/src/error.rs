@@ -52,6 +52,14 @@ pub enum LedgerError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The account cannot retire.
+    #[error("account {path:?} cannot retire: it has {why}")]
+    AccountInUse {
+        /// Its path.
+        path: String,
+        /// What it has.
+        why: &'static str,
+    },
     /// Too many accounts.
     #[error("{what} has reached its maximum of {max}")]
     AccountLimit {

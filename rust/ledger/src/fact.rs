@@ -146,7 +146,7 @@ pub enum Fact {
         /// Whether the configuration's patterns created it (and may let it retire).
         automatic: bool,
     },
-    /// An idle account was forgotten; its history stays.
+    /// An account went out of use, with its budgets and its freeze; its history stays.
     AccountRetired {
         /// Its name.
         account: AccountId,

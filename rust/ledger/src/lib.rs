@@ -34,6 +34,7 @@ mod replay;
 mod reservation;
 mod reserve;
 mod restore;
+mod retire;
 pub mod rolling;
 mod settle;
 mod slots;

@@ -156,6 +156,7 @@ impl<J: Journal> Replay<J> {
             return;
         };
         account.retired.store(true, Ordering::Release);
+        self.ledger.tree.set_frozen(account, false);
         let accounts = self.ledger.tree.accounts.pin();
         let present = accounts.get(&account.path);
         if present.is_some_and(|present| Arc::ptr_eq(present, account)) {

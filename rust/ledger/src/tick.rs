@@ -1,13 +1,9 @@
-//! What time itself brings about: expiry, forgetting, the floor of what was used, idle accounts.
+//! What time itself brings about: expiry, forgetting, the floor of what was used.
 //!
 //! Called every few dozen milliseconds by the host. Costs next to nothing when nothing is due.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
 use parking_lot::MutexGuard;
 
-use crate::account::Account;
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, Owner, ReservationId, State};
 use crate::ledger::{Ledger, Now, body};
@@ -122,57 +118,6 @@ impl<J: Journal> Ledger<J> {
         };
         self.slots.iter().filter_map(kept).collect()
     }
-
-    /// Retires accounts that patterns created, that nobody has used for long, and of which nothing has
-    /// to be known: no child, no reservation, no freeze, nothing spent in a window that still runs
-    /// (R15). Returns their paths.
-    pub fn retire_idle(&self, now: Now) -> Vec<Arc<str>> {
-        let now_ms = self.time(now.wall_ms);
-        let idle = |account: &Arc<Account>| {
-            // The chain is replaced at each rollover, so its presence says nothing of recent use.
-            let used = account.open.load(Ordering::SeqCst) != 0;
-            if used {
-                account.last_used_ms.store(now_ms, Ordering::Relaxed);
-            }
-            !used
-                && account.automatic
-                && now_ms - account.last_used_ms.load(Ordering::Relaxed)
-                    >= self.settings.account_idle_ms
-        };
-        let mut accounts: Vec<Arc<Account>> = {
-            let pinned = self.tree.accounts.pin();
-            pinned.values().filter(|account| idle(account)).cloned().collect()
-        };
-        // Children first: a branch that is idle as a whole retires at once.
-        accounts.sort_by(|a, b| b.path.cmp(&a.path));
-        accounts
-            .into_iter()
-            .filter(|account| self.retire(account, now_ms))
-            .map(|account| Arc::clone(&account.path))
-            .collect()
-    }
-
-    fn retire(&self, account: &Arc<Account>, now_ms: i64) -> bool {
-        let _building = self.tree.building.lock();
-        // SeqCst pairs with `enter`: it sees that we retire, or we see it inside.
-        account.retired.store(true, Ordering::SeqCst);
-        let needed = account.open.load(Ordering::SeqCst) != 0
-            || account.children.load(Ordering::Relaxed) != 0
-            || account.frozen.load(Ordering::Acquire)
-            || counts_something(account, now_ms);
-        if needed {
-            account.retired.store(false, Ordering::SeqCst);
-            return false;
-        }
-        self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
-        self.tree.accounts.pin().remove(&account.path);
-        self.tree.chains.pin().remove(&account.path);
-        if let Some(parent) = &account.parent {
-            parent.children.fetch_sub(1, Ordering::Relaxed);
-        }
-        *account.chain.lock() = None;
-        true
-    }
 }
 
 impl<J: Journal> Ledger<J> {
@@ -185,17 +130,4 @@ impl<J: Journal> Ledger<J> {
     pub fn account_count(&self) -> usize {
         self.tree.accounts.len()
     }
-}
-
-/// Whether something would be forgotten with the account: a limit that an operator set, or spending in
-/// a window that still runs.
-fn counts_something(account: &Account, now_ms: i64) -> bool {
-    account.budgets.lock().iter().any(|budget| {
-        let current = budget.current().filter(|window| now_ms < window.end_ms);
-        let standing = current.map(|window| {
-            window.roll(now_ms);
-            window.standing()
-        });
-        budget.terms().manual || standing.is_some_and(|s| s.spent != 0 || s.held != 0)
-    })
 }

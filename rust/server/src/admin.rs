@@ -70,6 +70,15 @@ impl Engine {
         Ok(Answer::new(v1::UnfreezeResponse { account: Some(account) }, ticket))
     }
 
+    pub(crate) fn retire_account(
+        &self,
+        request: &v1::RetireAccountRequest,
+    ) -> Reply<v1::RetireAccountResponse> {
+        self.check_open()?;
+        let ticket = self.ledger.retire(convert::path(&request.account)?, self.now())?;
+        Ok(Answer::new(v1::RetireAccountResponse {}, ticket))
+    }
+
     fn set_frozen(
         &self,
         path: &str,

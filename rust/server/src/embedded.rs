@@ -26,6 +26,7 @@ impl Engine {
             "AccountService/ListAccounts" => self.answer(request, |r| self.list_accounts(r)),
             "AccountService/Freeze" => self.answer(request, |r| self.freeze(r)),
             "AccountService/Unfreeze" => self.answer(request, |r| self.unfreeze(r)),
+            "AccountService/RetireAccount" => self.answer(request, |r| self.retire_account(r)),
             "AccountService/ListEntries" => self.answer(request, |r| self.list_entries(r)),
             _ if method.starts_with("ProcessService/") => Err(process::unavailable(
                 "there is no watchdog here: call the daemon at its socket",

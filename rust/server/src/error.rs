@@ -126,6 +126,9 @@ impl From<LedgerError> for ApiError {
             LedgerError::AccountNotFound { path } => {
                 new(ErrorReason::AccountNotFound).with("account", path)
             }
+            LedgerError::AccountInUse { path, .. } => {
+                new(ErrorReason::AccountInUse).with("account", path)
+            }
             LedgerError::ReservationNotFound => new(ErrorReason::ReservationNotFound),
             LedgerError::ReservationEnded(State::Expired) => new(ErrorReason::ReservationExpired),
             LedgerError::ReservationEnded(_) => new(ErrorReason::ReservationEnded),

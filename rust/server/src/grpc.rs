@@ -157,9 +157,9 @@ impl AccountService for Api {
 
     async fn retire_account(
         &self,
-        _request: Request<v1::RetireAccountRequest>,
+        request: Request<v1::RetireAccountRequest>,
     ) -> Answered<v1::RetireAccountResponse> {
-        Err(Status::unimplemented("not yet"))
+        self.aside(move |engine| engine.retire_account(request.get_ref())).await
     }
 
     async fn list_entries(

@@ -191,7 +191,8 @@ pub(crate) fn open(
     // A clock that was set back does not make anything younger.
     let time_ms = now_ms.max(importer.time_ms);
     let remember_from_ms = time_ms.saturating_sub(config.key_retention_ms);
-    restore(&importer.conn, (time_ms, remember_from_ms), apply)?;
+    let max_account = &mut importer.high.account;
+    restore(&importer.conn, max_account, (time_ms, remember_from_ms), apply)?;
     let segment = begin_segment(&importer, &meta, &folder, open_file)?;
     begin_session(&importer.conn, config.durability)?;
     let old = old.iter().map(|old| old.file.as_path()).filter(|old| *old != segment.path);

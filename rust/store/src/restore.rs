@@ -7,7 +7,7 @@
 //!
 //! Only what the ledger can still meet is told: accounts in use, each budget's newest window, and
 //! what reservations name. A reservation may name an account that has retired; then the account of
-//! that path that is in use stands in for it, or it comes back.
+//! that path that is in use stands in for it, or one is opened anew.
 
 mod accounts;
 mod windows;
@@ -28,14 +28,17 @@ const NO_TIME_MS: i64 = 0;
 /// Takes the records.
 pub(crate) type Apply<'a> = &'a mut dyn FnMut(&Record) -> Result<(), String>;
 
-/// Reads the database and passes on what the ledger needs. Writes only that an account came back.
+/// Reads the database and passes on what the ledger needs. Writes only which accounts are opened anew,
+/// and raises `max_account` for them.
 pub(crate) fn restore(
     conn: &Connection,
+    max_account: &mut AccountId,
     (time_ms, remember_from_ms): (i64, i64),
     apply: Apply<'_>,
 ) -> Result<(), StoreError> {
     let mut restore = Restore {
         conn,
+        max_account,
         time_ms,
         apply,
         in_use: HashSet::new(),
@@ -56,6 +59,7 @@ pub(crate) fn restore(
 
 struct Restore<'a> {
     conn: &'a Connection,
+    max_account: &'a mut AccountId,
     time_ms: i64,
     apply: Apply<'a>,
     /// The accounts that are told of.

@@ -43,6 +43,7 @@ enum Op {
     Record { account: usize, tokens: i64 },
     Limit { account: usize, limit: i64 },
     Freeze { account: usize, frozen: bool },
+    Retire { account: usize },
     Pass { ms: i64 },
     Reopen { close: bool },
 }
@@ -65,7 +66,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (account.clone(), tokens).prop_map(|(account, tokens)| Op::Record { account, tokens }),
         1 => (account.clone(), 0..100_000_i64)
             .prop_map(|(account, limit)| Op::Limit { account, limit }),
-        1 => (account, any::<bool>()).prop_map(|(account, frozen)| Op::Freeze { account, frozen }),
+        1 => (account.clone(), any::<bool>())
+            .prop_map(|(account, frozen)| Op::Freeze { account, frozen }),
+        1 => account.prop_map(|account| Op::Retire { account }),
         3 => prop_oneof![1..1_000_i64, 1_000..100_000_i64, Just(DAY_MS), Just(3 * DAY_MS)]
             .prop_map(|ms| Op::Pass { ms }),
         2 => any::<bool>().prop_map(|close| Op::Reopen { close }),
@@ -215,6 +218,9 @@ impl World {
             Op::Freeze { account, frozen } => {
                 let _ = self.ledger.set_frozen(ACCOUNTS[account], frozen, "because", now);
             }
+            Op::Retire { account } => {
+                let _ = self.ledger.retire(ACCOUNTS[account], now);
+            }
             Op::Pass { ms } => {
                 self.now.wall_ms += ms;
                 self.now.mono_ms += ms;
@@ -302,7 +308,7 @@ impl World {
         }
         // An account that had retired comes back when a reservation of it is remembered; empty.
         for (window, is) in after.windows.iter().filter(|(w, _)| !before.windows.contains_key(*w)) {
-            assert_eq!(is.held, 0, "{window:?}");
+            assert_eq!((is.held, is.spent), (0, 0), "{window:?}");
         }
         for (sequence, was) in &before.reservations {
             assert_eq!(Some(was), after.reservations.get(sequence), "reservation {sequence}");

@@ -1,6 +1,6 @@
 //! R15: everything is bounded, and a bound that is reached is named and recovered from.
 
-use bursar_ledger::{LedgerError, MAX_BUDGETS, Period, Unit};
+use bursar_ledger::{Amounts, LedgerError, MAX_BUDGETS, Period, Settings, Unit};
 
 use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens, totals};
 
@@ -85,10 +85,14 @@ fn r15_a_pattern_with_too_many_budgets_makes_no_account() {
     assert_eq!((world.ledger.account_count(), world.tape.len()), (0, 0));
 }
 
-fn retiring() -> World {
+fn retiring_settings() -> Settings {
     let mut budget = spec(Unit::Tokens, Period::total(), 100);
     budget.terms.manual = false;
-    World::with(settings(vec![pattern("a", vec![]), pattern("a/**", vec![budget])]))
+    settings(vec![pattern("a", vec![]), pattern("a/**", vec![budget])])
+}
+
+fn retiring() -> World {
+    World::with(retiring_settings())
 }
 
 #[test]
@@ -148,4 +152,59 @@ fn r15_an_account_that_is_used_by_short_calls_is_not_idle() {
         world.release(id);
         assert!(world.ledger.retire_idle(world.now()).is_empty());
     }
+}
+
+fn in_use(world: &World, path: &str) -> &'static str {
+    match world.ledger.retire(path, world.now()) {
+        Err(LedgerError::AccountInUse { why, .. }) => why,
+        other => panic!("{path}: {other:?}"),
+    }
+}
+
+#[test]
+fn r15_an_account_retires_by_name_with_budgets_spending_and_freeze() {
+    let world = retiring();
+    world.limit("a", Unit::Tokens, Period::total(), 1_000);
+    world.limit("a/b", Unit::Tokens, Period::total(), 7);
+    let id = world.held("a/b", 7);
+    assert!(in_use(&world, "a/b").contains("pending"));
+    assert!(in_use(&world, "a").contains("below"));
+    world.commit(id, 7);
+    world.freeze("a/b", true);
+    let ticket = world.ledger.retire("a/b", world.now()).unwrap();
+    assert_ne!(ticket, u64::MAX);
+    assert_eq!(world.ledger.retire("a/b", world.now()), Ok(u64::MAX), "a repeat is safe");
+    assert_eq!(world.ledger.retire("a/never", world.now()), Ok(u64::MAX));
+    assert_eq!(world.tokens_of("a"), (0, 7), "what it spent stays spent above it");
+    // Opened anew, it has what the pattern gives it, after a restart as well.
+    let replayed = world.replayed(retiring_settings(), &world.tape.records());
+    for world in [&world, &replayed] {
+        assert_eq!(world.ledger.account_count(), 1);
+        assert_eq!(world.hold("a/b", tokens(101)).unwrap_err().shortfall, 1);
+        assert_eq!(world.tokens_of("a/b"), (0, 0));
+        assert_eq!(world.tokens_of("a"), (0, 7));
+    }
+}
+
+#[test]
+fn r15_a_late_commit_on_a_retired_account_counts_above_it() {
+    let world = World::tokens(&[("a", 100), ("a/b", 10)]);
+    let id = world.held("a/b", 10);
+    world.release(id);
+    world.ledger.retire("a/b", world.now()).unwrap();
+    world.commit(id, 30);
+    assert_eq!(world.tokens_of("a"), (0, 30));
+}
+
+#[test]
+fn r15_an_account_whose_owner_may_hold_capacity_does_not_retire() {
+    let world = World::new();
+    world.limit("a", Unit::VramBytes, Period::total(), 10);
+    let id = world.hold("a/b", Amounts::of(Unit::VramBytes, 4)).unwrap().view.id;
+    world.wait(TTL);
+    assert_eq!(world.ledger.tick(world.now()).expired, 1);
+    assert!(in_use(&world, "a/b").contains("capacity"));
+    world.ledger.owner_gone(id, world.now()).unwrap();
+    world.ledger.retire("a/b", world.now()).unwrap();
+    assert_eq!(world.standing("a", Unit::VramBytes), (10, 0, 0, 10));
 }

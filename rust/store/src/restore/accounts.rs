@@ -1,10 +1,13 @@
 //! Restoring accounts: those in use, and those that reservations still name.
+//!
+//! Where the account of a reservation has retired, its path is opened anew, as the ledger does for a
+//! late Commit: without the freeze and the budgets that went with the old one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bursar_ledger::fact::{AccountId, ChainId, Fact};
 use bursar_ledger::path::parent;
-use rusqlite::Row;
+use rusqlite::{Row, params};
 
 use super::{Chain, Remembered, Restore};
 use crate::error::{Doing, StoreError};
@@ -48,16 +51,17 @@ impl Restore<'_> {
             let Some(path) = self.select(query, [id], |row| row.get::<_, String>(0))?.pop() else {
                 continue;
             };
-            for path in std::iter::successors(Some(path.as_str()), |path| parent(path)) {
+            let lineage = std::iter::successors(Some(path.as_str()), |path| parent(path));
+            // From the top down: by their ids, too, parents come first.
+            for path in lineage.collect::<Vec<_>>().into_iter().rev() {
                 if !paths.contains_key(path) {
-                    let account = self.bring_back(path)?;
+                    let account = self.open_anew(path)?;
                     paths.insert(account.path.clone(), account.id);
                     back.push(account);
                 }
             }
             self.stand_ins.insert(*id, paths[&path]);
         }
-        back.sort_by_key(|account| account.path.matches('/').count());
         self.in_use.extend(back.iter().map(|account| account.id));
         told.extend(back);
         for Account { id, path, automatic, frozen, reason, created_ms } in told {
@@ -70,14 +74,21 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn bring_back(&self, path: &str) -> Result<Account, StoreError> {
-        const NEWEST: &str = "SELECT id, path, automatic, frozen, freeze_reason, created_ms
-            FROM accounts WHERE path = ?1 ORDER BY id DESC LIMIT 1";
-        let newest = self.select(NEWEST, [path], read_account)?.pop();
-        let account = newest.ok_or_else(|| StoreError::malformed("an account", path))?;
-        let back = "UPDATE accounts SET retired_ms = NULL WHERE id = ?1";
-        self.conn.execute(back, [account.id]).doing("bring an account back")?;
-        Ok(account)
+    fn open_anew(&mut self, path: &str) -> Result<Account, StoreError> {
+        // As old as the one before, or reservations would seem younger than they are.
+        const SINCE: &str = "SELECT max(created_ms) FROM accounts WHERE path = ?1";
+        let since = self.select(SINCE, [path], |row| row.get::<_, Option<i64>>(0))?.pop();
+        let created_ms =
+            since.flatten().ok_or_else(|| StoreError::malformed("an account", path))?;
+        *self.max_account += 1;
+        let id = *self.max_account;
+        // First the id: were the daemon to die in between, it is only lost.
+        let taken = "UPDATE meta SET max_account = ?1";
+        self.conn.execute(taken, [id]).doing("open an account anew")?;
+        let open = "INSERT INTO accounts VALUES (?1, ?2, 1, 0, '', ?3, NULL)";
+        self.conn.execute(open, params![id, path, created_ms]).doing("open an account anew")?;
+        let (path, reason) = (path.to_owned(), String::new());
+        Ok(Account { id, path, automatic: true, frozen: false, reason, created_ms })
     }
 
     /// The account that is in use for one that may have retired.
