@@ -1,7 +1,7 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_explain` turns what is wrong into sentences. Relative paths are relative to the
+rate card, `_watchdog` the watchdog, `_explain` turns what is wrong into sentences. Relative paths are relative to the
 configuration file's folder.
 """
 
@@ -18,6 +18,7 @@ from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
+from bursar.daemon._watchdog import WatchdogSection
 
 __all__ = ["Config", "ConfigError", "Problem", "load_config"]
 
@@ -264,6 +265,9 @@ class Config(Section):
         default_factory=ReservationsSection, description="how long holds live"
     )
     rates: RatesSection = Field(default_factory=RatesSection, description="what models cost")
+    watchdog: WatchdogSection = Field(
+        default_factory=WatchdogSection, description="how GPUs and jobs are watched"
+    )
     accounts: tuple[AccountPattern, ...] = Field(
         default=(),
         strict=False,

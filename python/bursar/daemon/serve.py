@@ -1,6 +1,7 @@
 """The process around the Rust server: start, wait for a signal, drain.
 
-The server runs on its own threads and never takes the GIL; this thread only sleeps.
+The server runs on its own threads and never takes the GIL; this thread only sleeps. The watchdog has
+a thread of its own.
 """
 
 import os
@@ -17,6 +18,7 @@ from bursar.exceptions import BursarError
 
 if TYPE_CHECKING:
     from bursar._core import Server
+    from bursar.watchdog.loop import Watchdog
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _CHECK_S: Final = 1.0  # how late it is noticed that the server stopped by itself
@@ -39,15 +41,36 @@ def run(config: Config, *, say: Callable[[str], None]) -> None:
         with _translated():
             server = _core.Server(config.to_core_json())
         say(server.recovery)
+        with _translated():
+            watchdog = _watch(config, server, say)
         say(f"listening on {', '.join(server.addresses)}")
         _wait(server, wakeup, say)
         name = signal.Signals(os.read(wakeup, 1)[0]).name
         say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")
         started = time.monotonic()
+        if watchdog is not None:
+            watchdog.stop()
         with _translated():
             server.shutdown()
         server.wait(None)
         say(f"drained after {time.monotonic() - started:.2f} s; holds are kept")
+
+
+def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Watchdog | None":
+    """Starts the watchdog, unless it is switched off."""
+    if config.watchdog.mode == "off":
+        return None
+    from bursar.watchdog.loop import Watchdog
+
+    store = config.store.path
+    watchdog = Watchdog(
+        server,
+        config.watchdog.to_settings(),
+        journal_path=f"{store}.watchdog" if store else None,
+        say=say,
+    )
+    watchdog.start()
+    return watchdog
 
 
 def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:

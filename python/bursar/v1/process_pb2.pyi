@@ -159,16 +159,26 @@ class ListProcessesRequest(_message.Message):
     def __init__(self, account: _Optional[str] = ...) -> None: ...
 
 class ListProcessesResponse(_message.Message):
-    __slots__ = ("watchdog", "devices", "processes", "jobs")
+    __slots__ = ("watchdog", "devices", "processes", "jobs", "metered")
     WATCHDOG_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    METERED_FIELD_NUMBER: _ClassVar[int]
     watchdog: Watchdog
     devices: _containers.RepeatedCompositeFieldContainer[Device]
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
-    def __init__(self, watchdog: _Optional[_Union[Watchdog, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+    metered: _containers.RepeatedCompositeFieldContainer[MeteredAccount]
+    def __init__(self, watchdog: _Optional[_Union[Watchdog, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., metered: _Optional[_Iterable[_Union[MeteredAccount, _Mapping]]] = ...) -> None: ...
+
+class MeteredAccount(_message.Message):
+    __slots__ = ("account", "amounts")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    AMOUNTS_FIELD_NUMBER: _ClassVar[int]
+    account: str
+    amounts: _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Amount]
+    def __init__(self, account: _Optional[str] = ..., amounts: _Optional[_Iterable[_Union[_ledger_pb2.Amount, _Mapping]]] = ...) -> None: ...
 
 class KillProcessRequest(_message.Message):
     __slots__ = ("job", "pid", "reason")

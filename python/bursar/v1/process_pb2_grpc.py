@@ -80,8 +80,8 @@ class ProcessServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListProcesses(self, request, context):
-        """Reads the jobs, the GPUs and their processes as they were at the last sample. Changes nothing, so
-        a repeat is safe; needs no budget.
+        """Reads the jobs, the GPUs, their processes and the meters as they were at the last sample. Changes
+        nothing, so a repeat is safe; needs no budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -91,15 +91,17 @@ class Attributor:
     def whose(self, held: Held) -> Attribution:
         """Whose a process is; the same for as long as it lives, once it is known."""
         known = self._known.get(held.identity)
-        if known is not None and (known.account or not len(self._jobs)):
-            return known
-        found = self._look(held)
-        self._known[held.identity] = found
-        return found
+        if known is None:
+            known = self._known[held.identity] = self._look(held)
+        return known
 
     def forget(self, held: Held) -> None:
         """Forgets a process that has ended."""
         self._known.pop(held.identity, None)
+
+    def forget_nobody(self) -> None:
+        """Looks anew at those that were nobody's: a job was registered."""
+        self._known = {who: one for who, one in self._known.items() if one.account}
 
     def forget_job(self, job_id: str) -> None:
         """Forgets what belonged to a job: who is left over is looked at anew."""

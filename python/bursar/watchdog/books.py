@@ -251,6 +251,11 @@ class Books:
         )
         return Over(refusal.account, refusal.unit, limit, limit + refusal.shortfall, refusal)
 
+    @property
+    def occupied(self) -> set[str]:
+        """The accounts whose memory is held."""
+        return set(self._memory)
+
     def vram_of(self, reservation: str) -> int:
         """How much memory a client's own pending reservation holds; 0 when it holds none."""
         try:

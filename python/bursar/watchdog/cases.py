@@ -7,7 +7,6 @@ what is true, and goes on. It owns the freezes and the quarantine that incidents
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,54 +15,24 @@ from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import signals
 from bursar.watchdog.books import Books, Over
 from bursar.watchdog.escalation import Action, Look, Patience, Phase, open_standing, step
-from bursar.watchdog.jobs import Jobs, Kept
+from bursar.watchdog.gpus import View
+from bursar.watchdog.jobs import Kept
 from bursar.watchdog.journal import Case, Journal
 from bursar.watchdog.processes import Held, boot_id, command_of, read_stat
-from bursar.watchdog.samples import GpuProcess, Health, Sample
 
-__all__ = ["GPU_UNITS", "Cases", "View"]
+__all__ = ["GPU_UNITS", "Cases", "over_incident"]
 
 GPU_UNITS: Final = frozenset({"gpu_ms", "vram_bytes", "vram_mib_s", "energy_mj"})
 STEPS_MAX: Final = 64
 VICTIMS_MAX: Final = 1000
 _LIMIT_WINDOW_MS: Final = 600_000
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The GPUs as they were last seen.
-
-    Attributes:
-        sample: The latest sample; None: there was none yet.
-        by_pid: Who is on which device: pid → (device uuid, process).
-        is_stale: Whether the sample is too old to act on.
-    """
-
-    sample: Sample | None = None
-    by_pid: Mapping[int, Sequence[tuple[str, GpuProcess]]] = field(default_factory=dict)
-    is_stale: bool = True
-
-    @property
-    def is_seeing(self) -> bool:
-        """Whether absence from the lists means something."""
-        sample = self.sample
-        return (
-            sample is not None
-            and sample.health is Health.WATCHING
-            and all(one.processes is not None for one in sample.devices)
-        )
-
-    @property
-    def has_no_nvml(self) -> bool:
-        """Whether there are no GPUs here as far as anybody can tell."""
-        return self.sample is None or self.sample.health is Health.NO_NVML
+_STATES: Final = {phase: pb.Incident.State.Value(f"STATE_{phase.name}") for phase in Phase}
 
 
 class Cases:
     """The incidents that may still change. Not safe to share between threads.
 
     Args:
-        jobs: The registered jobs.
         books: Freezes accounts.
         journal: Remembers.
         rules: Who is never signalled.
@@ -73,18 +42,17 @@ class Cases:
         tell: Takes each event.
     """
 
-    def __init__(  # noqa: PLR0917 -- wired up in one place
+    def __init__(
         self,
-        jobs: Jobs,
         books: Books,
         journal: Journal,
         rules: signals.Rules,
         patience: Patience,
+        *,
         per_account: int,
         per_host: int,
         tell: Callable[[pb.WatchProcessesResponse], None],
     ) -> None:
-        self._jobs = jobs
         self._books = books
         self._journal = journal
         self._rules = rules
@@ -155,7 +123,9 @@ class Cases:
         incident.account, incident.job = kept.job.account, kept.job.id
         incident.job_name = kept.job.name
         incident.create_time.GetCurrentTime()
-        case = Case(incident, open_standing(now_ms, incident.reason), self._boot)
+        case = Case(
+            incident, open_standing(now_ms, incident.reason), self._boot, forbidden=forbidden
+        )
         self._note(case)
         for held in members:
             self._add_victim(case, held, view)
@@ -312,10 +282,15 @@ class Cases:
             if _lists(view, pid, starts.get(pid, 0), one)
         )
 
+    def quarantined(self, view: View, uuid: str) -> int:
+        """The bytes on a device that did not come back and are not sold again."""
+        stuck = [case for case in self if case.incident.vram_quarantined_bytes]
+        return sum(self.stuck_bytes(case, view, uuid) for case in stuck)
+
     def _note(self, case: Case) -> None:
         """Adds the state that was reached to what happened."""
         incident, phase = case.incident, case.standing.phase
-        incident.state = pb.Incident.State.ValueType(phase.value)
+        incident.state = _STATES[phase]
         now = Timestamp()
         now.GetCurrentTime()
         step_ = pb.Incident.Step(state=incident.state, time=now, detail=case.standing.detail)

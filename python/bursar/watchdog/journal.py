@@ -59,6 +59,7 @@ class Case:
         killed: Those that SIGKILL was sent to.
         bytes_by_device: Device uuid → pid → bytes, when the intent was recorded.
         froze: Whether the account was frozen for it.
+        forbidden: Why nobody is signalled for it, as was found when it was opened.
     """
 
     incident: pb.Incident
@@ -69,6 +70,7 @@ class Case:
     killed: set[tuple[int, int]] = field(default_factory=set)
     bytes_by_device: dict[str, dict[int, int]] = field(default_factory=dict)
     froze: bool = False
+    forbidden: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class Journal:
             "killed": sorted(case.killed),
             "bytes_by_device": case.bytes_by_device,
             "froze": case.froze,
+            "forbidden": case.forbidden,
         }
         incident = case.incident
         if not case.number:
@@ -182,6 +185,7 @@ class Journal:
                     for uuid, sizes in extra["bytes_by_device"].items()
                 },
                 froze=extra["froze"],
+                forbidden=extra["forbidden"],
             )
 
     def incidents(

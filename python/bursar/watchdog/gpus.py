@@ -1,0 +1,147 @@
+"""What a sample says once it is known whose each process is. Values; signals nobody, asks nobody."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bursar.v1 import process_pb2 as pb
+from bursar.watchdog.attribution import Attribution
+from bursar.watchdog.jobs import Kept
+from bursar.watchdog.processes import Held
+from bursar.watchdog.samples import GpuProcess, Health, Sample
+
+__all__ = ["Gpus", "View", "container_id", "is_container"]
+
+_CONTAINER = "container:"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The GPUs as they were last seen.
+
+    Attributes:
+        sample: The latest sample; None: there was none yet.
+        by_pid: Who is on which device: pid → (device uuid, process).
+        is_stale: Whether the sample is too old to act on.
+    """
+
+    sample: Sample | None = None
+    by_pid: Mapping[int, Sequence[tuple[str, GpuProcess]]] = field(default_factory=dict)
+    is_stale: bool = True
+
+    @classmethod
+    def of(cls, sample: Sample) -> "View":
+        """The view of a fresh sample."""
+        by_pid: dict[int, list[tuple[str, GpuProcess]]] = {}
+        for device in sample.devices:
+            for process in device.processes or ():
+                by_pid.setdefault(process.pid, []).append((device.uuid, process))
+        return cls(sample, by_pid, is_stale=False)
+
+    @property
+    def is_seeing(self) -> bool:
+        """Whether absence from the lists means something."""
+        sample = self.sample
+        return (
+            sample is not None
+            and sample.health is Health.WATCHING
+            and all(one.processes is not None for one in sample.devices)
+        )
+
+    @property
+    def has_no_nvml(self) -> bool:
+        """Whether there are no GPUs here as far as anybody can tell."""
+        return self.sample is None or self.sample.health is Health.NO_NVML
+
+
+@dataclass(slots=True)
+class Gpus:
+    """Whose the processes on the GPUs are, and what each job has there.
+
+    What belongs to an account without a job, such as a container, goes by an id of its own; see
+    `container_id`.
+
+    Attributes:
+        view: The GPUs as they were last seen.
+        whose: Whose each process is, by pid.
+        held: The processes that could be held, by pid.
+        vram_by_job: Bytes on all devices, by job.
+        pids_by_job: Processes, by job.
+        devices_by_job: Devices, by job.
+        mps_jobs: The jobs that use a GPU through MPS.
+    """
+
+    view: View = field(default_factory=View)
+    whose: dict[int, Attribution] = field(default_factory=dict)
+    held: dict[int, Held] = field(default_factory=dict)
+    vram_by_job: dict[str, int] = field(default_factory=dict)
+    pids_by_job: dict[str, set[int]] = field(default_factory=dict)
+    devices_by_job: dict[str, set[str]] = field(default_factory=dict)
+    mps_jobs: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(
+        cls,
+        view: View,
+        hold: Callable[[int], Held | None],
+        whose: Callable[[Held], Attribution],
+        *,
+        pids: Iterable[int],
+    ) -> "Gpus":
+        """Finds out whose the processes are.
+
+        Args:
+            view: The GPUs.
+            hold: Holds a process.
+            whose: Says whose a process is.
+            pids: The processes that can be known at all: none, in another pid namespace.
+        """
+        gpus = cls(view)
+        for pid in pids:
+            held = hold(pid)
+            if held is not None:
+                gpus.held[pid] = held
+                gpus.whose[pid] = whose(held)
+                gpus._count(pid, gpus.whose[pid])
+        return gpus
+
+    def _count(self, pid: int, whose: Attribution) -> None:
+        if not whose.account:
+            return
+        job = whose.job_id or container_id(whose.account)
+        self.pids_by_job.setdefault(job, set()).add(pid)
+        for uuid, process in self.view.by_pid[pid]:
+            self.devices_by_job.setdefault(job, set()).add(uuid)
+            size = process.vram_bytes or 0
+            self.vram_by_job[job] = self.vram_by_job.get(job, 0) + size
+            if "M" in process.contexts:
+                self.mps_jobs.add(job)
+
+    def containers(self, term_grace_ms: int) -> list[Kept]:
+        """The accounts without a job that have processes here, each as if it were a job."""
+        accounts = {one.account for one in self.whose.values() if one.account and not one.job_id}
+        return [as_job(account, term_grace_ms) for account in sorted(accounts)]
+
+
+def as_job(account: str, term_grace_ms: int) -> Kept:
+    """What is on the GPUs for an account without a job, as if it were one."""
+    job = pb.Job(id=container_id(account), name="container", account=account, uid=-1)
+    job.term_grace.FromMilliseconds(term_grace_ms)
+    return Kept(
+        job=job,
+        start_ticks=0,
+        cgroup_inode=0,
+        own_account=False,
+        reservation="",
+        start_boot_ms=0,
+        boot="",
+    )
+
+
+def container_id(account: str) -> str:
+    """The id of what is on the GPUs for an account without a job."""
+    return f"{_CONTAINER}{account}"
+
+
+def is_container(job_id: str) -> bool:
+    """Whether an id is one of those."""
+    return job_id.startswith(_CONTAINER)

@@ -1,0 +1,215 @@
+"""Which jobs are to be stopped, and why: wall time, budgets that are spent, memory that is passed.
+
+It decides and tells of shares of a limit that are reached; opening an incident is the loop's. What a
+job may be stopped for depends on who asked: a job that was registered to be enforced is stopped at a
+hard limit of any unit, in every mode; others only for what they use of GPUs, and only where the mode
+is "enforce".
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from bursar.v1 import process_pb2 as pb
+from bursar.watchdog.books import Books, Over, chain
+from bursar.watchdog.cases import GPU_UNITS, Cases, over_incident
+from bursar.watchdog.escalation import Guard, Phase
+from bursar.watchdog.gpus import Gpus, container_id, is_container
+from bursar.watchdog.jobs import Jobs, Kept
+from bursar.watchdog.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bursar.v1 import ledger_pb2 as lg
+
+__all__ = ["Due", "Limits"]
+
+_COOL_DOWN_MS: Final = 60_000
+_FOR_EVER_MS: Final = 2**62
+_BREAKER_MS: Final = 600_000
+_CAPACITIES: Final = frozenset({"vram_bytes", "concurrency"})
+
+Due = tuple[Kept, pb.Incident]
+
+
+class Limits:
+    """Decides who is due. Not safe to share between threads.
+
+    Args:
+        settings: What the configuration says.
+        jobs: The registered jobs.
+        books: Knows what is spent.
+        cases: The open incidents.
+        tell: Takes each event.
+        start_ms: When the watchdog started, by CLOCK_BOOTTIME.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: Jobs,
+        books: Books,
+        cases: Cases,
+        *,
+        tell: "Callable[[pb.WatchProcessesResponse], None]",
+        start_ms: int,
+    ) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._books = books
+        self._cases = cases
+        self._tell = tell
+        self._start_ms = start_ms
+        self._guards: dict[str, Guard] = {}
+        self._shares: dict[tuple[str, str, str], Guard] = {}
+        self._quiet: dict[str, tuple[str, int]] = {}
+        self._breaker_until_ms = 0
+
+    def measure(self, over: Iterable[str], now_ms: int) -> None:
+        """Takes in which accounts' memory is over, once for each sample."""
+        accounts = set(over)
+        for account in accounts:
+            guard = self._guards.get(account, Guard())
+            self._guards[account] = guard.measure(over=True, now_ms=now_ms)
+        self._guards = {account: self._guards[account] for account in accounts}
+
+    def due(self, gpus: Gpus, over: dict[str, Over], now_ms: int) -> list[Due]:
+        """The jobs that are to be stopped from now on, and why."""
+        windows: dict[str, list[lg.Balance]] = {}
+        passed = self._memory_passed(gpus, over, now_ms)
+        due = []
+        for kept in (*self._jobs, *gpus.containers(self._settings.term_grace_ms)):
+            if self._cases.of_job(kept.job.id) is not None:
+                continue
+            incident = self._wall(kept, now_ms) or self._spent(kept, gpus, windows)
+            incident = incident or passed.get(kept.job.id)
+            if incident is None:
+                self._quiet.pop(kept.job.id, None)
+            elif self._is_news(kept, incident, gpus, now_ms):
+                due.append((kept, incident))
+        self._break(due, gpus, now_ms)
+        return due
+
+    def forbidden(self, kept: Kept, cause: int, gpus: Gpus, now_ms: int) -> str:
+        """Why nobody of a job may be signalled; empty: they may."""
+        if cause == pb.Incident.CAUSE_OPERATOR:
+            return ""
+        if is_container(kept.job.id) and not self._settings.signal_containers:
+            return "it is a container's, and its runtime is who stops it"
+        if kept.job.id in gpus.mps_jobs:
+            return "it is a client of MPS, and its end could take the other clients along"
+        if kept.job.enforce:
+            return ""
+        return "the mode is observe" if not self._settings.enforce else self.held_back(now_ms)
+
+    def held_back(self, now_ms: int) -> str:
+        """Why nobody but the jobs to be enforced is signalled for now."""
+        if now_ms < self._breaker_until_ms:
+            return "the breaker is open: too many accounts were to be stopped at once"
+        return ""
+
+    def rest(self, kept: Kept, incident: pb.Incident, phase: Phase, now_ms: int) -> None:
+        """Leaves a job alone after an incident that stopped nobody, until it is about something new."""
+        if phase in (Phase.CANCELLED, Phase.OBSERVED):
+            until_ms = now_ms + (_COOL_DOWN_MS if phase is Phase.CANCELLED else _FOR_EVER_MS)
+            self._quiet[kept.job.id] = _about(incident), until_ms
+
+    def forget(self, job_id: str) -> None:
+        """Forgets a job that has ended."""
+        self._quiet.pop(job_id, None)
+
+    def _is_news(self, kept: Kept, incident: pb.Incident, gpus: Gpus, now_ms: int) -> bool:
+        about, until_ms = self._quiet.get(kept.job.id, ("", 0))
+        if about == _about(incident) and now_ms < until_ms:
+            return False
+        if incident.unit not in GPU_UNITS:
+            return True
+        settled = now_ms - self._start_ms >= self._settings.settle_ms
+        return settled and not gpus.view.is_stale
+
+    def _wall(self, kept: Kept, now_ms: int) -> pb.Incident | None:
+        if not kept.job.HasField("wall_limit"):
+            return None
+        limit_ms = kept.job.wall_limit.ToMilliseconds()
+        used_ms = now_ms - kept.start_boot_ms
+        if used_ms < limit_ms:
+            return None
+        return pb.Incident(
+            cause=pb.Incident.CAUSE_WALL_TIME,
+            limit=limit_ms,
+            used=used_ms,
+            reason=f"it ran for {used_ms / 1000:.3g} s and may run for {limit_ms / 1000:g} s",
+        )
+
+    def _spent(
+        self, kept: Kept, gpus: Gpus, windows: dict[str, list["lg.Balance"]]
+    ) -> pb.Incident | None:
+        """A budget that is used up: one of GPUs for who is on one, any for who is to be enforced."""
+        on_gpu = kept.job.id in gpus.pids_by_job
+        for account in chain(kept.job.account):
+            if account not in windows:
+                windows[account] = self._books.windows([account])
+            for balance in windows[account]:
+                self._warn(balance)
+                mine = kept.job.enforce and account == kept.job.account
+                concerned = on_gpu if balance.unit in GPU_UNITS else mine
+                used_up = 0 < balance.spent >= balance.limit
+                if concerned and used_up and balance.unit not in _CAPACITIES:
+                    over = Over(account, balance.unit, balance.limit, balance.spent)
+                    return over_incident(over)
+        return None
+
+    def _memory_passed(
+        self, gpus: Gpus, over: dict[str, Over], now_ms: int
+    ) -> dict[str, pb.Incident]:
+        """For each account whose memory has been over for long enough: its largest job."""
+        patience_ms = self._settings.vram_patience_ms
+        found = {}
+        for account, guard in self._guards.items():
+            if account in over and guard.is_breach(now_ms, patience_ms):
+                jobs = [one.job.id for one in self._jobs if one.job.account == account]
+                sizes = gpus.vram_by_job
+                largest = max((*jobs, container_id(account)), key=lambda job: sizes.get(job, -1))
+                found[largest] = over_incident(over[account])
+        return found
+
+    def _warn(self, balance: "lg.Balance") -> None:
+        if balance.limit <= 0:
+            return
+        key = (balance.account, balance.unit, balance.period)
+        permille = balance.spent * 1000 // balance.limit
+        guard, share = self._shares.get(key, Guard()).warn(permille)
+        if share:
+            text = f"{balance.account} has spent {share // 10} % of its {balance.unit}"
+            kind = pb.WatchProcessesResponse.KIND_SOFT_LIMIT
+            event = pb.WatchProcessesResponse(kind=kind, account=balance.account, detail=text)
+            self._tell(event)
+        if guard.soft_permille:
+            self._shares[key] = guard
+        else:
+            self._shares.pop(key, None)
+
+    def _break(self, due: list[Due], gpus: Gpus, now_ms: int) -> None:
+        """Opens the breaker when several accounts, with most of the host's GPU processes, are due.
+
+        One account alone never opens it: a host often has a single job. Neither do jobs that were
+        registered to be enforced: their limits are their owners' orders.
+        """
+        if not self._settings.enforce:
+            return
+        ordered = [kept for kept, _ in due if not kept.job.enforce]
+        accounts = {one.job.account for one in ordered}
+        pids = {pid for one in ordered for pid in gpus.pids_by_job.get(one.job.id, ())}
+        total = len(gpus.view.by_pid)
+        if len(accounts) < 2 or 2 * len(pids) <= total:  # noqa: PLR2004 -- see above; half of them
+            return
+        if now_ms >= self._breaker_until_ms:
+            kind = pb.WatchProcessesResponse.KIND_ALARM
+            text = f"{len(accounts)} accounts with {len(pids)} of {total} GPU processes"
+            text = f"the breaker opens for 10 min: {text} were to be stopped at once"
+            self._tell(pb.WatchProcessesResponse(kind=kind, detail=text))
+        self._breaker_until_ms = now_ms + _BREAKER_MS
+
+
+def _about(incident: pb.Incident) -> str:
+    return f"{incident.cause} {incident.limit_account} {incident.unit} {incident.limit}"
