@@ -1,9 +1,9 @@
 """Whose a process is: its job, or the container that the configuration maps to an account.
 
-What the kernel keeps goes before what a process says of itself: the cgroup of a job, then the process
-that was registered, then the container's cgroup, then descent. An answer sticks to the process, so
-that one that leaves its parents stays whose it was. Who is unknown is metered as unattributed and never
-signalled.
+What the kernel keeps goes before what a process says of itself: the cgroup of a job, then the
+process that was registered, then the container's cgroup, then descent. An answer sticks to the
+process, so that one that leaves its parents stays whose it was. Who is unknown is metered as
+unattributed and never signalled.
 """
 
 import re

@@ -1,9 +1,9 @@
 """Carries what was metered into the ledger, through ordinary reservations.
 
 What is used up (GPU time, energy, memory over time) has one reservation an account, debited at each
-sample and committed at what was measured about once a minute, so that windows own what fell into them.
-Memory has one reservation an account, which follows what is in use; where it cannot follow, the
-refusal says which limit was passed. The calls are those of any client, without a socket.
+sample and committed at what was measured about once a minute, so that windows own what fell into
+them. Memory has one reservation an account, which follows what is in use; where it cannot follow,
+the refusal says which limit was passed. The calls are those of any client, without a socket.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -110,8 +110,8 @@ class Books:
     def spend(self, account: str, amounts: Mapping[str, int], now_ms: int) -> None:
         """Debits what an account has used since the last call.
 
-        What the ledger cannot take now (its store has failed, the account does not exist) is owed and
-        tried again with the next call.
+        What the ledger cannot take now (its store has failed, the account does not exist) is owed
+        and tried again with the next call.
         """
         owed = self._owed.setdefault(account, {})
         for unit, amount in amounts.items():
@@ -175,8 +175,8 @@ class Books:
         """Makes the hold of an account's memory follow what is in use.
 
         Returns:
-            The limit that is passed, where the hold cannot follow; the hold then stays as large as it
-            may be.
+            The limit that is passed, where the hold cannot follow; the hold then stays as large as
+            it may be.
         """
         memory = self._memory.get(account)
         try:

@@ -1,7 +1,7 @@
 """The open incidents: what `escalation` decides is written to the journal, then carried out.
 
-Every change goes journal first, deed second: after a crash the new daemon finds the intent, looks at
-what is true, and goes on. It owns the freezes and the quarantine that incidents bring about.
+Every change goes journal first, deed second: after a crash the new daemon finds the intent, looks
+at what is true, and goes on. It owns the freezes and the quarantine that incidents bring about.
 """
 
 import signal
@@ -167,7 +167,7 @@ class Cases:
             now_ms: By CLOCK_BOOTTIME.
         """
         alive = [] if case.boot != self._boot else list(members)
-        uid = -1 if kept.job.cgroup else kept.job.uid
+        uid = None if kept.job.cgroup else kept.job.uid
         refusals = {one.pid: why for one in alive if (why := self._rules.refusal(one, uid=uid))}
         targets = [one for one in alive if one.pid not in refusals]
         if not targets and refusals:

@@ -1,17 +1,17 @@
 """What to do about a job that is over a limit: a pure state machine.
 
-`step` takes where an incident stands, what is true now and the time, and answers where it stands then
-and what has to be done. It reads no clock, signals nobody and is called as often as one likes: a
-repeat in the same state asks for nothing new. `loop` carries out what it asks for, and writes the new
-state to the journal before it does.
+`step` takes where an incident stands, what is true now and the time, and answers where it stands
+then and what has to be done. It reads no clock, signals nobody and is called as often as one likes:
+a repeat in the same state asks for nothing new. `loop` carries out what it asks for, and writes the
+new state to the journal before it does.
 
     BREACH ──▶ TERM ──▶ KILL ──▶ VERIFY ──▶ RECLAIMED
       │          │        │         ├─────▶ UNVERIFIED ────▶ RECLAIMED
       ▼          ▼        ▼         └─────▶ RECLAIM_FAILED ─▶ RECLAIMED (late)
    OBSERVED  CANCELLED  UNKILLABLE ─────────────────────────▶ RECLAIMED (late)
 
-Times are milliseconds of one clock that does not stop while the host sleeps (CLOCK_BOOTTIME), so that
-an incident goes on after a restart of the daemon.
+Times are milliseconds of one clock that does not stop while the host sleeps (CLOCK_BOOTTIME), so
+that an incident goes on after a restart of the daemon.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
 """The registered jobs, and which processes belong to each.
 
 A job is a process that was registered and everything that it starts. With a cgroup of its own, the
-kernel says who that is. Without, it is the descent from its process, which
-adopts its orphans where the launcher made it; who was once found to belong to a job stays with it. Nothing in here signals.
+kernel says who that is. Without, it is the descent from its process, which adopts its orphans where
+the launcher made it; who was once found to belong to a job stays with it. Nothing in here signals.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,9 +1,9 @@
 """Which jobs are to be stopped, and why: wall time, budgets that are spent, memory that is passed.
 
-It decides and tells of shares of a limit that are reached; opening an incident is the loop's. What a
-job may be stopped for depends on who asked: a job that was registered to be enforced is stopped at a
-hard limit of any unit, in every mode; others only for what they use of GPUs, and only where the mode
-is "enforce".
+It decides and tells of shares of a limit that are reached; opening an incident is the loop's. What
+a job may be stopped for depends on who asked: a job that was registered to be enforced is stopped
+at a hard limit of any unit, in every mode; others only for what they use of GPUs, and only where
+the mode is "enforce".
 """
 
 from collections.abc import Iterable
@@ -89,6 +89,15 @@ class Limits:
                 due.append((kept, incident))
         self._break(due, gpus, now_ms)
         return due
+
+    def next_wall_ms(self, now_ms: int) -> int:
+        """In how many milliseconds a job has run for as long as it may, if one soon has."""
+        ends = (
+            kept.start_boot_ms + kept.job.wall_limit.ToMilliseconds()
+            for kept in self._jobs
+            if kept.job.HasField("wall_limit")
+        )
+        return max(10, min((end - now_ms for end in ends if end > now_ms), default=_COOL_DOWN_MS))
 
     def forbidden(self, kept: Kept, cause: int, gpus: Gpus, now_ms: int) -> str:
         """Why nobody of a job may be signalled; empty: they may."""

@@ -214,8 +214,9 @@ class Watchdog:
             self._poller.ask()
             self._next_sample_s = now_s + (min(period_s, _ACTIVE_SAMPLE_S) if active else period_s)
         if sample is not None or active or now_s >= self._next_look_s:
-            self._next_look_s = now_s + min(period_s, _LOOK_S)
             self._look()
+            wall_s = self.limits.next_wall_ms(boot_ms()) / 1000
+            self._next_look_s = now_s + min(period_s, _LOOK_S, wall_s)
         if self._poller.is_waiting:
             return _WAITING_WAKE_S
         wake_s = max(0.0, min(self._next_sample_s, self._next_look_s) - time.monotonic())

@@ -1,9 +1,9 @@
 """Reads the GPUs through NVML, by the real pynvml. Runs in the sampler's process only: a call may hang.
 
-The process lists are read here, not by pynvml's wrappers, because the size of their records has changed
-between drivers without notice (16, 24 and 32 bytes), and a wrong size turns memory sizes into pids: the
-first list that has entries is measured, checked against `_v2`, whose size never changed, and every pid
-is checked again at each read. What cannot be trusted is None, never zero.
+The process lists are read here, not by pynvml's wrappers, because the size of their records has
+changed between drivers without notice (16, 24 and 32 bytes), and a wrong size turns memory sizes
+into pids: the first list that has entries is measured, checked against `_v2`, whose size never
+changed, and every pid is checked again at each read. What cannot be trusted is None, never zero.
 
 Symbols and record layouts: nvml.h of the CUDA toolkit, as nvidia-ml-py binds them.
 """

@@ -1,7 +1,7 @@
 """The parent's side of the sampler: asks it for samples, with a deadline, and replaces it.
 
-A sampler that does not answer in time is ended and another one is started, later each time. Until one
-answers, the sample is BLIND: nobody knows what the GPUs do, and that is said; it is never zero.
+A sampler that does not answer in time is ended and another one is started, later each time. Until
+one answers, the sample is BLIND: nobody knows what the GPUs do, and that is said; it is never zero.
 """
 
 import contextlib

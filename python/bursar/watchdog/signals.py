@@ -40,12 +40,13 @@ class Rules:
     protect: tuple[str, ...] = ()
     other_users: bool = False
 
-    def refusal(self, held: Held, *, uid: int) -> str:
+    def refusal(self, held: Held, *, uid: int | None) -> str:
         """Why a process may not be signalled; empty: it may.
 
         Args:
             held: The process; its pidfd is what a signal would go to.
-            uid: Who its job was registered as.
+            uid: Who its job was registered as; None: the kernel keeps the job together, whoever
+                its processes run as.
         """
         pid = held.pid
         if pid <= _KERNEL_PIDS_MAX:
@@ -63,7 +64,7 @@ class Rules:
         if any(re.fullmatch(pattern, program) for pattern in (*PROTECTED, *self.protect)):
             return f"{program} (pid {pid}) is protected"
         owner = uid_of(pid)
-        if not self.other_users and owner is not None and owner != uid:
+        if uid is not None and not self.other_users and owner not in (None, uid):
             return f"pid {pid} runs as user {owner}, its job as user {uid}"
         return ""
 
