@@ -44,6 +44,7 @@ _ENERGY_MJ: Final = {
     "Wh": 3_600_000,
     "kWh": 3_600_000_000,
 }
+_VRAM_MIB_S: Final = {"MiBs": 1, "GiBs": 2**10, "GiBh": 2**10 * 3600}
 
 UNITS: Final = MappingProxyType(
     {
@@ -54,6 +55,7 @@ UNITS: Final = MappingProxyType(
         "energy_mj": _ENERGY_MJ,
         "calls": {"calls": 1},
         "concurrency": {},
+        "vram_mib_s": _VRAM_MIB_S,
     },
 )
 """Every unit, with the suffixes that its amounts may be written with and their factors."""
@@ -66,6 +68,7 @@ _EXAMPLES: Final = {
     "energy_mj": '"5 kJ" or "2 kWh"',
     "calls": "10_000",
     "concurrency": "4",
+    "vram_mib_s": '"80 GiBh"',
 }
 _NUMBER: Final = re.compile(r"\s*(\$?)\s*(\d[\d_]*(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _USD_DECIMALS: Final = 9

@@ -147,6 +147,13 @@ def test_an_account_retires_with_its_budget_once_nobody_uses_it(funded: bursar.C
     assert funded.reserve(job, tokens=20).granted == {"tokens": 20}
 
 
+def test_memory_over_time_is_spent_like_any_consumable(client: bursar.Client) -> None:
+    client.set_budget("acme", unit="vram_mib_s", limit=100, period="day")
+    client.record(ACCOUNT, amounts={"vram_mib_s": 30})
+    [balance] = client.get_account("acme").balances
+    assert (balance.spent, balance.remaining) == (30, 70)
+
+
 def test_record_spends_without_a_reservation(funded: bursar.Client) -> None:
     assert funded.record(ACCOUNT, tokens=30, idempotency_key="k").spent == {"tokens": 30}
     funded.record(ACCOUNT, tokens=30, idempotency_key="k")

@@ -27,6 +27,9 @@ from bursar.units import INT64_MAX, UNITS, format_amount, parse_amount, parse_du
         ("vram_bytes", "1.5 KiB", 1536),
         ("vram_bytes", "80 GB", 80 * 10**9),
         ("energy_mj", "2 kWh", 7_200_000_000),
+        ("vram_mib_s", "7 MiBs", 7),
+        ("vram_mib_s", "0.5 GiBs", 512),
+        ("vram_mib_s", "80 GiBh", 80 * 1024 * 3600),
     ],
 )
 def test_an_amount_is_read_exactly(unit: str, text: int | str, expected: int) -> None:
@@ -50,6 +53,7 @@ def test_an_amount_is_read_exactly(unit: str, text: int | str, expected: int) ->
         ("usd_nanos", INT64_MAX + 1, "not from 0"),
         ("vram_bytes", "8 gib", '"8 GiB"'),
         ("gpu_ms", "2 weeks", '"15 min"'),
+        ("vram_mib_s", "8 GiB", '"80 GiBh"'),
         ("parsecs", 1, "no such unit"),
     ],
 )

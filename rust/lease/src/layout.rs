@@ -82,7 +82,7 @@
 //! | 73 | length of the reservation's id | u8 |
 //! | 80 | the reservation's id, at most [`ID_BYTES`] | bytes |
 //!
-//! Units are 0 `tokens`, 1 `usd_nanos`, 2 `gpu_ms`, 4 `energy_mj`, 5 `calls`.
+//! Units are 0 `tokens`, 1 `usd_nanos`, 2 `gpu_ms`, 4 `energy_mj`, 5 `calls`, 7 `vram_mib_s`.
 //!
 //! | offset | answer, 256 bytes | type |
 //! |---|---|---|

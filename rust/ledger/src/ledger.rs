@@ -2,7 +2,8 @@
 //!
 //! Time is an argument of every call. Calls may come from any number of threads. What each file adds:
 //! `tree` accounts and chains, `reserve` admission, `debit` spending and topping up, `settle` ends,
-//! `admin` limits and readings, `retire` accounts out of use, `tick` what time itself brings about, `replay` recovery.
+//! `admin` limits and readings, `retire` accounts out of use, `tick` what time itself
+//! brings about, `replay` recovery.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

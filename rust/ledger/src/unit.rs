@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LedgerError;
 
-/// How many units there are.
-pub const UNIT_COUNT: usize = 7;
+/// How many units there are. Sets of them are the bits of a `u8`.
+pub const UNIT_COUNT: usize = 8;
 
 /// What an amount counts. The discriminant is the index into [`Amounts`] and is stored: append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub enum Unit {
     Calls = 5,
     /// Reservations open at the same time; a capacity.
     Concurrency = 6,
+    /// MiB of GPU memory times seconds.
+    VramMibS = 7,
 }
 
 impl Unit {
@@ -40,6 +42,7 @@ impl Unit {
         Unit::EnergyMj,
         Unit::Calls,
         Unit::Concurrency,
+        Unit::VramMibS,
     ];
 
     /// Those that come back.
@@ -61,6 +64,7 @@ impl Unit {
             Unit::EnergyMj => "energy_mj",
             Unit::Calls => "calls",
             Unit::Concurrency => "concurrency",
+            Unit::VramMibS => "vram_mib_s",
         }
     }
 
