@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import uuid as uuids
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -264,9 +264,16 @@ class StandIn:
         self._claims.pop(pid, None)
         (self.folder / "processes" / str(pid)).unlink(missing_ok=True)
 
-    def worker(self, gpu: str, *, orders: Orders | None = None, **about: Any) -> Worker:
+    def worker(
+        self,
+        gpu: str,
+        *,
+        orders: Orders | None = None,
+        launcher: Sequence[str] = (),
+        **about: Any,
+    ) -> Worker:
         """Starts a process that holds memory, described as `Claim` is; it ends with this."""
-        worker = Worker(self.folder, Claim(gpu=gpu, **about), orders or Orders())
+        worker = Worker(self.folder, Claim(gpu=gpu, **about), orders or Orders(), launcher)
         self._workers.append(worker)
         return worker
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -195,16 +196,21 @@ def steps_file(members: Path) -> Path:
 
 
 class Worker:
-    """A worker, started: it holds its memory already. As a context manager all of it ends."""
+    """A worker, started: it holds its memory already. As a context manager all of it ends.
 
-    def __init__(self, folder: Path, claimed: Claim, orders: Orders) -> None:
+    With a launcher, a command that runs the command that follows it, `pid` is the launcher's.
+    """
+
+    def __init__(
+        self, folder: Path, claimed: Claim, orders: Orders, launcher: Sequence[str] = ()
+    ) -> None:
         number = sum(1 for _ in (folder / "members").glob("*.txt"))
         self._members = folder / "members" / f"{number}.txt"
         self._members.touch()
         given = {"claim": asdict(claimed), "orders": asdict(orders)}
         arguments = [str(folder), str(self._members), json.dumps(given)]
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-m", "support.gpu_worker", *arguments],
+            [*launcher, sys.executable, "-S", "-m", "support.gpu_worker", *arguments],
             stdout=subprocess.PIPE,
             cwd=_TESTS,
         )

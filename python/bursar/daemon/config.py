@@ -1,8 +1,8 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_watchdog` the watchdog, `_explain` turns what is wrong into sentences. Relative paths are relative to the
-configuration file's folder.
+rate card, `_watchdog` the watchdog. `_explain` turns what is wrong into sentences. Relative paths
+are relative to the configuration file's folder.
 """
 
 import ipaddress

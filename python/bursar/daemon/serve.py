@@ -1,6 +1,7 @@
 """The process around the Rust server: start, wait for a signal, drain.
 
-The server runs on its own threads and never takes the GIL; this thread only sleeps. The watchdog has
+The server runs on its own threads and never takes the GIL; this thread only sleeps. The watchdog
+has
 a thread of its own.
 """
 

@@ -91,7 +91,7 @@ class Books:
         """Accounts that do not exist and that no pattern creates: what they owe is kept apart."""
 
     def recover(self, now_ms: int) -> None:
-        """Takes over what a crash has left: memory goes on being held, what was metered is settled."""
+        """Takes over what a crash has left: memory stays held, what was metered is settled."""
         for hold in self._journal.holds():
             try:
                 info = self._get_reservation(hold.reservation)
@@ -189,7 +189,7 @@ class Books:
             if memory is None:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:
-                return self._raise(memory, size, now_ms)
+                return self._raise(account, memory, size, now_ms)
             if now_ms - memory.renewed_ms >= _RENEW_MS:
                 self._extend(memory, 0, now_ms)
         except AccountNotFound:
@@ -203,7 +203,7 @@ class Books:
         answer = self._reserve_vram(account, size, size)
         refused = None
         if not answer.HasField("reservation"):
-            refused = self._over(answer.refusal, answer.balances)
+            refused = self._over(account, size, answer.refusal)
             answer = self._reserve_vram(account, size, 0)
         if answer.HasField("reservation"):
             granted = sum(one.value for one in answer.reservation.granted if one.unit == _VRAM)
@@ -221,12 +221,12 @@ class Books:
         )
         return self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
 
-    def _raise(self, memory: _Memory, size: int, now_ms: int) -> Over | None:
+    def _raise(self, account: str, memory: _Memory, size: int, now_ms: int) -> Over | None:
         answer = self._extend(memory, size, now_ms)
         if not answer.HasField("refusal"):
             memory.granted_bytes = size
             return None
-        return self._over(answer.refusal, ())
+        return self._over(account, size - memory.granted_bytes, answer.refusal)
 
     def _extend(self, memory: _Memory, size: int, now_ms: int) -> lg.ExtendResponse:
         granted = [lg.Amount(unit=_VRAM, value=size)] if size else []
@@ -237,19 +237,14 @@ class Books:
         memory.renewed_ms = now_ms
         return answer
 
-    def _over(self, refusal: lg.Refusal, balances: Iterable[lg.Balance]) -> Over | None:
-        if refusal.reason != lg.Refusal.REASON_BUDGET_EXHAUSTED:
-            return None  # frozen: not a question of how much
-        known = [*balances, *self.windows([refusal.account])]
-        limit = next(
-            (
-                one.limit
-                for one in known
-                if (one.account, one.unit) == (refusal.account, refusal.unit)
-            ),
-            0,
-        )
-        return Over(refusal.account, refusal.unit, limit, limit + refusal.shortfall, refusal)
+    def _over(self, account: str, more: int, refusal: lg.Refusal) -> Over | None:
+        """The limit that so many further bytes pass. A freeze refuses them too, and hides it."""
+        for balance in self.windows(chain(account)):
+            short = more - balance.remaining
+            if balance.unit == _VRAM and short > 0:
+                used = balance.limit + short
+                return Over(balance.account, _VRAM, balance.limit, used, refusal)
+        return None
 
     @property
     def occupied(self) -> set[str]:

@@ -6,15 +6,24 @@ at what is true, and goes on. It owns the freezes and the quarantine that incide
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import signals
 from bursar.watchdog.books import Books, Over
-from bursar.watchdog.escalation import Action, Look, Patience, Phase, open_standing, step
+from bursar.watchdog.escalation import (
+    Action,
+    Look,
+    Patience,
+    Phase,
+    Standing,
+    open_standing,
+    step,
+)
 from bursar.watchdog.gpus import View
 from bursar.watchdog.jobs import Kept
 from bursar.watchdog.journal import Case, Journal
@@ -26,7 +35,6 @@ GPU_UNITS: Final = frozenset({"gpu_ms", "vram_bytes", "vram_mib_s", "energy_mj"}
 STEPS_MAX: Final = 64
 VICTIMS_MAX: Final = 1000
 _LIMIT_WINDOW_MS: Final = 600_000
-_STATES: Final = {phase: pb.Incident.State.Value(f"STATE_{phase.name}") for phase in Phase}
 
 
 class Cases:
@@ -166,68 +174,73 @@ class Cases:
             forbidden: Why nobody may be signalled; empty: they may.
             now_ms: By CLOCK_BOOTTIME.
         """
-        alive = [] if case.boot != self._boot else list(members)
-        uid = None if kept.job.cgroup else kept.job.uid
-        refusals = {one.pid: why for one in alive if (why := self._rules.refusal(one, uid=uid))}
-        targets = [one for one in alive if one.pid not in refusals]
-        if not targets and refusals:
-            forbidden = forbidden or next(iter(refusals.values()))
+        targets, refusals = self._sort(case, kept, members)
+        if refusals and not targets:
+            forbidden = forbidden or refusals[0]
         if targets:
             self._ended_ns.pop(kept.job.id, None)
         else:
             self._ended_ns.setdefault(kept.job.id, time.monotonic_ns())
-        acts_on_gpus = case.incident.unit in GPU_UNITS
-        while True:
-            phase = case.standing.phase
-            if acts_on_gpus and view.is_stale and phase in (Phase.BREACH, Phase.TERM) and targets:
-                return  # nobody is signalled on what may no longer be true
-            listed = self._listed(case, view)
-            if (
-                phase is Phase.VERIFY
-                and listed is not None
-                and not self._is_fresh(kept, view, case)
-            ):
-                return
+        patience = replace(self._patience, term_grace_ms=kept.job.term_grace.ToMilliseconds())
+        while not self._must_wait(case, kept, view, targets):
             look = Look(
                 over=over,
                 alive=len(targets) or len(refusals),
                 unsignalled=sum(one.identity not in case.killed for one in targets),
-                listed=listed,
+                listed=self._listed(case, view),
                 forbidden=forbidden,
-            )
-            patience = Patience(
-                term_grace_ms=kept.job.term_grace.ToMilliseconds(),
-                unkillable_ms=self._patience.unkillable_ms,
-                verify_ms=self._patience.verify_ms,
             )
             standing, actions = step(case.standing, look, now_ms, patience)
             if standing == case.standing and not actions:
                 return
-            for held in targets if actions else ():
-                self._add_victim(case, held, view)
-            moved = standing != case.standing
-            case.standing = standing
-            if moved:
-                self._note(case)
-            self._account_for(case, view)
-            self._journal.save_case(case)  # the intent, before the deed
+            self._move(case, standing, view, targets if actions else ())
             for action in actions:
-                self._act(action, case, kept, targets, refusals)
-            if moved:
-                self._announce(case)
-            if standing.phase.is_final:
-                self._finish(case)
-                return
-            if standing.phase is phase or not standing.phase.is_over and targets:
+                self._act(action, case, kept, targets, whole=not refusals)
+            if actions or standing.phase.is_final:
                 return
 
+    def _sort(
+        self, case: Case, kept: Kept, members: Iterable[Held]
+    ) -> tuple[list[Held], list[str]]:
+        """The processes that may be signalled, and why the others may not."""
+        targets, refusals = [], []
+        uid = None if kept.job.cgroup else kept.job.uid
+        for held in members if case.boot == self._boot else ():
+            refusal = self._rules.refusal(held, uid=uid)
+            if refusal:
+                refusals.append(refusal)
+            else:
+                targets.append(held)
+        return targets, refusals
+
+    def _must_wait(self, case: Case, kept: Kept, view: View, targets: Sequence[Held]) -> bool:
+        """Whether what is known is too old to go on with."""
+        phase = case.standing.phase
+        if phase in {Phase.BREACH, Phase.TERM}:
+            return bool(targets) and view.is_stale and case.incident.unit in GPU_UNITS
+        if phase is not Phase.VERIFY or not case.bytes_by_device:
+            return False
+        # Only a sample from after the end of the processes tells what is back.
+        ended_ns = self._ended_ns.get(kept.job.id, 0)
+        return view.sample is not None and view.sample.time_ns <= ended_ns
+
+    def _move(self, case: Case, standing: Standing, view: View, fresh: Iterable[Held]) -> None:
+        """Writes down where an incident stands, before anything is done about it."""
+        for held in fresh:
+            self._add_victim(case, held, view)
+        moved = standing != case.standing
+        case.standing = standing
+        if moved:
+            self._note(case)
+        self._account_for(case, view)
+        self._journal.save_case(case)
+        if moved:
+            self._announce(case)
+        if standing.phase.is_final:
+            self._finish(case)
+
     def _act(
-        self,
-        action: Action,
-        case: Case,
-        kept: Kept,
-        targets: Sequence[Held],
-        refusals: Mapping[int, str],
+        self, action: Action, case: Case, kept: Kept, targets: Sequence[Held], *, whole: bool
     ) -> None:
         if action is Action.SIGTERM:
             for held in targets:
@@ -235,26 +248,17 @@ class Cases:
         elif action is Action.SIGKILL:
             case.killed |= {one.identity for one in targets}
             self._journal.save_case(case)
-            whole = kept.job.cgroup and not refusals
-            if not (whole and signals.kill_group(kept.job.cgroup, kept.cgroup_inode)):
+            group = kept.job.cgroup if whole else ""
+            if not (group and signals.kill_group(group, kept.cgroup_inode)):
                 for held in targets:
                     signals.send(held, signal.SIGKILL)
 
-    def _is_fresh(self, kept: Kept, view: View, case: Case) -> bool:
-        """Whether the latest sample was taken after the processes had ended."""
-        if not case.bytes_by_device and view.has_no_nvml:
-            return True
-        ended_ns = self._ended_ns.get(kept.job.id, 0)
-        return view.sample is not None and view.sample.time_ns > ended_ns
-
     def _listed(self, case: Case, view: View) -> int | None:
         """How many victims NVML lists; None: it cannot be asked."""
-        if case.boot != self._boot:
-            return 0  # that boot's memory is gone with it
-        if view.has_no_nvml and not case.bytes_by_device:
-            return 0
-        if not view.is_seeing:
-            return None if case.bytes_by_device else 0
+        if case.boot != self._boot or not case.bytes_by_device:
+            return 0  # memory does not outlive a boot, and who had none has none to give back
+        if not view.sees(case.bytes_by_device):
+            return None
         return sum(_lists(view, pid, start) for pid, start in case.victims)
 
     def _account_for(self, case: Case, view: View) -> None:
@@ -272,7 +276,7 @@ class Cases:
         """The victims' bytes that have not been seen to come back, on one device or on all."""
         sizes = case.bytes_by_device
         devices = sizes if uuid is None else {uuid} & sizes.keys()
-        if not view.is_seeing:
+        if not view.sees(devices):
             return sum(sum(sizes[one].values()) for one in devices)
         starts = dict(case.victims)
         return sum(
@@ -290,7 +294,7 @@ class Cases:
     def _note(self, case: Case) -> None:
         """Adds the state that was reached to what happened."""
         incident, phase = case.incident, case.standing.phase
-        incident.state = _STATES[phase]
+        incident.state = cast("pb.Incident.State", phase.value)
         now = Timestamp()
         now.GetCurrentTime()
         step_ = pb.Incident.Step(state=incident.state, time=now, detail=case.standing.detail)

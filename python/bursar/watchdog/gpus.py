@@ -1,4 +1,4 @@
-"""What a sample says once it is known whose each process is. Values; signals nobody, asks nobody."""
+"""What a sample says once it is known whose each process is. Plain values; asks nobody."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,20 +37,12 @@ class View:
                 by_pid.setdefault(process.pid, []).append((device.uuid, process))
         return cls(sample, by_pid, is_stale=False)
 
-    @property
-    def is_seeing(self) -> bool:
-        """Whether absence from the lists means something."""
-        sample = self.sample
-        return (
-            sample is not None
-            and sample.health is Health.WATCHING
-            and all(one.processes is not None for one in sample.devices)
-        )
-
-    @property
-    def has_no_nvml(self) -> bool:
-        """Whether there are no GPUs here as far as anybody can tell."""
-        return self.sample is None or self.sample.health is Health.NO_NVML
+    def sees(self, devices: Iterable[str]) -> bool:
+        """Whether these devices could be read, so that absence from their lists means something."""
+        if self.sample is None or self.sample.health is not Health.WATCHING:
+            return False
+        readable = {one.uuid for one in self.sample.devices if one.processes is not None}
+        return readable.issuperset(devices)
 
 
 @dataclass(slots=True)

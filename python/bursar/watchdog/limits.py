@@ -7,6 +7,7 @@ the mode is "enforce".
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bursar.v1 import process_pb2 as pb
@@ -25,11 +26,25 @@ if TYPE_CHECKING:
 __all__ = ["Due", "Limits"]
 
 _COOL_DOWN_MS: Final = 60_000
-_FOR_EVER_MS: Final = 2**62
 _BREAKER_MS: Final = 600_000
 _CAPACITIES: Final = frozenset({"vram_bytes", "concurrency"})
 
 Due = tuple[Kept, pb.Incident]
+
+
+@dataclass(slots=True)
+class _Quiet:
+    """A job that is left alone after an incident that stopped nobody.
+
+    Attributes:
+        about: What the incident was about.
+        until_ms: When the same may be news again.
+        lasts: Whether that is put off for as long as the limit is passed.
+    """
+
+    about: str
+    until_ms: int
+    lasts: bool
 
 
 class Limits:
@@ -62,7 +77,7 @@ class Limits:
         self._start_ms = start_ms
         self._guards: dict[str, Guard] = {}
         self._shares: dict[tuple[str, str, str], Guard] = {}
-        self._quiet: dict[str, tuple[str, int]] = {}
+        self._quiet: dict[str, _Quiet] = {}
         self._breaker_until_ms = 0
 
     def measure(self, over: Iterable[str], now_ms: int) -> None:
@@ -83,9 +98,7 @@ class Limits:
                 continue
             incident = self._wall(kept, now_ms) or self._spent(kept, gpus, windows)
             incident = incident or passed.get(kept.job.id)
-            if incident is None:
-                self._quiet.pop(kept.job.id, None)
-            elif self._is_news(kept, incident, gpus, now_ms):
+            if incident is not None and self._is_news(kept, incident, gpus, now_ms):
                 due.append((kept, incident))
         self._break(due, gpus, now_ms)
         return due
@@ -118,18 +131,20 @@ class Limits:
         return ""
 
     def rest(self, kept: Kept, incident: pb.Incident, phase: Phase, now_ms: int) -> None:
-        """Leaves a job alone after an incident that stopped nobody, until it is about something new."""
-        if phase in (Phase.CANCELLED, Phase.OBSERVED):
-            until_ms = now_ms + (_COOL_DOWN_MS if phase is Phase.CANCELLED else _FOR_EVER_MS)
-            self._quiet[kept.job.id] = _about(incident), until_ms
+        """Leaves a job alone after an incident that stopped nobody, until it is over anew."""
+        if phase in {Phase.CANCELLED, Phase.OBSERVED}:
+            quiet = _Quiet(_about(incident), now_ms + _COOL_DOWN_MS, phase is Phase.OBSERVED)
+            self._quiet[kept.job.id] = quiet
 
     def forget(self, job_id: str) -> None:
         """Forgets a job that has ended."""
         self._quiet.pop(job_id, None)
 
     def _is_news(self, kept: Kept, incident: pb.Incident, gpus: Gpus, now_ms: int) -> bool:
-        about, until_ms = self._quiet.get(kept.job.id, ("", 0))
-        if about == _about(incident) and now_ms < until_ms:
+        quiet = self._quiet.get(kept.job.id)
+        if quiet is not None and quiet.about == _about(incident) and now_ms < quiet.until_ms:
+            if quiet.lasts:
+                quiet.until_ms = now_ms + _COOL_DOWN_MS
             return False
         if incident.unit not in GPU_UNITS:
             return True
@@ -153,7 +168,7 @@ class Limits:
     def _spent(
         self, kept: Kept, gpus: Gpus, windows: dict[str, list["lg.Balance"]]
     ) -> pb.Incident | None:
-        """A budget that is used up: one of GPUs for who is on one, any for who is to be enforced."""
+        """A budget that is used up: of GPUs for who is on one, any for who is to be enforced."""
         on_gpu = kept.job.id in gpus.pids_by_job
         for account in chain(kept.job.account):
             if account not in windows:

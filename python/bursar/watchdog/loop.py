@@ -414,7 +414,7 @@ class Watchdog:
         if incident.cause != pb.Incident.CAUSE_BUDGET:
             return True
         if incident.unit == "vram_bytes":
-            return incident.account in self._over or not self.gpus.view.is_seeing
+            return incident.account in self._over or not self.gpus.view.sees(case.bytes_by_device)
         windows = self.books.windows([incident.limit_account])
         balances = [one for one in windows if one.unit == incident.unit]
         return not balances or any(one.spent >= one.limit for one in balances)

@@ -1,4 +1,4 @@
-"""Reads the GPUs through NVML, by the real pynvml. Runs in the sampler's process only: a call may hang.
+"""Reads the GPUs through NVML, by the real pynvml. In the sampler's process only: a call may hang.
 
 The process lists are read here, not by pynvml's wrappers, because the size of their records has
 changed between drivers without notice (16, 24 and 32 bytes), and a wrong size turns memory sizes
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from bursar.watchdog.samples import DeviceSample, GpuProcess
 
@@ -48,7 +48,7 @@ _GPU_IS_LOST: Final = 15
 
 
 Handle: TypeAlias = Any
-"""A device as pynvml passes it around: an opaque pointer."""
+"""What pynvml takes and gives: opaque pointers, structures, plain values."""
 
 
 class NvmlMissing(Exception):
@@ -144,7 +144,7 @@ class Nvml:
             energy_estimated=estimated,
         )
 
-    def _read(self, handle: Handle, uuid: str, index: int, **known: Any) -> DeviceSample:
+    def _read(self, handle: Handle, uuid: str, index: int, **known: Handle) -> DeviceSample:
         pynvml = self._pynvml
         memory = self._memory(handle)
         return DeviceSample(
@@ -163,7 +163,7 @@ class Nvml:
         own = attributes.gpuInstanceSliceCount if attributes is not None else 1
         return min(1000, own * 1000 // max(slices, 1))
 
-    def _memory(self, handle: Handle) -> Any:
+    def _memory(self, handle: Handle) -> Handle:
         pynvml = self._pynvml
         try:
             return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
@@ -250,7 +250,7 @@ class Nvml:
         return entries
 
     def _agrees(self, name: str, handle: Handle, entries: list[tuple[int, int]]) -> bool:
-        """Whether `_v2`, where there is one, lists the same processes, but for those that came or went."""
+        """Whether `_v2`, where there is one, lists some of the same processes."""
         measured = self._call_list(f"{name}_v2", handle)
         if measured is None or measured[1] > measured[0] * _V2_BYTES:
             return True
@@ -291,7 +291,7 @@ class Nvml:
             return count.value, written
 
     def _busy(self, handle: Handle, uuid: str) -> dict[int, int] | None:
-        """How busy each process kept the device since the last call, in thousandths; None: unknown."""
+        """How busy each process kept the device since the last call, in thousandths."""
         last_us = self._last_seen_us.get(uuid)
         for symbol, entry in _UTILISATION.items():
             samples = self._call_utilisation(symbol, entry, handle, last_us or 0)
@@ -362,4 +362,4 @@ def _import_pynvml() -> ModuleType:
     if not hasattr(pynvml, "_nvmlGetFunctionPointer") or hasattr(pynvml, "__path__"):
         message = "another package named pynvml hides nvidia-ml-py: uninstall pynvml, py3nvml"
         raise NvmlMissing(message)
-    return pynvml
+    return cast("ModuleType", pynvml)

@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from typing import Final
+from typing import IO, Final
 
 from bursar.watchdog.sampler import from_json
 from bursar.watchdog.samples import Health, Sample
@@ -60,21 +60,16 @@ class Poller:
         now_s = time.monotonic()
         if self.is_waiting or now_s < self._retry_s:
             return
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        assert self._process.stdin is not None
+        process = self._process or self._start()
         with contextlib.suppress(OSError):  # it has ended: that shows when the answer is read
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
+            os.write(_descriptor(process.stdin), b"\n")
         self._asked_s = now_s
 
     def take(self) -> Sample | None:
         """The sample that was asked for, when it has come or is overdue; None: not yet."""
         if self._asked_s is None or self._process is None:
             return None
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
+        descriptor = _descriptor(self._process.stdout)
         while select.select([descriptor], [], [], 0)[0]:
             part = os.read(descriptor, 1 << 20)
             self._answer += part
@@ -93,22 +88,23 @@ class Poller:
             return
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
+            if pipe is not None:
                 pipe.close()
         # A call that hangs in the kernel may outlive SIGKILL; nobody waits for that.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
 
-    def _start(self) -> None:
+    def _start(self) -> "subprocess.Popen[bytes]":
         # stderr stays ours: what Python itself complains of belongs into the daemon's log.
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             [sys.executable, "-m", "bursar.watchdog.sampler"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            bufsize=0,
         )
         self._answer.clear()
+        return process
 
     def _read(self) -> Sample:
         try:
@@ -137,3 +133,9 @@ class Poller:
     def _rest(self, seconds: float) -> None:
         self.close()
         self._retry_s = time.monotonic() + seconds
+
+
+def _descriptor(pipe: IO[bytes] | None) -> int:
+    if pipe is None:
+        raise AssertionError("both pipes were asked for")
+    return pipe.fileno()

@@ -1,8 +1,8 @@
 """What the kernel says of processes: identity, descent, owner, and their end.
 
 A pid alone names nobody, since pids are reused; a process is known here by pid and start time, and
-held by a pidfd: while that is open and not readable, the pid still means the same process. Nothing in
-here signals.
+held by a pidfd: while that is open and not readable, the pid still means the same process. Nothing
+in here signals.
 """
 
 import os

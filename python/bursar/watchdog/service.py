@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError, Message
@@ -287,16 +287,17 @@ class Service:
         return pb.ListIncidentsResponse(incidents=[one for _, one in page], next_page_token=token)
 
 
-def _checked_limits(limits: "list[lg.Amount]") -> "list[lg.Amount]":
-    units = [one.unit for one in limits]
-    for one in limits:
+def _checked_limits(limits: "Iterable[lg.Amount]") -> "list[lg.Amount]":
+    found = list(limits)
+    units = [one.unit for one in found]
+    for one in found:
         if one.unit not in UNITS:
             message = f"there is no unit {one.unit!r}; write one of {', '.join(sorted(UNITS))}"
             raise Refused("UNKNOWN_UNIT", message, unit=one.unit)
         if one.value < 0 or units.count(one.unit) > 1:
             why = "negative" if one.value < 0 else "there twice"
             raise Refused("INVALID_AMOUNT", f"limits: {one.unit} is {why}", unit=one.unit)
-    return list(limits)
+    return found
 
 
 def _name_of(pid: int) -> str:
@@ -312,7 +313,7 @@ def _within(answer: pb.ListProcessesResponse, account: str) -> pb.ListProcessesR
     """Leaves only what belongs to an account or one below it."""
     if account:
         for rows in (answer.processes, answer.jobs, answer.metered):
-            kept = [one for one in rows if f"{one.account}/".startswith(f"{account}/")]
-            del rows[:]
-            rows.extend(kept)
+            for index in range(len(rows) - 1, -1, -1):
+                if not f"{rows[index].account}/".startswith(f"{account}/"):
+                    del rows[index]
     return answer

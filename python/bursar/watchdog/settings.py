@@ -1,4 +1,4 @@
-"""What the configuration says of the watchdog, as plain values; `daemon.config` reads `[watchdog]`."""
+"""How the watchdog behaves, as plain values; `daemon.config` reads them from `[watchdog]`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,8 @@ class Settings:
         enforce: Whether jobs are stopped that were not registered to be.
         period_ms: From one sample to the next.
         term_grace_ms: From SIGTERM to SIGKILL, where a job does not say.
-        vram_patience_ms: How long memory has to be over before that is a breach; also three samples.
+        vram_patience_ms: How long memory has to be over before that is a breach; unless it is 0,
+            three samples, too.
         verify_ms: How long NVML may go on listing processes that have ended.
         unkillable_ms: How long a process may survive SIGKILL.
         settle_ms: How long after the start nobody is stopped for what they use of GPUs.

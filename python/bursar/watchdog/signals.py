@@ -7,6 +7,7 @@ signal, and what is not provably the job's is left alone.
 import os
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,25 +49,28 @@ class Rules:
             uid: Who its job was registered as; None: the kernel keeps the job together, whoever
                 its processes run as.
         """
+        return next(self._reasons(held, uid), "")
+
+    def _reasons(self, held: Held, uid: int | None) -> Iterator[str]:
         pid = held.pid
         if pid <= _KERNEL_PIDS_MAX:
-            return f"pid {pid} is the system's"
+            yield f"pid {pid} is the system's"
         if pid == os.getpid() or pid in ancestors(os.getpid()):
-            return f"pid {pid} is the sidecar or an ancestor of it"
+            yield f"pid {pid} is the sidecar or an ancestor of it"
         stat = read_stat(pid)
         if stat is None or stat.start_ticks != held.start_ticks:
-            return f"pid {pid} is another process than the one that was attributed"
+            yield f"pid {pid} is another process than the one that was attributed"
+            return
         if stat.ppid == _KTHREADD:
-            return f"pid {pid} is a kernel thread"
+            yield f"pid {pid} is a kernel thread"
         if stat.ppid == os.getpid():
-            return f"pid {pid} is a part of the sidecar"
+            yield f"pid {pid} is a part of the sidecar"
         program = _program(pid)
         if any(re.fullmatch(pattern, program) for pattern in (*PROTECTED, *self.protect)):
-            return f"{program} (pid {pid}) is protected"
+            yield f"{program} (pid {pid}) is protected"
         owner = uid_of(pid)
-        if uid is not None and not self.other_users and owner not in (None, uid):
-            return f"pid {pid} runs as user {owner}, its job as user {uid}"
-        return ""
+        if uid is not None and not self.other_users and owner not in {None, uid}:
+            yield f"pid {pid} runs as user {owner}, its job as user {uid}"
 
 
 def _program(pid: int) -> str:
