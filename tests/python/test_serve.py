@@ -13,6 +13,9 @@ from bursar.daemon.config import Config
 from bursar.daemon.serve import run
 
 
+CONFIG = Config.from_dict({"watchdog": {"mode": "off"}})  # which would need a real server
+
+
 class FakeServer:
     """Does as the extension's server does, without serving."""
 
@@ -64,7 +67,7 @@ def test_a_signal_drains_and_everything_is_told(
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     before = signal.getsignal(number)
-    run(Config(), say=say)
+    run(CONFIG, say=say)
     assert lines[:3] == [
         "recovered 3 reservations",
         "listening on unix:/run/x, 127.0.0.1:1",
@@ -81,7 +84,7 @@ def test_a_server_that_stops_by_itself_is_an_error(
     monkeypatch.setattr("bursar.daemon.serve._CHECK_S", 0.01)
     server.stopped = True
     with pytest.raises(bursar.BursarError, match="stopped by itself"):
-        run(Config(), say=lambda _: None)
+        run(CONFIG, say=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_a_server_that_cannot_start_says_why(
 ) -> None:
     server.error = error
     with pytest.raises(expected, match=message):
-        run(Config(), say=lambda _: None)
+        run(CONFIG, say=lambda _: None)
 
 
 def test_a_store_that_failed_is_told_once_and_again_at_the_end(
@@ -117,7 +120,7 @@ def test_a_store_that_failed_is_told_once_and_again_at_the_end(
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
     with pytest.raises(bursar.StoreUnavailable, match="damaged"):
-        run(Config(), say=say)
+        run(CONFIG, say=say)
     failed = [line for line in lines if line.startswith("the store failed: disk full")]
     assert len(failed) == 1
     assert "only reads" in failed[0]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Self
 
-import bursar
+from bursar import Client
 from bursar.processes import Incident, IncidentState
 from support.daemon import Daemon
 from support.gpu import StandIn
@@ -44,7 +44,7 @@ class Watched:
         self.gpu = "" if gpus else self.gpus.add_gpu()
         self.daemon = Daemon(watchdog=QUICK | (watchdog or {}), **sections)
         self._before: dict[str, str | None] = {}
-        self.client: bursar.Client
+        self.client: Client
 
     def __enter__(self) -> Self:
         env = self.gpus.env()
@@ -99,7 +99,8 @@ class Watched:
             found = [one for one in self.client.list_incidents(account) if one.ended]
             if len(found) >= count:
                 return found[::-1]
-            assert time.monotonic() < deadline, f"{len(found)} of {count} ended:\n{self.daemon.log[-2000:]}"
+            log = self.daemon.log[-2000:]
+            assert time.monotonic() < deadline, f"{len(found)} of {count} ended:\n{log}"
             time.sleep(0.02)
 
     def one(self, account: str, state: IncidentState) -> Incident:

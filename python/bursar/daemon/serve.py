@@ -42,8 +42,12 @@ def run(config: Config, *, say: Callable[[str], None]) -> None:
         with _translated():
             server = _core.Server(config.to_core_json())
         say(server.recovery)
-        with _translated():
-            watchdog = _watch(config, server, say)
+        try:
+            with _translated():
+                watchdog = _watch(config, server, say)
+        except BursarError:
+            server.shutdown()
+            raise
         say(f"listening on {', '.join(server.addresses)}")
         _wait(server, wakeup, say)
         name = signal.Signals(os.read(wakeup, 1)[0]).name

@@ -5,6 +5,7 @@ ProcessService, and in between takes samples, advances incidents and looks at th
 nobody itself: `limits` says who is due, `cases` acts, after the journal.
 """
 
+import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -41,6 +42,8 @@ _ACTIVE_WAKE_S: Final = 0.025
 _WAITING_WAKE_S: Final = 0.01
 _LOOK_S: Final = 1.0
 _ALARMS_MAX: Final = 10_000
+_RESTART_FIRST_S: Final = 1.0
+_RESTART_MAX_S: Final = 60.0
 _STUCK: Final = frozenset({Phase.UNVERIFIED, Phase.RECLAIM_FAILED, Phase.UNKILLABLE})
 _OWN_XIDS: Final = frozenset({43, 45})  # a context was torn down: what our own kill looks like
 _OWN_XID_MS: Final = 30_000
@@ -97,23 +100,31 @@ class Watchdog:
         self._thread.join(5)
 
     def _run(self) -> None:
+        """Watches until it is stopped; a failure is as a crash: it begins anew from the journal."""
+        pause_s = _RESTART_FIRST_S
+        while not self._stop.is_set():
+            began_s = time.monotonic()
+            try:
+                self._open()
+                self._watch()
+            except Exception as error:  # noqa: BLE001 -- whatever it was, jobs must be watched
+                if time.monotonic() - began_s > _RESTART_MAX_S:
+                    pause_s = _RESTART_FIRST_S
+                self._say(f"the watchdog has failed and starts again in {pause_s:g} s: {error!r}")
+                self._stop.wait(pause_s)
+                pause_s = min(2 * pause_s, _RESTART_MAX_S)
+
+    def _watch(self) -> None:
         from bursar.watchdog.service import Service
 
-        self._open()
         service = Service(self, self._server)
-        try:
+        with contextlib.ExitStack() as stack:
+            for owned in (self.table, self.journal, self.books, self._poller):
+                stack.callback(owned.close)
             while not self._stop.is_set():
                 call = self._server.next_process_call(self._turn())
                 if call is not None:
                     service.answer(*call)
-        except BaseException as error:
-            self._say(f"the watchdog has failed: {error!r}; nothing is watched any more")
-            raise
-        finally:
-            self._poller.close()
-            self.books.close()
-            self.journal.close()
-            self.table.close()
 
     def _open(self) -> None:
         settings = self.settings
