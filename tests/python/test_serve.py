@@ -12,7 +12,6 @@ import bursar
 from bursar.daemon.config import Config
 from bursar.daemon.serve import run
 
-
 CONFIG = Config.from_dict({"watchdog": {"mode": "off"}})  # which would need a real server
 
 

@@ -4,13 +4,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from bursar import Client
 from bursar.processes import Incident, IncidentState
 from support.daemon import Daemon
 from support.gpu import StandIn
 from support.gpu_worker import Orders, Worker
+
+if TYPE_CHECKING:
+    from bursar import Client
 
 GIB: Final = 2**30
 QUICK: Final[dict[str, Any]] = {
