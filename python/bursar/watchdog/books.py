@@ -13,7 +13,7 @@ from typing import Final, TypeVar, cast
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from bursar.exceptions import AccountNotFound, BursarError
+from bursar.exceptions import AccountNotFound, BursarError, ReservationError
 from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
 from bursar.watchdog.journal import Hold, Journal
@@ -123,6 +123,10 @@ class Books:
         except AccountNotFound:
             self.unknown.add(account)
             return
+        except ReservationError:
+            # It has ended meanwhile, at what was debited; what is owed since then goes to another.
+            self._journal.drop_hold(self._meters.pop(account).reservation)
+            return
         except BursarError:
             return
         self.unknown.discard(account)
@@ -166,9 +170,10 @@ class Books:
         return meter
 
     def _close(self, account: str, used: Mapping[str, int]) -> None:
-        meter = self._meters.pop(account)
+        meter = self._meters[account]
         request = lg.CommitRequest(reservation=meter.reservation, actual=_amounts(used))
         self._ask("LedgerService/Commit", request, lg.CommitResponse)
+        del self._meters[account]
         self._journal.drop_hold(meter.reservation)
 
     def occupy(self, account: str, size: int, now_ms: int) -> Over | None:
@@ -190,14 +195,23 @@ class Books:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:
                 return self._raise(account, memory, size, now_ms)
-            if now_ms - memory.renewed_ms >= _RENEW_MS:
-                self._extend(memory, 0, now_ms)
         except AccountNotFound:
             self.unknown.add(account)
         except BursarError:
             # Ended by somebody, or the store has failed: what is in use is held anew next time.
             self._forget(account)
         return None
+
+    def renew(self, now_ms: int) -> None:
+        """Keeps memory held, also while nobody can see whether it is still in use."""
+        for account, memory in list(self._memory.items()):
+            if now_ms - memory.renewed_ms >= _RENEW_MS:
+                try:
+                    self._extend(memory, 0, now_ms)
+                except ReservationError:
+                    self._forget(account)  # ended by somebody: it is held anew with the next sample
+                except BursarError:
+                    continue
 
     def _take(self, account: str, size: int, now_ms: int) -> Over | None:
         answer = self._reserve_vram(account, size, size)

@@ -325,7 +325,7 @@ def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> b
     if not any(uuid in (None, device) for device, _ in view.by_pid.get(pid, ())):
         return False
     stat = read_stat(pid)
-    return stat is None or stat.start_ticks == start_ticks
+    return stat is None or stat.start_ticks == start_ticks or pid in view.disputed
 
 
 def over_incident(over: Over) -> pb.Incident:

@@ -1,7 +1,10 @@
 """What a sample says once it is known whose each process is. Plain values; asks nobody."""
 
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog.attribution import Attribution
@@ -11,7 +14,8 @@ from bursar.watchdog.samples import GpuProcess, Health, Sample
 
 __all__ = ["Gpus", "View", "container_id", "is_container"]
 
-_CONTAINER = "container:"
+_CONTAINER: Final = "container:"
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +26,14 @@ class View:
         sample: The latest sample; None: there was none yet.
         by_pid: Who is on which device: pid → (device uuid, process).
         is_stale: Whether the sample is too old to act on.
+        disputed: Pids that NVML may list for a process that has ended, while another one has the
+            pid by now: they are nobody's until NVML has once not listed them.
     """
 
     sample: Sample | None = None
     by_pid: Mapping[int, Sequence[tuple[str, GpuProcess]]] = field(default_factory=dict)
     is_stale: bool = True
+    disputed: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, sample: Sample) -> "View":
@@ -70,16 +77,15 @@ class Gpus:
     devices_by_job: dict[str, set[str]] = field(default_factory=dict)
     mps_jobs: set[str] = field(default_factory=set)
 
-    @classmethod
-    def of(
-        cls,
+    def after(
+        self,
         view: View,
         hold: Callable[[int], Held | None],
         whose: Callable[[Held], Attribution],
         *,
         pids: Iterable[int],
     ) -> "Gpus":
-        """Finds out whose the processes are.
+        """Finds out whose the processes are in the view after this one.
 
         Args:
             view: The GPUs.
@@ -87,14 +93,29 @@ class Gpus:
             whose: Says whose a process is.
             pids: The processes that can be known at all: none, in another pid namespace.
         """
-        gpus = cls(view)
+        gpus = Gpus(view)
         for pid in pids:
             held = hold(pid)
-            if held is not None:
+            if held is None:
+                continue
+            if self._is_disputed(held):
+                view.disputed.add(pid)
+            else:
                 gpus.held[pid] = held
                 gpus.whose[pid] = whose(held)
                 gpus._count(pid, gpus.whose[pid])
         return gpus
+
+    def _is_disputed(self, held: Held) -> bool:
+        """Whether a pid was listed before the process that has it now had started."""
+        if held.pid not in self.view.by_pid or self.held.get(held.pid) is held:
+            return False
+        if held.pid in self.view.disputed:
+            return True
+        sampled_ns = self.view.sample.time_ns if self.view.sample else 0
+        asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+        started_ns = held.start_ticks * (1_000_000_000 // _TICKS_PER_S)
+        return started_ns > sampled_ns + asleep_ns
 
     def _count(self, pid: int, whose: Attribution) -> None:
         if not whose.account:

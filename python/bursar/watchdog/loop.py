@@ -6,6 +6,7 @@ nobody itself: `limits` says who is due, `cases` acts, after the journal.
 """
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections import defaultdict
@@ -159,7 +160,7 @@ class Watchdog:
         self._ended_ns: dict[int, int] = {}
         self._alarmed: set[str] = set()
         self._last_kill_ms: dict[str, int] = {}
-        self._retiring: set[str] = set()
+        self._retiring: dict[str, str] = {}
         self._recover()
 
     def _recover(self) -> None:
@@ -237,7 +238,7 @@ class Watchdog:
         """Takes a sample in: whose is what, what was used, who is over."""
         view = View.of(sample)
         pids = () if self._is_namespaced else view.by_pid
-        self.gpus = Gpus.of(view, self.table.hold, self.attributor.whose, pids=pids)
+        self.gpus = self.gpus.after(view, self.table.hold, self.attributor.whose, pids=pids)
         self._tell_health(sample)
         if sample.health is not Health.WATCHING:
             return
@@ -347,6 +348,7 @@ class Watchdog:
         """Looks at every incident and every job."""
         now_ms = boot_ms()
         self._age()
+        self.books.renew(now_ms)
         for case in self.cases:
             kept = self.jobs.get(case.incident.job) or self._left_over(case)
             self.step(case, kept, self.members(kept), now_ms)
@@ -355,14 +357,17 @@ class Watchdog:
         for kept in self.jobs:
             if self.cases.of_job(kept.job.id) is None and self.jobs.is_ended(kept):
                 self._end_job(kept)
-        self._retiring = {one for one in self._retiring if not self.books.retire(one)}
+        for account, job_id in list(self._retiring.items()):
+            if self.books.retire(account):
+                del self._retiring[account]
+                self.journal.delete_job(job_id)
 
     def _age(self) -> None:
         view = self.gpus.view
         if view.sample is not None and not view.is_stale:
             age_ns = time.monotonic_ns() - view.sample.time_ns
             if age_ns > 2_000_000 * max(self.settings.period_ms, 500):
-                self.gpus.view = View(view.sample, view.by_pid, is_stale=True)
+                self.gpus.view = dataclasses.replace(view, is_stale=True)
 
     def _left_over(self, case: Case) -> Kept:
         """The job of an incident that is none any more: a container's, or that of another boot."""
@@ -449,7 +454,8 @@ class Watchdog:
         if group and kept.cgroup_inode and cgroups.inode(group) == kept.cgroup_inode:
             cgroups.remove(group)
         if kept.own_account:
-            self._retiring.add(account)
-        elif all(one.job.account != account for one in self.jobs):
+            self._retiring[account] = kept.job.id
+            return
+        if all(one.job.account != account for one in self.jobs):
             self.books.settle(account)
         self.journal.delete_job(kept.job.id)
