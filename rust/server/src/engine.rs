@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(50);
 const SLOW_TICKS: u32 = 20;
 /// The most un-imported log before writers are slowed down: what a stop, or the next start, has to move
 /// into SQLite before it is done.
-const MAX_BACKLOG_BYTES: u64 = 256 << 20;
+const MAX_BACKLOG_BYTES: u64 = 128 << 20;
 /// When a log segment is full.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
