@@ -352,11 +352,11 @@ class Watchdog:
         for case in self.cases:
             kept = self.jobs.get(case.incident.job) or self._left_over(case)
             self.step(case, kept, self.members(kept), now_ms)
-        for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
-            self.stop_job(kept, incident, now_ms)
         for kept in self.jobs:
             if self.cases.of_job(kept.job.id) is None and self.jobs.is_ended(kept):
                 self._end_job(kept)
+        for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
+            self.stop_job(kept, incident, now_ms)
         for account, job_id in list(self._retiring.items()):
             if self.books.retire(account):
                 del self._retiring[account]
