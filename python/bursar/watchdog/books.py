@@ -180,12 +180,14 @@ class Books:
         """
         memory = self._memory.get(account)
         try:
-            if memory is not None and size < memory.granted_bytes - _SLACK_BYTES:
-                self._give_up(account)
-                memory = None
             if size == 0:
                 self._give_up(account)
                 return None
+            less = memory is not None and size < memory.granted_bytes - _SLACK_BYTES
+            # What is frozen would not be granted again, and is in use all the same.
+            if less and not self.check(account).HasField("refusal"):
+                self._give_up(account)
+                memory = None
             if memory is None:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:

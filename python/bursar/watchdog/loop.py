@@ -44,7 +44,7 @@ _LOOK_S: Final = 1.0
 _ALARMS_MAX: Final = 10_000
 _RESTART_FIRST_S: Final = 1.0
 _RESTART_MAX_S: Final = 60.0
-_STUCK: Final = frozenset({Phase.UNVERIFIED, Phase.RECLAIM_FAILED, Phase.UNKILLABLE})
+_ENDED: Final = frozenset({Phase.VERIFY, Phase.UNVERIFIED, Phase.RECLAIM_FAILED})
 _OWN_XIDS: Final = frozenset({43, 45})  # a context was torn down: what our own kill looks like
 _OWN_XID_MS: Final = 30_000
 _NAMESPACE: Final = (
@@ -283,6 +283,13 @@ class Watchdog:
     def _occupy(self, in_use: dict[str, int], now_ms: int) -> None:
         """Holds the memory that each account uses, was promised, or has stuck."""
         wanted = dict(in_use)
+        lost: dict[str, int] = {}
+        for case in self.cases:
+            account = case.incident.account
+            stuck = self.cases.stuck_bytes(case, self.gpus.view, but=self.gpus.whose)
+            wanted[account] = wanted.get(account, 0) + stuck
+            if case.standing.phase in _ENDED:
+                lost[account] = lost.get(account, 0) + stuck
         for kept in self.jobs:
             account = kept.job.account
             if kept.reservation and account in wanted:
@@ -291,15 +298,11 @@ class Watchdog:
             promised = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
             if promised:
                 wanted[account] = max(wanted.get(account, 0), promised)
-        for case in self.cases:
-            if case.standing.phase in _STUCK:
-                account = case.incident.account
-                stuck = self.cases.stuck_bytes(case, self.gpus.view)
-                wanted[account] = max(wanted.get(account, 0), stuck)
         self._over = {}
         for account in self.books.occupied | wanted.keys():
             over = self.books.occupy(account, wanted.get(account, 0), now_ms)
-            if over is not None:
+            # What a job that has ended leaves behind is held, but no other job can help it.
+            if over is not None and over.used - lost.get(account, 0) > over.limit:
                 self._over[account] = over
 
     def _notice_faults(self, sample: Sample) -> None:
