@@ -356,7 +356,10 @@ class Watchdog:
         for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
             self.stop_job(kept, incident, now_ms)
         for kept in self.jobs:
-            if self.cases.of_job(kept.job.id) is None and self.jobs.is_ended(kept):
+            # What it used since the latest sample is booked with the next one, while its account is.
+            is_booked = self.gpus.view.is_stale or kept.job.id not in self.gpus.pids_by_job
+            is_free = is_booked and self.cases.of_job(kept.job.id) is None
+            if is_free and self.jobs.is_ended(kept):
                 self._end_job(kept)
         self._retiring = {one for one in self._retiring if not self.books.retire(one)}
 
