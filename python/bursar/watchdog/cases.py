@@ -222,7 +222,7 @@ class Cases:
             return False
         # Only a sample from after the end of the processes tells what is back.
         ended_ns = self._ended_ns.get(kept.job.id, 0)
-        return view.sample is not None and view.sample.time_ns <= ended_ns
+        return view.sample is None or view.sample.time_ns <= ended_ns
 
     def _move(self, case: Case, standing: Standing, view: View, fresh: Iterable[Held]) -> None:
         """Writes down where an incident stands, before anything is done about it."""

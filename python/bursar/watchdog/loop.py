@@ -354,7 +354,8 @@ class Watchdog:
             kept = self.jobs.get(case.incident.job) or self._left_over(case)
             self.step(case, kept, self.members(kept), now_ms)
         for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
-            self.stop_job(kept, incident, now_ms)
+            if is_container(kept.job.id) or not self.jobs.is_ended(kept):
+                self.stop_job(kept, incident, now_ms)
         for kept in self.jobs:
             # What it used since the latest sample is booked with the next one, while its account is.
             is_booked = self.gpus.view.is_stale or kept.job.id not in self.gpus.pids_by_job
