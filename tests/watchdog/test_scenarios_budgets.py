@@ -1,4 +1,4 @@
-"""Which budgets stop a job: GPU time, money, tokens, wall time; and which only for who asked for it.
+"""Which budgets stop a job: GPU time, money, tokens, wall time; some only where it was asked for.
 
 Real processes, a real daemon and the stand-in for NVML. The tests share one daemon; each has an
 account of its own, and leaves nothing behind.
@@ -130,7 +130,7 @@ def test_an_agent_that_asked_for_it_is_stopped_when_its_tokens_are_gone(
 ) -> None:
     account = f"agents/{len(limits)}"
     scene.client.set_budget(account, unit="tokens", limit=1_000)
-    with subprocess.Popen(["sleep", "60"]) as agent:
+    with subprocess.Popen(["/bin/sleep", "60"]) as agent:
         job = scene.client.register_process(
             account, pid=agent.pid, name=scene.job_name, limits=limits, enforce=True
         )
@@ -145,7 +145,7 @@ def test_an_agent_that_asked_for_it_is_stopped_when_its_tokens_are_gone(
 
 def test_an_agent_that_did_not_ask_for_it_goes_on_without_tokens(scene: Scene) -> None:
     scene.client.set_budget("free", unit="tokens", limit=1_000)
-    with subprocess.Popen(["sleep", "60"]) as agent:
+    with subprocess.Popen(["/bin/sleep", "60"]) as agent:
         scene.client.register_process("free", pid=agent.pid)
         scene.client.record("free", amounts={"tokens": 5_000})
         time.sleep(0.6)
@@ -162,7 +162,9 @@ def test_a_job_without_a_gpu_has_its_wall_time_on_a_host_that_has_none(
     with Daemon(watchdog=QUICK) as daemon, daemon.client() as client:
         began = time.monotonic()
         options = ["--account", "cpu", "--wall", "600ms", "--grace", "300ms", "--"]
-        ended = run(daemon.target, *options, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
+        ended = run(
+            daemon.target, *options, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"
+        )
         assert ended.returncode == 137
         assert time.monotonic() - began < 5
         assert "may run for 600 ms" in ended.stderr

@@ -55,7 +55,12 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period(
     scene: Scene, mode: str
 ) -> None:
     worker = scene.launch(
-        f"deaf/{mode}", "--vram", "4GiB", *MODES[mode], vram_bytes=TOO_MUCH, orders=Orders(on_term="ignore")
+        f"deaf/{mode}",
+        "--vram",
+        "4GiB",
+        *MODES[mode],
+        vram_bytes=TOO_MUCH,
+        orders=Orders(on_term="ignore"),
     )
     incident = scene.one_ended(f"deaf/{mode}")
     assert states(incident) == ["breach", "term", "kill", "verify", "reclaimed"]
@@ -66,7 +71,10 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period(
 
 @pytest.mark.parametrize(
     ("linger_s", "expected", "code"),
-    [(0.2, ["breach", "term", "verify", "reclaimed"], 0), (30, ["kill", "verify", "reclaimed"], -9)],
+    [
+        (0.2, ["breach", "term", "verify", "reclaimed"], 0),
+        (30, ["kill", "verify", "reclaimed"], -9),
+    ],
     ids=["within", "beyond"],
 )
 def test_a_process_that_takes_its_time_has_the_grace_period_and_no_more(
@@ -154,11 +162,11 @@ def test_a_process_whose_main_thread_has_ended_counts_as_alive_until_the_last_on
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_children_in_sessions_of_their_own_end_with_the_job(
-    scene: Scene, mode: str
-) -> None:
+def test_children_in_sessions_of_their_own_end_with_the_job(scene: Scene, mode: str) -> None:
     orders = Orders(children=3, on_term="ignore")
-    worker = scene.launch(f"forked/{mode}", "--vram", "4GiB", *MODES[mode], vram_bytes=2 * GIB, orders=orders)
+    worker = scene.launch(
+        f"forked/{mode}", "--vram", "4GiB", *MODES[mode], vram_bytes=2 * GIB, orders=orders
+    )
     incident = scene.one_ended(f"forked/{mode}")
     assert states(incident)[-3:] == ["kill", "verify", "reclaimed"]
     assert worker.process.wait(5) == 137
@@ -183,7 +191,9 @@ def test_a_job_that_starts_its_processes_again_and_again_ends_whole(
     scene: Scene, mode: str
 ) -> None:
     orders = Orders(respawns=True, on_term="ignore")
-    worker = scene.launch(f"again/{mode}", "--vram", "4GiB", *MODES[mode], vram_bytes=TOO_MUCH, orders=orders)
+    worker = scene.launch(
+        f"again/{mode}", "--vram", "4GiB", *MODES[mode], vram_bytes=TOO_MUCH, orders=orders
+    )
     incident = scene.one_ended(f"again/{mode}")
     assert incident.state is IncidentState.RECLAIMED
     worker.process.wait(5)

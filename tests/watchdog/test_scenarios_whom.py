@@ -87,7 +87,10 @@ def test_a_runaway_is_stopped_and_its_neighbour_on_the_same_gpu_never_pauses(sce
 @as_root
 def test_a_process_of_a_registered_job_that_became_another_user_is_left_alone(scene: Scene) -> None:
     scene.limit_vram("user/registered", LIMIT)
-    account, code = "user/registered", "import os, sys; sys.stdin.read(1); os.setuid(65534); input()"
+    account, code = (
+        "user/registered",
+        "import os, sys; sys.stdin.read(1); os.setuid(65534); input()",
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         scene.client.register_process(account, pid=process.pid)
@@ -127,7 +130,7 @@ def test_a_launched_job_is_stopped_whoever_its_processes_become_where_a_cgroup_h
     assert "1 process " in f"{incident.steps[1].detail} "
 
 
-def test_a_pid_that_means_another_process_by_now_is_not_signalled(tmp_path: Path) -> None:
+def test_a_pid_that_means_another_process_by_now_is_not_signalled() -> None:
     """While the daemon is down, its journal is made to name a start time that is no longer true."""
     with Scene() as scene:
         scene.limit_vram("reused", LIMIT)

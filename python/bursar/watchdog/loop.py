@@ -357,7 +357,7 @@ class Watchdog:
             if is_container(kept.job.id) or not self.jobs.is_ended(kept):
                 self.stop_job(kept, incident, now_ms)
         for kept in self.jobs:
-            # What it used since the latest sample is booked with the next one, while its account is.
+            # What it used since the latest sample is booked with the next one: not ended before.
             is_booked = self.gpus.view.is_stale or kept.job.id not in self.gpus.pids_by_job
             is_free = is_booked and self.cases.of_job(kept.job.id) is None
             if is_free and self.jobs.is_ended(kept):
