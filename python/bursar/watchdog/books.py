@@ -185,12 +185,14 @@ class Books:
         """
         memory = self._memory.get(account)
         try:
-            if memory is not None and size < memory.granted_bytes - _SLACK_BYTES:
-                self._give_up(account)
-                memory = None
             if size == 0:
                 self._give_up(account)
                 return None
+            less = memory is not None and size < memory.granted_bytes - _SLACK_BYTES
+            # What is frozen would not be granted again, and is in use all the same.
+            if less and not self.check(account).HasField("refusal"):
+                self._give_up(account)
+                memory = None
             if memory is None:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:
@@ -264,6 +266,11 @@ class Books:
     def occupied(self) -> set[str]:
         """The accounts whose memory is held."""
         return set(self._memory)
+
+    def held_bytes(self, account: str) -> int:
+        """How much memory is held for an account."""
+        memory = self._memory.get(account)
+        return memory.granted_bytes if memory else 0
 
     def vram_of(self, reservation: str) -> int:
         """How much memory a client's own pending reservation holds; 0 when it holds none."""

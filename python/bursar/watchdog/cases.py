@@ -6,7 +6,7 @@ at what is true, and goes on. It owns the freezes and the quarantine that incide
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, cast
 
@@ -222,7 +222,7 @@ class Cases:
             return False
         # Only a sample from after the end of the processes tells what is back.
         ended_ns = self._ended_ns.get(kept.job.id, 0)
-        return view.sample is not None and view.sample.time_ns <= ended_ns
+        return view.sample is None or view.sample.time_ns <= ended_ns
 
     def _move(self, case: Case, standing: Standing, view: View, fresh: Iterable[Held]) -> None:
         """Writes down where an incident stands, before anything is done about it."""
@@ -272,18 +272,26 @@ class Cases:
             )  # fmt: skip
             incident.vram_quarantined_bytes = stuck if quarantined else 0
 
-    def stuck_bytes(self, case: Case, view: View, uuid: str | None = None) -> int:
-        """The victims' bytes that have not been seen to come back, on one device or on all."""
+    def stuck_bytes(
+        self, case: Case, view: View, uuid: str | None = None, *, but: Container[int] = ()
+    ) -> int:
+        """The victims' bytes that have not been seen to come back.
+
+        Args:
+            case: The incident.
+            view: The GPUs.
+            uuid: On this device alone; None: on all.
+            but: Processes that do not count.
+        """
         sizes = case.bytes_by_device
         devices = sizes if uuid is None else {uuid} & sizes.keys()
-        if not view.sees(devices):
-            return sum(sum(sizes[one].values()) for one in devices)
+        is_seen = view.sees(devices)
         starts = dict(case.victims)
         return sum(
             size
             for one in devices
             for pid, size in sizes[one].items()
-            if _lists(view, pid, starts.get(pid, 0), one)
+            if pid not in but and (not is_seen or _lists(view, pid, starts.get(pid, 0), one))
         )
 
     def quarantined(self, view: View, uuid: str) -> int:

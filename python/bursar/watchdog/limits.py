@@ -127,7 +127,7 @@ class Limits:
     def held_back(self, now_ms: int) -> str:
         """Why nobody but the jobs to be enforced is signalled for now."""
         if now_ms < self._breaker_until_ms:
-            return "the breaker is open: too many accounts were to be stopped at once"
+            return "the breaker is open: too much was to be stopped at once"
         return ""
 
     def rest(self, kept: Kept, incident: pb.Incident, phase: Phase, now_ms: int) -> None:
@@ -214,23 +214,23 @@ class Limits:
             self._shares.pop(key, None)
 
     def _break(self, due: list[Due], gpus: Gpus, now_ms: int) -> None:
-        """Opens the breaker when several accounts, with most of the host's GPU processes, are due.
+        """Opens the breaker when several limits, with most of the host's GPU processes, are due.
 
-        One account alone never opens it: a host often has a single job. Neither do jobs that were
-        registered to be enforced: their limits are their owners' orders.
+        One limit alone never opens it: a host often has a single job, and a team's budget many.
+        Neither do jobs that were registered to be enforced: their limits are their owners' orders.
         """
         if not self._settings.enforce:
             return
-        ordered = [kept for kept, _ in due if not kept.job.enforce]
-        accounts = {one.job.account for one in ordered}
-        pids = {pid for one in ordered for pid in gpus.pids_by_job.get(one.job.id, ())}
+        found = [(kept.job, incident) for kept, incident in due if not kept.job.enforce]
+        limits = {(incident.limit_account, incident.unit) for _, incident in found}
+        pids = {pid for job, _ in found for pid in gpus.pids_by_job.get(job.id, ())}
         total = len(gpus.view.by_pid)
-        if len(accounts) < 2 or 2 * len(pids) <= total:  # noqa: PLR2004 -- see above; half of them
+        if len(limits) < 2 or 2 * len(pids) <= total:  # noqa: PLR2004 -- see above; half of them
             return
         if now_ms >= self._breaker_until_ms:
             kind = pb.WatchProcessesResponse.KIND_ALARM
-            text = f"{len(accounts)} accounts with {len(pids)} of {total} GPU processes"
-            text = f"the breaker opens for 10 min: {text} were to be stopped at once"
+            text = f"{len(limits)} limits with {len(pids)} of {total} GPU processes"
+            text = f"the breaker opens for 10 min: {text} were to be enforced at once"
             self._tell(pb.WatchProcessesResponse(kind=kind, detail=text))
         self._breaker_until_ms = now_ms + _BREAKER_MS
 

@@ -45,7 +45,7 @@ _LOOK_S: Final = 1.0
 _ALARMS_MAX: Final = 10_000
 _RESTART_FIRST_S: Final = 1.0
 _RESTART_MAX_S: Final = 60.0
-_STUCK: Final = frozenset({Phase.UNVERIFIED, Phase.RECLAIM_FAILED, Phase.UNKILLABLE})
+_ENDED: Final = frozenset({Phase.VERIFY, Phase.UNVERIFIED, Phase.RECLAIM_FAILED})
 _OWN_XIDS: Final = frozenset({43, 45})  # a context was torn down: what our own kill looks like
 _OWN_XID_MS: Final = 30_000
 _NAMESPACE: Final = (
@@ -284,6 +284,13 @@ class Watchdog:
     def _occupy(self, in_use: dict[str, int], now_ms: int) -> None:
         """Holds the memory that each account uses, was promised, or has stuck."""
         wanted = dict(in_use)
+        lost: dict[str, int] = {}
+        for case in self.cases:
+            account = case.incident.account
+            stuck = self.cases.stuck_bytes(case, self.gpus.view, but=self.gpus.whose)
+            wanted[account] = wanted.get(account, 0) + stuck
+            if case.standing.phase in _ENDED:
+                lost[account] = lost.get(account, 0) + stuck
         for kept in self.jobs:
             account = kept.job.account
             if kept.reservation and account in wanted:
@@ -292,15 +299,19 @@ class Watchdog:
             promised = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
             if promised:
                 wanted[account] = max(wanted.get(account, 0), promised)
-        for case in self.cases:
-            if case.standing.phase in _STUCK:
-                account = case.incident.account
-                stuck = self.cases.stuck_bytes(case, self.gpus.view)
-                wanted[account] = max(wanted.get(account, 0), stuck)
         self._over = {}
-        for account in self.books.occupied | wanted.keys():
+        # Those below first: what passes an account's own limit is held on the one above it.
+        accounts = self.books.occupied | wanted.keys()
+        accounts |= {one.rpartition("/")[0] for one in wanted if "/" in one}
+        for account in sorted(accounts, key=lambda one: one.count("/"), reverse=True):
             over = self.books.occupy(account, wanted.get(account, 0), now_ms)
-            if over is not None:
+            if over is not None and over.account == account and "/" in account:
+                above = account.rpartition("/")[0]
+                beyond = wanted[account] - self.books.held_bytes(account)
+                wanted[above] = wanted.get(above, 0) + beyond
+                lost[above] = lost.get(above, 0) + beyond
+            # What a job that has ended leaves behind is held, but no other job can help it.
+            if over is not None and over.used - lost.get(account, 0) > over.limit:
                 self._over[account] = over
 
     def _notice_faults(self, sample: Sample) -> None:
@@ -353,14 +364,21 @@ class Watchdog:
             kept = self.jobs.get(case.incident.job) or self._left_over(case)
             self.step(case, kept, self.members(kept), now_ms)
         for kept in self.jobs:
-            if self.cases.of_job(kept.job.id) is None and self.jobs.is_ended(kept):
+            # What it used since the latest sample is booked with the next one: not ended before.
+            is_booked = self.gpus.view.is_stale or kept.job.id not in self.gpus.pids_by_job
+            is_free = is_booked and self.cases.of_job(kept.job.id) is None
+            if is_free and self.jobs.is_ended(kept):
                 self._end_job(kept)
         for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
-            self.stop_job(kept, incident, now_ms)
+            if is_container(kept.job.id) or not self.jobs.is_ended(kept):
+                self.stop_job(kept, incident, now_ms)
         for account, job_id in list(self._retiring.items()):
             if self.books.retire(account):
                 del self._retiring[account]
                 self.journal.delete_job(job_id)
+                parent = self.totals[account.rpartition("/")[0]]
+                for meter, amount in self.totals.pop(account, {}).items():
+                    parent[meter] += amount
 
     def _age(self) -> None:
         view = self.gpus.view

@@ -1,0 +1,144 @@
+"""The daemon dies, or is restarted, in the middle of things: its jobs and incidents go on.
+
+Real processes, a real daemon of each test's own and the stand-in for NVML.
+"""
+
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from support.gpu import GIB, Orders
+from support.scene import MODES, Scene, lives, until
+from support.watched import states
+
+from bursar.processes import Incident, IncidentCause, IncidentState
+
+LIMIT = 4 * GIB
+TOO_MUCH = 5 * GIB
+GRACE_S = 2.0
+
+
+def between(incident: Incident, first: IncidentState, second: IncidentState) -> timedelta:
+    times = {step.state: step.time for step in incident.steps}
+    before, after = times[first], times[second]
+    assert before is not None
+    assert after is not None
+    return after - before
+
+
+@pytest.mark.parametrize("mode", [*MODES, "registered"])
+def test_a_daemon_that_dies_between_sigterm_and_sigkill_goes_on_with_the_incident(
+    mode: str,
+) -> None:
+    with Scene(watchdog={"term_grace": "2s"}) as scene:
+        orders = Orders(on_term="ignore", children=0 if mode == "registered" else 1)
+        if mode == "registered":
+            scene.limit_vram("cut/off", LIMIT)
+            worker = scene.register("cut/off", vram_bytes=TOO_MUCH, orders=orders)
+        else:
+            options = ("--vram", "4GiB", *MODES[mode])
+            worker = scene.launch("cut", *options, vram_bytes=TOO_MUCH, orders=orders)
+        before = scene.reached("cut", IncidentState.TERM)
+        scene.daemon.kill9()
+        assert all(map(lives, worker.members()))
+        scene.daemon.start()
+        after = scene.one(before.account, IncidentState.RECLAIMED)
+        assert (after.id, after.job) == (before.id, before.job)
+        assert states(after) == ["breach", "term", "kill", "verify", "reclaimed"]
+        grace_s = between(after, IncidentState.TERM, IncidentState.KILL).total_seconds()
+        assert GRACE_S - 0.01 <= grace_s < GRACE_S + 2, "the time of before counts"
+        assert {one.pid for one in after.victims} >= set(worker.members())
+        assert after.vram_returned_bytes == after.vram_bytes > 0
+        assert worker.process.wait(5) in (137, -signal.SIGKILL)
+        scene.check_clean()
+
+
+def test_a_victim_that_ends_while_the_daemon_is_down_is_seen_to_have_ended() -> None:
+    with Scene(watchdog={"term_grace": "2s"}) as scene:
+        scene.limit_vram("away", LIMIT)
+        orders = Orders(on_term="ignore")
+        worker = scene.register("away", vram_bytes=TOO_MUCH, orders=orders)
+        scene.reached("away", IncidentState.TERM)
+        scene.daemon.kill9()
+        worker.process.kill()
+        worker.process.wait(5)
+        scene.daemon.start()
+        incident = scene.one("away", IncidentState.RECLAIMED)
+        assert states(incident) == ["breach", "term", "verify", "reclaimed"]
+        assert incident.vram_returned_bytes == TOO_MUCH
+        scene.check_clean()
+
+
+@pytest.mark.parametrize("how", ["killed", "drained"])
+def test_a_job_is_under_its_limits_again_after_a_restart_and_its_memory_is_held_once(
+    how: str,
+) -> None:
+    with Scene() as scene:
+        scene.limit_vram("goes", 20 * GIB)
+        worker = scene.launch("goes/on", "--vram", "8GiB", vram_bytes=6 * GIB)
+        job = scene.job("goes/on")
+        until(lambda: scene.client.list_processes("goes/on").processes[0].device, "it is seen")
+        assert scene.held("goes") == scene.held(job.account) == 8 * GIB
+        if how == "killed":
+            scene.daemon.kill9()
+            scene.daemon.start()
+        else:
+            scene.daemon.restart()
+        until(lambda: scene.client.list_processes("goes/on").jobs, "the job is known")
+        assert scene.job("goes/on") == job
+        until(lambda: scene.client.list_processes("goes/on").processes[0].device, "it is seen")
+        assert scene.held("goes") == scene.held(job.account) == 8 * GIB
+        [member] = worker.members()
+        scene.gpus.set_process(member, scene.gpu, vram_bytes=9 * GIB)
+        incident = scene.one(job.account, IncidentState.RECLAIMED)
+        assert incident.vram_returned_bytes == 9 * GIB
+        assert worker.process.wait(5) == 0
+        scene.check_clean()
+        assert scene.held("goes") == 0
+
+
+def test_a_job_that_ends_while_the_daemon_is_down_leaves_nothing_behind() -> None:
+    with Scene() as scene:
+        scene.limit_vram("gone", 20 * GIB)
+        worker = scene.launch("gone/job", "--vram", "8GiB", vram_bytes=6 * GIB)
+        until(lambda: scene.client.list_processes("gone").processes[0].device, "it is seen")
+        scene.daemon.kill9()
+        worker.end()
+        scene.daemon.start()
+        scene.check_clean()
+        assert scene.held("gone") == 0
+        assert not list(scene.client.list_incidents())
+
+
+def test_what_is_quarantined_stays_so_over_a_restart() -> None:
+    with Scene() as scene:
+        scene.limit_vram("stuck", LIMIT)
+        worker = scene.register("stuck", vram_bytes=TOO_MUCH, free_after_ms=-1)
+        before = scene.one("stuck", IncidentState.RECLAIM_FAILED)
+        scene.daemon.kill9()
+        scene.daemon.start()
+        until(lambda: scene.client.list_processes().devices, "the GPU is seen")
+        assert scene.one("stuck", IncidentState.RECLAIM_FAILED).id == before.id
+        assert scene.client.list_processes().devices[0].vram_quarantined_bytes == TOO_MUCH
+        assert scene.held("stuck") == LIMIT
+        assert scene.client.get_account("stuck").frozen
+        scene.gpus.remove(worker.pid)
+        scene.one("stuck", IncidentState.RECLAIMED)
+        scene.check_clean()
+
+
+def test_a_launcher_that_is_killed_leaves_its_job_under_its_limits() -> None:
+    with Scene() as scene:
+        command = [sys.executable, "-m", "bursar", "run", "--target", scene.daemon.target]
+        command += ["--account", "left", "--name", scene.job_name, "--wall", "1500ms", "--"]
+        with subprocess.Popen([*command, "sleep", "60"]) as launcher:
+            until(lambda: scene.client.list_processes("left").jobs, "it is registered")
+            job = scene.job("left")
+            launcher.kill()
+        assert lives(job.pid)
+        incident = scene.one_ended("left")
+        assert incident.cause is IncidentCause.WALL_TIME
+        assert states(incident) == ["breach", "term", "verify", "reclaimed"]
+        scene.check_clean()
