@@ -18,9 +18,7 @@ from bursar.cli._output import (
     echo_table,
     rich_table,
     safe,
-    show_amount,
     show_bytes,
-    show_ms,
     show_time,
 )
 from bursar.cli._shared import connect, json_option, target_option
@@ -33,6 +31,7 @@ from bursar.processes import (
     WatchdogState,
     WatchdogStatus,
 )
+from bursar.units import show_amount, show_duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -147,7 +146,7 @@ def _ago(moment: datetime | None) -> str:
     if moment is None:
         return "never"
     age_ms = (datetime.now(UTC) - moment) // timedelta(milliseconds=1)
-    return f"last {show_ms(max(0, age_ms))} ago"
+    return f"last {show_duration(max(0, age_ms))} ago"
 
 
 def _sections(found: Processes, *, full: str = "#", rest: str = ".") -> Iterator[Section]:
@@ -211,7 +210,7 @@ def _job_cells(job: Job) -> list[Cell]:
         job.account,
         str(job.pid),
         ", ".join(limits),
-        "" if job.wall_limit_ms is None else f"at most {show_ms(job.wall_limit_ms)}",
+        "" if job.wall_limit_ms is None else f"at most {show_duration(job.wall_limit_ms)}",
         "yes" if job.enforce else "",
         show_time(job.create_time),
     ]
