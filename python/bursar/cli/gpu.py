@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import click
 
 import bursar
+from bursar.cli._metrics import exposition
 from bursar.cli._output import (
     Cell,
     echo_json,
@@ -42,6 +44,9 @@ Section = tuple[str, Sequence[str], list[list[Cell]]]
 DEVICE_COLUMNS: Final = ("gpu", "name", "memory", "vram", "busy", "quarantined", "fault")
 PROCESS_COLUMNS: Final = ("pid", "command", "account", "known by", "gpu", "vram", "busy", "state")
 JOB_COLUMNS: Final = ("job", "name", "account", "pid", "limits", "runs", "enforced", "since")
+INCIDENTS_MAX: Final = 1000
+"""How many of the latest incidents are looked at for those that are open."""
+
 _REFRESH_S: Final = 1.0
 _BAR_CELLS: Final = 10
 _UUID_CELLS: Final = 12  # "MIG-" or "GPU-" and the eight digits that tell one from the next
@@ -61,15 +66,22 @@ _SOURCES: Final[Mapping[ProcessSource | None, str]] = {
 @click.command(short_help="Watch the GPUs and who uses them.")
 @click.argument("account", default="")
 @click.option("--once", is_flag=True, help="Print once, also on a terminal.")
+@click.option("--metrics", is_flag=True, help="Write OpenMetrics text, for a scrape.")
 @json_option
 @target_option
-def gpu(account: str, *, once: bool, as_json: bool, target: str | None) -> None:
+def gpu(account: str, *, once: bool, metrics: bool, as_json: bool, target: str | None) -> None:
     """Show the GPUs, their processes and the jobs of ACCOUNT and those below it, or of all.
 
     On a terminal it refreshes every second until Ctrl-C.
     """
+    if metrics and as_json:
+        raise click.UsageError("give either --metrics or --json")
     with connect(target) as client:
-        if as_json:
+        if metrics:
+            latest = islice(client.list_incidents(account, page_size=INCIDENTS_MAX), INCIDENTS_MAX)
+            text = exposition(client.list_processes(account), latest, now=datetime.now(UTC))
+            click.echo(text.encode(), nl=False)
+        elif as_json:
             echo_json(client.list_processes(account))
         elif once or not sys.stdout.isatty():
             _print(client.list_processes(account))
