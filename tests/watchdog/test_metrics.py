@@ -1,6 +1,7 @@
 """`bursar gpu --metrics` is OpenMetrics as Prometheus's own parser reads it."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from support.processes import BREACH_TIME, GIB, LISTING, FakeWatchdog, incident, serving
+from support.watched import Watched
 
 from bursar import _process_convert
 from bursar.cli import _metrics, cli
@@ -165,3 +167,18 @@ def test_the_watchdog_tells_its_state_and_the_age_of_its_sample() -> None:
     assert one(figures, "sample_age_seconds") is None
     assert one(figures, "watchdog_enforces") == 1
     assert one(figures, "watchdog_held_back") == 1
+
+
+def test_a_real_daemon_is_scraped_with_its_gpu_and_its_meters() -> None:
+    with Watched() as watched:
+        watched.register("acme/x", vram_bytes=3 * GIB)
+        deadline = time.monotonic() + 20
+        figures: Found = {}
+        while not one(figures, "alloc_ms_total", account="acme/x"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+            figures = read(run(watched.daemon.target, "--metrics").stdout)
+    assert one(figures, "vram_bytes", account="acme/x") == 3 * GIB
+    assert one(figures, "watchdog_state", state="watching") == 1
+    assert one(figures, "watchdog_enforces") == 1
+    assert one(figures, "jobs") == 1
