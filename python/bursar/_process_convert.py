@@ -96,6 +96,7 @@ def listing(wire: pr.ListProcessesResponse) -> processes.Processes:
         devices=tuple(device(one) for one in wire.devices),
         processes=tuple(process(one) for one in wire.processes),
         jobs=tuple(job(one) for one in wire.jobs),
+        metered={one.account: amounts(one.amounts) for one in wire.metered},
     )
 
 

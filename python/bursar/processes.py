@@ -229,12 +229,16 @@ class Processes:
         devices: The GPUs in the order of their index.
         processes: One for each process and device, and one for each job without a GPU.
         jobs: The jobs, the oldest first.
+        metered: What each account has used since the watchdog started, by meter: gpu_alloc_ms (a
+            context is held), gpu_busy_ms (measured), gpu_estimated_ms (not measured, but divided),
+            vram_mib_s, energy_mj. Under "": what is nobody's, and host_idle_mj.
     """
 
     watchdog: WatchdogStatus
     devices: tuple[Device, ...]
     processes: tuple[Process, ...]
     jobs: tuple[Job, ...]
+    metered: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)

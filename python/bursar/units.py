@@ -17,6 +17,10 @@ __all__ = [
     "format_amount",
     "parse_amount",
     "parse_duration_ms",
+    "show_amount",
+    "show_duration",
+    "show_over",
+    "show_used",
 ]
 
 INT64_MAX: Final = 2**63 - 1
@@ -72,6 +76,22 @@ _EXAMPLES: Final = {
 }
 _NUMBER: Final = re.compile(r"\s*(\$?)\s*(\d[\d_]*(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _USD_DECIMALS: Final = 9
+_SHOWN: Final = {
+    "vram_bytes": ("B", "KiB", "MiB", "GiB", "TiB"),
+    "energy_mj": ("mJ", "J", "kJ", "MJ"),
+    "vram_mib_s": ("MiBs", "GiBs", "GiBh"),
+}
+"""Units that are shown in the largest of these suffixes of which there is a whole one."""
+
+_NOUNS: Final = {
+    "usd_nanos": "a spend",
+    "gpu_ms": "GPU time",
+    "vram_bytes": "VRAM",
+    "energy_mj": "energy",
+    "concurrency": "concurrency",
+    "vram_mib_s": "VRAM over time",
+}
+"""How a sentence names a unit; what is not here is counted: "5 tokens"."""
 
 
 def right_amount(unit: str) -> str:
@@ -156,3 +176,72 @@ def format_amount(unit: str, value: int) -> str:
     whole, nanos = divmod(abs(value), 10**_USD_DECIMALS)
     decimals = f"{nanos:0{_USD_DECIMALS}d}".rstrip("0").ljust(2, "0")
     return f"{'-' if value < 0 else ''}${whole:,}.{decimals}"
+
+
+def show_amount(unit: str, value: int) -> str:
+    """Shows an amount as a person reads it at a glance; `format_amount` is exact.
+
+    >>> show_amount("vram_bytes", 19 * 2**29)
+    '9.5 GiB'
+    >>> show_amount("gpu_ms", 125_000)
+    '2 min 5 s'
+    >>> show_amount("usd_nanos", 2_500_000_000)
+    '$2.50'
+    """
+    if unit == "gpu_ms":
+        return show_duration(value)
+    if unit not in _SHOWN:
+        return format_amount(unit, value)
+    suffix, *larger = _SHOWN[unit]
+    for one in larger:
+        # By what would be shown, so that there is no "1024 MiB".
+        if round(value / UNITS[unit][suffix], 1) < UNITS[unit][one] / UNITS[unit][suffix]:
+            break
+        suffix = one
+    return f"{_short(value / UNITS[unit][suffix], 1)} {suffix}"
+
+
+def show_duration(value: int) -> str:
+    """Shows milliseconds, rounded down: ``812 ms``, ``12.34 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    seconds = value // 1000
+    if seconds == 0:
+        return f"{value} ms"
+    if seconds < 60:  # noqa: PLR2004 -- a minute
+        return f"{_short(value // 10 / 100, 2)} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:  # noqa: PLR2004 -- an hour
+        return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def show_used(unit: str, used: int, limit: int) -> tuple[str, str]:
+    """Shows what was used and what was allowed; exactly, where rounding would make them one.
+
+    >>> show_used("vram_bytes", 6 * 2**30, 4 * 2**30)
+    ('6 GiB', '4 GiB')
+    >>> show_used("vram_bytes", 2**30 + 1, 2**30)
+    ('1,073,741,825 B', '1,073,741,824 B')
+    """
+    shown, allowed = show_amount(unit, used), show_amount(unit, limit)
+    if shown != allowed or used == limit:
+        return shown, allowed
+    base = "ms" if unit == "gpu_ms" else _SHOWN[unit][0]
+    return f"{used:,} {base}", f"{limit:,} {base}"
+
+
+def show_over(unit: str, used: int, limit: int) -> str:
+    """Says in words that a limit is reached or passed.
+
+    >>> show_over("vram_bytes", 6 * 2**30, 4 * 2**30)
+    'VRAM of 6 GiB passed the limit of 4 GiB'
+    >>> show_over("tokens", 5_000, 5_000)
+    '5,000 tokens reached the limit of 5,000'
+    """
+    shown, allowed = show_used(unit, used, limit)
+    subject = f"{_NOUNS[unit]} of {shown}" if unit in _NOUNS else f"{shown} {unit}"
+    return f"{subject} {'passed' if used > limit else 'reached'} the limit of {allowed}"
+
+
+def _short(number: float, decimals: int) -> str:
+    return f"{number:,.{decimals}f}".rstrip("0").rstrip(".")

@@ -1,6 +1,7 @@
 """The configuration: what is valid becomes the core's JSON, what is not is explained."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -343,11 +344,20 @@ def test_the_example_is_valid(project: Path) -> None:
 
 def test_every_key_of_the_configuration_is_in_the_example(project: Path) -> None:
     text = (project / "sidecar/config.example.toml").read_text(encoding="utf-8")
-    for name in ("server", "store", "limits", "reservations", "rates"):
+    for name in ("server", "store", "limits", "reservations", "rates", "watchdog"):
         section = type(getattr(Config(), name))
         for key in section.model_fields:
-            if key != "models":
+            if key not in {"models", "containers"}:  # tables of their own
                 assert f"{key} = " in text, f"{name}.{key}"
+
+
+def test_what_the_example_shows_of_the_watchdog_is_its_default(project: Path) -> None:
+    text = (project / "sidecar/config.example.toml").read_text(encoding="utf-8")
+    section = text.partition("[watchdog]\n")[2].partition("\n\n")[0]
+    shown = re.findall(r"^# (\w+ = .+)$", section, re.MULTILINE)
+    config = Config.from_dict({"watchdog": tomllib.loads("\n".join(shown))})
+    assert len(shown) > 10
+    assert config.watchdog == Config().watchdog
 
 
 JSON = st.recursive(

@@ -58,6 +58,30 @@ def test_the_command_lines_run_against_the_configuration(folder: Path) -> None:
             assert ran.returncode == 0, (command, ran.stderr)
 
 
+def test_the_commands_about_jobs_run_with_a_gpu_or_without(folder: Path) -> None:
+    """The two programs only end; a job to kill is not there, which has an exit code of its own."""
+    for name in ("agent.py", "train.py"):
+        (folder / name).write_text("", encoding="utf-8")
+    (folder / "python").symlink_to(sys.executable)
+    programs = f"{folder}:{os.environ['PATH']}"
+    commands = [line for line in blocks("sh")[2].splitlines() if line.startswith("bursar")]
+    assert len(commands) == 7
+    with Sidecar(blocks("toml")[0], folder=folder) as sidecar:
+        environment = os.environ | {"BURSAR_TARGET": sidecar.target, "PATH": programs}
+        for command in commands:
+            line = command.replace("bursar", f"{sys.executable} -m bursar", 1)
+            ran = subprocess.run(
+                ["/bin/sh", "-c", line],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            expected = 5 if command.startswith("bursar kill") else 0
+            assert ran.returncode == expected, (command, ran.stderr)
+
+
 def test_a_loop_on_a_lease_ends_where_the_budget_does() -> None:
     names: dict[str, object] = {}
     exec(blocks("python")[1], names)  # noqa: S102 -- the README is ours

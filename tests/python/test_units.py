@@ -1,10 +1,24 @@
 """Amounts and durations are read exactly, or refused with what would be right."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bursar.units import INT64_MAX, UNITS, format_amount, parse_amount, parse_duration_ms
+from bursar.units import (
+    INT64_MAX,
+    UNITS,
+    format_amount,
+    parse_amount,
+    parse_duration_ms,
+    show_amount,
+    show_duration,
+    show_over,
+    show_used,
+)
+
+GIB = 2**30
 
 
 @pytest.mark.parametrize(
@@ -102,3 +116,78 @@ def test_a_duration_is_read(text: str, expected: int) -> None:
 def test_what_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write a duration"):
         parse_duration_ms(text)
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"),
+    [
+        ("vram_bytes", 0, "0 B"),
+        ("vram_bytes", 1023, "1,023 B"),
+        ("vram_bytes", 1024, "1 KiB"),
+        ("vram_bytes", 19 * GIB // 2, "9.5 GiB"),
+        ("vram_bytes", 80 * GIB, "80 GiB"),
+        ("vram_bytes", GIB - 1, "1 GiB"),
+        ("vram_bytes", 5000 * 1024 * GIB, "5,000 TiB"),
+        ("energy_mj", 1_234_567, "1.2 kJ"),
+        ("vram_mib_s", 80 * 1024 * 3600, "80 GiBh"),
+        ("gpu_ms", 65_500, "1 min 5 s"),
+        ("usd_nanos", 12 * 10**9, "$12.00"),
+        ("tokens", 1_234, "1,234"),
+    ],
+)
+def test_an_amount_is_shown_in_its_largest_unit_to_one_decimal(
+    unit: str, value: int, shown: str
+) -> None:
+    assert show_amount(unit, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1000, "1 s"),
+        (12_340, "12.34 s"),
+        (59_999, "59.99 s"),
+        (125_000, "2 min 5 s"),
+        (3_600_000, "1 h"),
+        (12_000_000, "3 h 20 min"),
+    ],
+)
+def test_a_duration_is_shown_in_its_largest_units(value: int, shown: str) -> None:
+    assert show_duration(value) == shown
+
+
+@given(st.sampled_from(sorted(UNITS)), st.integers(0, INT64_MAX), st.integers(1, INT64_MAX))
+def test_what_passed_a_limit_never_reads_as_if_it_had_not(unit: str, limit: int, more: int) -> None:
+    """Read back, what is shown is in the same order; near misses of the limit are drawn, too."""
+    for used in (limit, limit + 1, limit + more):
+        shown, allowed = show_used(unit, used, limit)
+        assert (shown == allowed) == (used == limit)
+        assert ("passed" in show_over(unit, used, limit)) == (used > limit)
+        assert _read(unit, shown) >= _read(unit, allowed)
+
+
+def _read(unit: str, shown: str) -> float:
+    """What a person takes from it, in the unit's base."""
+    suffixes = {"": 1, "$": 10**9, **(UNITS[unit] or {})}
+    total = 0.0
+    for number, suffix in re.findall(r"([\d.]+) ?([A-Za-z]*)", shown.replace(",", "")):
+        total += float(number) * suffixes[suffix or "$" * shown.startswith("$")]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("unit", "used", "limit", "words"),
+    [
+        ("vram_bytes", 6 * GIB, 4 * GIB, "VRAM of 6 GiB passed the limit of 4 GiB"),
+        ("usd_nanos", 10**9, 10**9, "a spend of $1.00 reached the limit of $1.00"),
+        ("gpu_ms", 60_001, 60_000, "GPU time of 60,001 ms passed the limit of 60,000 ms"),
+        ("tokens", 6, 5, "6 tokens passed the limit of 5"),
+        ("concurrency", 6, 5, "concurrency of 6 passed the limit of 5"),
+    ],
+)
+def test_a_limit_that_is_passed_is_told_in_words(
+    unit: str, used: int, limit: int, words: str
+) -> None:
+    assert show_over(unit, used, limit) == words

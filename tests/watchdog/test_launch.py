@@ -374,7 +374,7 @@ def test_why_it_was_stopped_is_told_once_that_is_over(runner: Runner, sidecar: W
     ended = runner.run("sh", "-c", "kill -TERM $$")
     assert ended.returncode == 128 + signal.SIGTERM
     assert ended.stderr.splitlines()[-1] == (
-        "bursar: stopped acme/x/j1: vram_bytes 9.5 GiB passed the limit of 8 GiB; "
+        "bursar: stopped acme/x/j1: VRAM of 9.5 GiB passed the limit of 8 GiB; "
         "SIGTERM after 12 ms; 9.5 GiB came back after 1.81 s"
     )
     asked = [one for one in sidecar.requests if isinstance(one, pr.ListIncidentsRequest)]

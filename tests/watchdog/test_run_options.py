@@ -130,7 +130,7 @@ def told(**changes: Any) -> str:
 
 def test_an_incident_is_one_sentence() -> None:
     assert told() == (
-        "stopped acme/x/train-1: vram_bytes 9.5 GiB passed the limit of 8 GiB; "
+        "stopped acme/x/train-1: VRAM of 9.5 GiB passed the limit of 8 GiB; "
         "SIGTERM after 300 ms, SIGKILL after 10.3 s; 9.5 GiB came back after 10.8 s"
     )
 
@@ -139,8 +139,8 @@ def test_an_incident_is_one_sentence() -> None:
     ("changes", "says"),
     [
         ({"limit_account": "acme"}, "passed the limit of 8 GiB of acme;"),
-        ({"used": 8 * GIB + 1}, "vram_bytes 8,589,934,593 passed the limit of 8,589,934,592;"),
-        ({"unit": "tokens", "used": 5, "limit": 5}, "tokens 5 reached the limit of 5;"),
+        ({"used": 8 * GIB + 1}, "VRAM of 8,589,934,593 B passed the limit of 8,589,934,592 B;"),
+        ({"unit": "tokens", "used": 5, "limit": 5}, "5 tokens reached the limit of 5;"),
         (
             {"cause": IncidentCause.WALL_TIME, "used": 61_000, "limit": 60_000},
             "train-1: it ran for 1 min 1 s and may run for 1 min;",
@@ -155,7 +155,7 @@ def test_an_incident_is_one_sentence() -> None:
             "; 1 GiB did not come back and are quarantined",
         ),
         ({"state": IncidentState.UNKILLABLE}, "; a process survives SIGKILL"),
-        ({"state": IncidentState.OBSERVED}, "would have stopped acme/x/train-1: vram_bytes"),
+        ({"state": IncidentState.OBSERVED}, "would have stopped acme/x/train-1: VRAM of"),
         ({"state": IncidentState.CANCELLED}, "was about to stop acme/x/train-1"),
         (
             {"state": IncidentState.OBSERVED, "reason": "mode observe", "steps": ()},

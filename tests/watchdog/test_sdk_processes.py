@@ -186,6 +186,19 @@ def test_what_is_not_told_is_none_and_never_zero(call: Caller, fake: FakeWatchdo
     assert [job.id for job in found.jobs] == ["j1"]
 
 
+def test_what_was_metered_is_told_by_account_and_meter(call: Caller, fake: FakeWatchdog) -> None:
+    fake.answers["ListProcesses"] = [
+        pr.ListProcessesResponse(
+            metered=[
+                {"account": "acme/x", "amounts": [{"unit": "gpu_alloc_ms", "value": 7}]},
+                {"amounts": [{"unit": "host_idle_mj", "value": 9}]},
+            ]
+        )
+    ]
+    expected = {"acme/x": {"gpu_alloc_ms": 7}, "": {"host_idle_mj": 9}}
+    assert call("list_processes").metered == expected
+
+
 def test_zero_bytes_and_idle_are_told_apart_from_unknown(call: Caller, fake: FakeWatchdog) -> None:
     idle = pr.Process(pid=5, device="GPU-1", vram_bytes=0, busy_percent=0)
     fake.answers["ListProcesses"] = [pr.ListProcessesResponse(processes=[idle])]

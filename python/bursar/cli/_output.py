@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from bursar.models import Balance, Budget, Period, Threshold, Verdict
-from bursar.units import format_amount
+from bursar.units import format_amount, show_amount, show_used
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,6 @@ RIGHT_ALIGNED: Final = frozenset(
         *("pid", "vram", "busy", "quarantined", "took"),
     }
 )
-_BINARY: Final = ("KiB", "MiB", "GiB", "TiB")
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 -- what json.dumps takes
@@ -134,47 +133,13 @@ def thresholds_of(budgets: Sequence[Budget], balance: Balance) -> Cell:
 
 
 def show_bytes(value: int | None) -> Cell:
-    """Bytes to two decimals: ``9.5 GiB``; what nobody told is no zero."""
-    if value is None:
-        return "unknown"
-    size, suffix = float(value), "B"
-    for larger in _BINARY:
-        if abs(size) < 1024:  # noqa: PLR2004 -- the step from one to the next
-            break
-        size, suffix = size / 1024, larger
-    return f"{_short(size)} {suffix}"
-
-
-def show_ms(value: int) -> Cell:
-    """Milliseconds: ``812 ms``, ``12.3 s``, ``2 min 5 s``, ``3 h 20 min``."""
-    if value < 1000:  # noqa: PLR2004 -- a second
-        return f"{value} ms"
-    seconds = value // 1000
-    if seconds < 60:  # noqa: PLR2004 -- a minute
-        return f"{_short(value / 1000)} s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:  # noqa: PLR2004 -- an hour
-        return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
-
-
-def _short(number: float) -> Cell:
-    return f"{number:.2f}".rstrip("0").rstrip(".")
-
-
-def show_amount(unit: str, value: int) -> Cell:
-    """An amount as a person reads it at a glance, rounded; `format_amount` is exact."""
-    rounded = {"vram_bytes": show_bytes, "gpu_ms": show_ms}.get(unit)
-    return rounded(value) if rounded else format_amount(unit, value)
+    """Bytes such as ``9.5 GiB``; what nobody told is no zero."""
+    return "unknown" if value is None else show_amount("vram_bytes", value)
 
 
 def used_of_limit(unit: str, used: int, limit: int) -> Cell:
-    """What was used of what: ``9.5 GiB of 8 GiB``; exact where rounding would hide the breach."""
-    shown, allowed = show_amount(unit, used), show_amount(unit, limit)
-    if shown == allowed:
-        shown, allowed = format_amount(unit, used), format_amount(unit, limit)
-    return f"{shown} of {allowed}"
+    """What was used of what: ``9.5 GiB of 8 GiB``."""
+    return " of ".join(show_used(unit, used, limit))
 
 
 def show_time(moment: datetime | None) -> Cell:

@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
-from bursar.cli._output import show_amount, show_bytes, show_ms
+from bursar.cli._output import show_bytes
 from bursar.processes import Incident, IncidentCause, IncidentState
-from bursar.units import format_amount
+from bursar.units import show_duration, show_over
 
 _SIGNALS: Final = MappingProxyType({IncidentState.TERM: "SIGTERM", IncidentState.KILL: "SIGKILL"})
 _VERBS: Final = MappingProxyType(
@@ -20,8 +20,8 @@ _VERBS: Final = MappingProxyType(
 def in_words(incident: Incident) -> str:
     """Says what was stopped, why, how, and what came back.
 
-    Such as ``stopped acme/x/train-1: vram_bytes 9.5 GiB passed the limit of 8 GiB; SIGTERM after
-    300 ms, SIGKILL after 10.3 s; 9.5 GiB came back after 10.8 s``.
+    Such as ``stopped acme/x/train-1: VRAM of 9.5 GiB passed the limit of 8 GiB; SIGTERM
+    after 300 ms, SIGKILL after 10.3 s; 9.5 GiB came back after 10.8 s``.
     """
     verb = _VERBS.get(incident.state, "stopped" if incident.ended else "is stopping")
     signals = ", ".join(
@@ -35,15 +35,12 @@ def in_words(incident: Incident) -> str:
 
 def _cause(incident: Incident) -> str:
     if incident.cause is IncidentCause.BUDGET:
-        unit, used, limit = incident.unit, incident.used, incident.limit
-        shown, allowed = show_amount(unit, used), show_amount(unit, limit)
-        if shown == allowed:
-            shown, allowed = format_amount(unit, used), format_amount(unit, limit)
-        passed = "passed" if used > limit else "reached"
         of = "" if incident.limit_account in {"", incident.account} else incident.limit_account
-        return f"{unit} {shown} {passed} the limit of {allowed}" + (f" of {of}" if of else "")
+        words = show_over(incident.unit, incident.used, incident.limit)
+        return words + (f" of {of}" if of else "")
     if incident.cause is IncidentCause.WALL_TIME:
-        return f"it ran for {show_ms(incident.used)} and may run for {show_ms(incident.limit)}"
+        ran, may = show_duration(incident.used), show_duration(incident.limit)
+        return f"it ran for {ran} and may run for {may}"
     if incident.cause is IncidentCause.OPERATOR:
         return "somebody asked for it" + (f": {incident.reason}" if incident.reason else "")
     return incident.reason or "the reason is not known"
@@ -70,4 +67,4 @@ def _after(incident: Incident, moment: datetime | None) -> str:
     if moment is None or incident.create_time is None:
         return ""
     age_ms = (moment - incident.create_time) // timedelta(milliseconds=1)
-    return f" after {show_ms(max(0, age_ms))}"
+    return f" after {show_duration(max(0, age_ms))}"

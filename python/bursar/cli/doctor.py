@@ -1,4 +1,4 @@
-"""`bursar check` and `bursar doctor`: is the configuration right, is the store whole."""
+"""`bursar check` and `bursar doctor`: is the configuration right, the store whole, the host fit."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from bursar.cli._output import echo_table, safe
+from bursar.cli._output import echo_json, echo_table, safe
 from bursar.cli._shared import EXIT_ERROR, json_option
 from bursar.daemon.config import Config, load_config
 from bursar.units import format_amount
@@ -68,14 +68,20 @@ def _rows(config: Config) -> list[list[str]]:
     return rows
 
 
-@click.command(short_help="Examine a store at rest.")
-@click.argument("store", type=click.Path(exists=True, path_type=Path))
+@click.command(short_help="Examine this host, or a store at rest.")
+@click.argument("store", required=False, type=click.Path(exists=True, path_type=Path))
 @json_option
-def doctor(store: Path, *, as_json: bool) -> None:
+def doctor(store: Path | None, *, as_json: bool) -> None:
     """Examine the store STORE at rest: what recovery would find and do. Changes nothing.
 
-    Exits with 1 when the store is damaged.
+    Without STORE, examine what this host lets the watchdog do: GPUs, cgroups, signals. Run it as
+    the user, and in the container, that the sidecar runs in; it needs none.
+
+    Exits with 1 when the store is damaged, or when nothing could be stopped here.
     """
+    if store is None:
+        _examine_host(as_json=as_json)
+        return
     from bursar import _core
 
     report: dict[str, Any] = json.loads(_core.check_store(str(store)))
@@ -85,6 +91,20 @@ def doctor(store: Path, *, as_json: bool) -> None:
         for line in _findings(store, report):
             click.echo(safe(line))
     if not report["ok"]:
+        sys.exit(EXIT_ERROR)
+
+
+def _examine_host(*, as_json: bool) -> None:
+    from bursar.cli import _host
+
+    found = _host.look()
+    if as_json:
+        echo_json(found)
+    for one in () if as_json else found:
+        click.echo(safe(f"{one.outcome:<8} {one.what}: {one.detail}"))
+        if one.advice:
+            click.echo(safe(f"{'':<8} {one.advice}"))
+    if any(one.outcome is _host.Outcome.BROKEN for one in found):
         sys.exit(EXIT_ERROR)
 
 

@@ -7,20 +7,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import click
 
 import bursar
+from bursar.cli._metrics import exposition
 from bursar.cli._output import (
     Cell,
     echo_json,
     echo_table,
     rich_table,
     safe,
-    show_amount,
     show_bytes,
-    show_ms,
     show_time,
 )
 from bursar.cli._shared import connect, json_option, target_option
@@ -33,6 +33,7 @@ from bursar.processes import (
     WatchdogState,
     WatchdogStatus,
 )
+from bursar.units import show_amount, show_duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -43,6 +44,9 @@ Section = tuple[str, Sequence[str], list[list[Cell]]]
 DEVICE_COLUMNS: Final = ("gpu", "name", "memory", "vram", "busy", "quarantined", "fault")
 PROCESS_COLUMNS: Final = ("pid", "command", "account", "known by", "gpu", "vram", "busy", "state")
 JOB_COLUMNS: Final = ("job", "name", "account", "pid", "limits", "runs", "enforced", "since")
+INCIDENTS_MAX: Final = 1000
+"""How many of the latest incidents are looked at for those that are open."""
+
 _REFRESH_S: Final = 1.0
 _BAR_CELLS: Final = 10
 _UUID_CELLS: Final = 12  # "MIG-" or "GPU-" and the eight digits that tell one from the next
@@ -62,15 +66,22 @@ _SOURCES: Final[Mapping[ProcessSource | None, str]] = {
 @click.command(short_help="Watch the GPUs and who uses them.")
 @click.argument("account", default="")
 @click.option("--once", is_flag=True, help="Print once, also on a terminal.")
+@click.option("--metrics", is_flag=True, help="Write OpenMetrics text, for a scrape.")
 @json_option
 @target_option
-def gpu(account: str, *, once: bool, as_json: bool, target: str | None) -> None:
+def gpu(account: str, *, once: bool, metrics: bool, as_json: bool, target: str | None) -> None:
     """Show the GPUs, their processes and the jobs of ACCOUNT and those below it, or of all.
 
     On a terminal it refreshes every second until Ctrl-C.
     """
+    if metrics and as_json:
+        raise click.UsageError("give either --metrics or --json")
     with connect(target) as client:
-        if as_json:
+        if metrics:
+            latest = islice(client.list_incidents(account, page_size=INCIDENTS_MAX), INCIDENTS_MAX)
+            text = exposition(client.list_processes(account), latest, now=datetime.now(UTC))
+            click.echo(text.encode(), nl=False)
+        elif as_json:
             echo_json(client.list_processes(account))
         elif once or not sys.stdout.isatty():
             _print(client.list_processes(account))
@@ -147,7 +158,7 @@ def _ago(moment: datetime | None) -> str:
     if moment is None:
         return "never"
     age_ms = (datetime.now(UTC) - moment) // timedelta(milliseconds=1)
-    return f"last {show_ms(max(0, age_ms))} ago"
+    return f"last {show_duration(max(0, age_ms))} ago"
 
 
 def _sections(found: Processes, *, full: str = "#", rest: str = ".") -> Iterator[Section]:
@@ -211,7 +222,7 @@ def _job_cells(job: Job) -> list[Cell]:
         job.account,
         str(job.pid),
         ", ".join(limits),
-        "" if job.wall_limit_ms is None else f"at most {show_ms(job.wall_limit_ms)}",
+        "" if job.wall_limit_ms is None else f"at most {show_duration(job.wall_limit_ms)}",
         "yes" if job.enforce else "",
         show_time(job.create_time),
     ]

@@ -12,12 +12,12 @@ from bursar.cli._output import (
     echo_table,
     safe,
     show_bytes,
-    show_ms,
     show_time,
     used_of_limit,
 )
 from bursar.cli._shared import connect, json_option, target_option
 from bursar.processes import Incident, IncidentCause, IncidentStep
+from bursar.units import show_duration
 
 COLUMNS: Final = ("when", "account", "job", "why", "state", "came back", "took")
 _PAGE_SIZE_MAX: Final = 1000
@@ -94,7 +94,7 @@ def why(incident: Incident) -> str:
         above = incident.limit_account not in {"", incident.account}
         return f"{words} in {incident.limit_account}" if above else words
     if incident.cause is IncidentCause.WALL_TIME:
-        return f"ran {show_ms(incident.used)} of {show_ms(incident.limit)}"
+        return f"ran {show_duration(incident.used)} of {show_duration(incident.limit)}"
     if incident.cause is IncidentCause.OPERATOR:
         return f"asked for: {incident.reason}" if incident.reason else "asked for"
     return incident.reason or "unknown"
@@ -125,4 +125,4 @@ def step_line(incident: Incident, step: IncidentStep) -> str:
 def _since(incident: Incident, moment: datetime | None) -> Cell:
     if moment is None or incident.create_time is None:
         return ""
-    return show_ms(max(0, (moment - incident.create_time) // timedelta(milliseconds=1)))
+    return show_duration(max(0, (moment - incident.create_time) // timedelta(milliseconds=1)))

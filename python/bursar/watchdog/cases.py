@@ -12,6 +12,7 @@ from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from bursar.units import show_over
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import signals
 from bursar.watchdog.books import Books, Over
@@ -338,14 +339,11 @@ def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> b
 
 def over_incident(over: Over) -> pb.Incident:
     """An incident for a limit that is passed, not opened yet."""
-    from bursar.units import format_amount
-
-    used, limit = (format_amount(over.unit, one) for one in (over.used, over.limit))
     return pb.Incident(
         cause=pb.Incident.CAUSE_BUDGET,
         limit_account=over.account,
         unit=over.unit,
         limit=over.limit,
         used=over.used,
-        reason=f"{over.unit} {used} passed the limit of {limit} of {over.account}",
+        reason=f"{show_over(over.unit, over.used, over.limit)} of {over.account}",
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from bursar.units import show_duration
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog.books import Books, Over, chain
 from bursar.watchdog.cases import GPU_UNITS, Cases, over_incident
@@ -162,7 +163,7 @@ class Limits:
             cause=pb.Incident.CAUSE_WALL_TIME,
             limit=limit_ms,
             used=used_ms,
-            reason=f"it ran for {used_ms / 1000:.3g} s and may run for {limit_ms / 1000:g} s",
+            reason=f"it ran for {show_duration(used_ms)} and may run for {show_duration(limit_ms)}",
         )
 
     def _spent(

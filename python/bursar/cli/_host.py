@@ -1,0 +1,147 @@
+"""What this host lets the watchdog do, and what to do about the rest. Needs no daemon.
+
+It looks as the daemon would, so it tells the truth for the user and the cgroup that it is called
+in. Nothing stays changed: a cgroup is made for a moment, and a signal that does nothing is sent to
+this process.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bursar.watchdog import cgroups
+from bursar.watchdog.poller import Poller
+from bursar.watchdog.processes import in_host_pid_namespace
+from bursar.watchdog.samples import Health
+
+if TYPE_CHECKING:
+    from bursar.watchdog.samples import Sample
+
+__all__ = ["Finding", "Outcome", "look"]
+
+_CAP_KILL: Final = 5  # linux/capability.h
+_POLL_S: Final = 0.01
+
+
+class Outcome(StrEnum):
+    """How it stands."""
+
+    OK = "ok"
+    LIMITED = "limited"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: What it is.
+        outcome: How it stands.
+        detail: What was found.
+        advice: What to do; empty: nothing.
+    """
+
+    what: str
+    outcome: Outcome
+    detail: str
+    advice: str = ""
+
+
+def look() -> list[Finding]:
+    """Looks at everything; takes a few seconds at most."""
+    return [*_gpus(_sample()), _namespace(), _cgroup(), _cap_kill(), _pidfd()]
+
+
+def _sample() -> "Sample":
+    poller = Poller()
+    try:
+        poller.ask()
+        while (sample := poller.take()) is None:  # the poller has a deadline
+            time.sleep(_POLL_S)
+    finally:
+        poller.close()
+    return sample
+
+
+def _gpus(sample: "Sample") -> Iterator[Finding]:
+    if sample.health is Health.NO_NVML:
+        advice = (
+            "on a host with GPUs, install NVIDIA's driver and the extra: pip install bursar[gpu]"
+        )
+        yield Finding("NVML", Outcome.LIMITED, f"not there: {sample.detail}", advice)
+        return
+    if sample.health is not Health.WATCHING:
+        advice = (
+            "see whether nvidia-smi answers; after an update of the driver, reboot or reload it"
+        )
+        yield Finding("NVML", Outcome.LIMITED, sample.detail, advice)
+        return
+    count = len(sample.devices)
+    counted = "1 GPU or instance" if count == 1 else f"{count} GPUs or instances"
+    yield Finding("NVML", Outcome.OK, f"answers, and counts {counted}")
+    yield Finding("driver", Outcome.OK, sample.driver_version or "its version is not known")
+    lost = [f"GPU {one.index}, {one.uuid}: {one.error}" for one in sample.devices if one.error]
+    if lost:
+        yield Finding("GPUs", Outcome.LIMITED, "; ".join(lost), "reset or replace them")
+    blind = [one.uuid for one in sample.devices if not one.error and one.processes is None]
+    if sample.detail or blind:
+        detail = sample.detail or f"not there on {', '.join(blind)}"
+        advice = "nobody is stopped by them: use a driver that this version of bursar knows"
+        yield Finding("process lists", Outcome.LIMITED, detail, advice)
+    elif any(one.processes for one in sample.devices):
+        yield Finding("process lists", Outcome.OK, "their layout is known and can be trusted")
+    else:
+        detail = "empty; their layout is checked with the first process"
+        yield Finding("process lists", Outcome.OK, detail)
+
+
+def _namespace() -> Finding:
+    if in_host_pid_namespace():
+        return Finding("pid namespace", Outcome.OK, "the host's")
+    advice = "run the sidecar in the host's: hostPID: true, or docker run --pid=host"
+    detail = "not the host's: nobody is known on the GPUs, and only registered jobs are enforced"
+    return Finding("pid namespace", Outcome.LIMITED, detail, advice)
+
+
+def _cgroup() -> Finding:
+    try:
+        cgroups.remove(cgroups.make("doctor"))
+    except OSError as error:
+        advice = (
+            "run jobs where cgroups are delegated: systemd-run --user --scope -p Delegate=yes "
+            "bursar run …; else they are kept together by descent"
+        )
+        return Finding("cgroup v2", Outcome.LIMITED, f"no job's can be made: {error}", advice)
+    return Finding("cgroup v2", Outcome.OK, "a job's can be made below this one")
+
+
+def _cap_kill() -> Finding:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    effective = next(one.split()[1] for one in status.splitlines() if one.startswith("CapEff:"))
+    if int(effective, 16) >> _CAP_KILL & 1:
+        return Finding("CAP_KILL", Outcome.OK, "held: jobs of every user can be stopped")
+    detail = f"not held: only jobs of user {os.getuid()} can be stopped"
+    advice = "for other users' jobs, run the sidecar as root or with AmbientCapabilities=CAP_KILL"
+    return Finding("CAP_KILL", Outcome.LIMITED, detail, advice)
+
+
+def _pidfd() -> Finding:
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            signal.pidfd_send_signal(pidfd, 0)
+        finally:
+            os.close(pidfd)
+    except OSError as error:
+        advice = (
+            "use Linux 5.3 or later, and a sandbox that allows pidfd_open and pidfd_send_signal"
+        )
+        detail = f"not supported, so nothing can be stopped: {error.strerror}"
+        return Finding("pidfd", Outcome.BROKEN, detail, advice)
+    return Finding("pidfd", Outcome.OK, "supported: a signal cannot reach the wrong process")
