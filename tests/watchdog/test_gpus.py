@@ -32,7 +32,7 @@ def after(gpus: Gpus, seen: View, *held: Held) -> Gpus:
     known = {one.pid: one for one in held}
     source = pb.Process.SOURCE_REGISTERED
     whose = Attribution("acme/a", source, "j1", "worker", 0)
-    return gpus.after(seen, known.get, lambda _: whose, pids=seen.by_pid)
+    return gpus.after(seen, known.get, lambda _: whose)
 
 
 def test_an_entry_from_before_a_process_started_is_not_charged_to_it() -> None:

@@ -24,7 +24,8 @@ class View:
 
     Attributes:
         sample: The latest sample; None: there was none yet.
-        by_pid: Who is on which device: pid → (device uuid, process).
+        by_pid: Who is on which device: pid → (device uuid, process); empty where NVML's pids are
+            another namespace's, and would name the wrong processes here.
         is_stale: Whether the sample is too old to act on.
         disputed: Pids that NVML may list for a process that has ended, while another one has the
             pid by now: they are nobody's until NVML has once not listed them.
@@ -36,13 +37,13 @@ class View:
     disputed: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, sample: Sample) -> "View":
-        """The view of a fresh sample."""
+    def of(cls, sample: Sample, *, knows_pids: bool = True) -> "View":
+        """The view of a sample that has just come; one that saw nothing is not fit to act on."""
         by_pid: dict[int, list[tuple[str, GpuProcess]]] = {}
-        for device in sample.devices:
+        for device in sample.devices if knows_pids else ():
             for process in device.processes or ():
                 by_pid.setdefault(process.pid, []).append((device.uuid, process))
-        return cls(sample, by_pid, is_stale=False)
+        return cls(sample, by_pid, is_stale=sample.health is not Health.WATCHING)
 
     def sees(self, devices: Iterable[str]) -> bool:
         """Whether these devices could be read, so that absence from their lists means something."""
@@ -82,8 +83,6 @@ class Gpus:
         view: View,
         hold: Callable[[int], Held | None],
         whose: Callable[[Held], Attribution],
-        *,
-        pids: Iterable[int],
     ) -> "Gpus":
         """Finds out whose the processes are in the view after this one.
 
@@ -91,10 +90,9 @@ class Gpus:
             view: The GPUs.
             hold: Holds a process.
             whose: Says whose a process is.
-            pids: The processes that can be known at all: none, in another pid namespace.
         """
         gpus = Gpus(view)
-        for pid in pids:
+        for pid in view.by_pid:
             held = hold(pid)
             if held is None:
                 continue

@@ -80,6 +80,7 @@ class Limits:
         self._shares: dict[tuple[str, str, str], Guard] = {}
         self._quiet: dict[str, _Quiet] = {}
         self._breaker_until_ms = 0
+        self._measured_ms = start_ms
 
     def measure(self, over: Iterable[str], now_ms: int) -> None:
         """Takes in which accounts' memory is over, once for each sample."""
@@ -87,12 +88,13 @@ class Limits:
         for account in accounts:
             guard = self._guards.get(account, Guard())
             self._guards[account] = guard.measure(over=True, now_ms=now_ms)
+        self._measured_ms = now_ms
         self._guards = {account: self._guards[account] for account in accounts}
 
     def due(self, gpus: Gpus, over: dict[str, Over], now_ms: int) -> list[Due]:
         """The jobs that are to be stopped from now on, and why."""
         windows: dict[str, list[lg.Balance]] = {}
-        passed = self._memory_passed(gpus, over, now_ms)
+        passed = self._memory_passed(gpus, over)
         due = []
         for kept in (*self._jobs, *gpus.containers(self._settings.term_grace_ms)):
             if self._cases.of_job(kept.job.id) is not None:
@@ -184,14 +186,13 @@ class Limits:
                     return over_incident(over)
         return None
 
-    def _memory_passed(
-        self, gpus: Gpus, over: dict[str, Over], now_ms: int
-    ) -> dict[str, pb.Incident]:
+    def _memory_passed(self, gpus: Gpus, over: dict[str, Over]) -> dict[str, pb.Incident]:
         """For each account whose memory has been over for long enough: its largest job."""
         patience_ms = self._settings.vram_patience_ms
         found = {}
         for account, guard in self._guards.items():
-            if account in over and guard.is_breach(now_ms, patience_ms):
+            # As of the latest sample: time alone, without another one, makes no breach.
+            if account in over and guard.is_breach(self._measured_ms, patience_ms):
                 jobs = [one.job.id for one in self._jobs if one.job.account == account]
                 sizes = gpus.vram_by_job
                 largest = max((*jobs, container_id(account)), key=lambda job: sizes.get(job, -1))

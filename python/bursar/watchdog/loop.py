@@ -17,7 +17,7 @@ from bursar._errors import from_reason
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups
 from bursar.watchdog.attribution import Attributor
-from bursar.watchdog.books import Books, Over
+from bursar.watchdog.books import Books, Over, chain
 from bursar.watchdog.cases import GPU_UNITS, Cases
 from bursar.watchdog.escalation import Patience, Phase
 from bursar.watchdog.gpus import Gpus, View, as_job, is_container
@@ -46,7 +46,8 @@ _ALARMS_MAX: Final = 10_000
 _RESTART_FIRST_S: Final = 1.0
 _RESTART_MAX_S: Final = 60.0
 _ENDED: Final = frozenset({Phase.VERIFY, Phase.UNVERIFIED, Phase.RECLAIM_FAILED})
-_OWN_XIDS: Final = frozenset({43, 45})  # a context was torn down: what our own kill looks like
+_SIGNALLED: Final = frozenset({Phase.TERM, Phase.KILL, Phase.VERIFY})
+_OWN_XIDS: Final = frozenset({43, 45})  # a context was torn down: what our own signal looks like
 _OWN_XID_MS: Final = 30_000
 _NAMESPACE: Final = (
     "the sidecar is not in the host's pid namespace, and NVML's pids are the host's: nobody's "
@@ -158,8 +159,9 @@ class Watchdog:
         self._next_sample_s = 0.0
         self._next_look_s = 0.0
         self._ended_ns: dict[int, int] = {}
+        self._unread: set[str] = set()
         self._alarmed: set[str] = set()
-        self._last_kill_ms: dict[str, int] = {}
+        self._last_signal_ms: dict[str, int] = {}
         self._retiring: dict[str, str] = {}
         self._recover()
 
@@ -236,12 +238,13 @@ class Watchdog:
 
     def _see(self, sample: Sample) -> None:
         """Takes a sample in: whose is what, what was used, who is over."""
-        view = View.of(sample)
-        pids = () if self._is_namespaced else view.by_pid
-        self.gpus = self.gpus.after(view, self.table.hold, self.attributor.whose, pids=pids)
+        view = View.of(sample, knows_pids=not self._is_namespaced)
+        self.gpus = self.gpus.after(view, self.table.hold, self.attributor.whose)
         self._tell_health(sample)
         if sample.health is not Health.WATCHING:
+            self.limits.measure((), boot_ms())  # three samples in a row: none of these is one
             return
+        self._tell_unread(sample)
         self._server.set_gpu_processes([held.identity for held in self.gpus.held.values()])
         for pid, whose in self.gpus.whose.items():
             if whose.conflict:
@@ -269,7 +272,10 @@ class Watchdog:
             missed_ms = (gap.until_ns - gap.since_ns - gap.charged_ns) // 1_000_000
             self._alarm(f"{gap.uuid} could not be read: {missed_ms} ms are charged to nobody")
         self._occupy(metered.vram_bytes, now_ms)
-        self.limits.measure(self._over, now_ms)
+        # A limit is passed only by what is seen now, not by what was there when it was last seen.
+        unseen = {one for account in metered.unseen for one in chain(account)}
+        seen = [one for one, over in self._over.items() if over.account not in unseen]
+        self.limits.measure(seen, now_ms)
 
     def _in_ledger_units(self, amounts: dict[str, int]) -> dict[str, int]:
         busy = amounts.get("gpu_busy_ms", 0) + amounts.get("gpu_estimated_ms", 0)
@@ -316,11 +322,13 @@ class Watchdog:
 
     def _notice_faults(self, sample: Sample) -> None:
         now_ms = boot_ms()
+        gpu_of = {one.uuid: one.parent_uuid or one.uuid for one in sample.devices}
         for case in self.cases:
-            if case.killed:
-                self._last_kill_ms.update(dict.fromkeys(case.bytes_by_device, now_ms))
+            if case.standing.phase in _SIGNALLED:
+                gpus = (gpu_of.get(uuid, uuid) for uuid in case.bytes_by_device)
+                self._last_signal_ms.update(dict.fromkeys(gpus, now_ms))
         for uuid, number in sample.xids:
-            ours = now_ms - self._last_kill_ms.get(uuid, -_OWN_XID_MS) < _OWN_XID_MS
+            ours = now_ms - self._last_signal_ms.get(uuid, -_OWN_XID_MS) < _OWN_XID_MS
             if not (ours and number in _OWN_XIDS):
                 self._alarm(f"GPU {uuid} reports the fault XID {number}")
 
@@ -337,6 +345,18 @@ class Watchdog:
             text = f"the GPUs cannot be seen, and what they do is unknown: {sample.detail}"
         kind = pb.WatchProcessesResponse.KIND_WATCHDOG
         self.tell(pb.WatchProcessesResponse(kind=kind, detail=text, watchdog=self.status()))
+
+    def _tell_unread(self, sample: Sample) -> None:
+        """Tells of each device that can no longer be read."""
+        unread = {
+            device.uuid: device.error or sample.detail or "its process lists cannot be read"
+            for device in sample.devices
+            if device.error or device.processes is None
+        }
+        for uuid in unread.keys() - self._unread:
+            text = f"GPU {uuid} cannot be read: {unread[uuid]}; nobody is charged or stopped for it"
+            self._alarm(text)
+        self._unread = set(unread)
 
     def status(self) -> pb.Watchdog:
         """What the watchdog can see, for callers."""

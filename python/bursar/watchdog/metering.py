@@ -88,6 +88,7 @@ class Metered:
         vram_bytes: By account with a process: its bytes on all devices. A device that cannot be
             read counts as it was, less what has ended.
         vram_peak_bytes: The most of that since the account has had a process.
+        unseen: The accounts some of whose bytes are as they were, on a device that was not read.
         gaps: Where less was charged than time has passed.
         estimated: The accounts for which any of this is estimated; "": the unattributed.
     """
@@ -97,6 +98,7 @@ class Metered:
     host_idle_mj: int
     vram_bytes: dict[str, int]
     vram_peak_bytes: dict[str, int]
+    unseen: frozenset[str]
     gaps: tuple[Gap, ...]
     estimated: frozenset[str]
 
@@ -279,9 +281,12 @@ class Meter:
             if mj:
                 amounts[account]["energy_mj"] = mj
         now_bytes: defaultdict[str, int] = defaultdict(int)
+        unseen: set[str] = set()
         for picture in self._pictures.values():
             for account, group in picture.groups.items():
                 now_bytes[account] += group.size
+            if picture.at_ns != self._last_ns:
+                unseen |= {account for account, group in picture.groups.items() if group.live}
         now_bytes.pop(UNATTRIBUTED, None)
         unattributed = amounts.pop(UNATTRIBUTED, {})
         self._note_accounts(now_bytes)
@@ -291,6 +296,7 @@ class Meter:
             host_idle_mj=step.host_idle_mj,
             vram_bytes=dict(now_bytes),
             vram_peak_bytes=self._peaks.copy(),
+            unseen=frozenset(unseen - {UNATTRIBUTED}),
             gaps=tuple(step.gaps),
             estimated=frozenset(step.estimated),
         )

@@ -192,10 +192,10 @@ class Service:
                 error=device.error,
             )
             answer.devices.append(shown)
-        for pid, places in gpus.view.by_pid.items():
-            for uuid, process in places:
-                shown_process = self._shown(pid)
-                shown_process.device = uuid
+        for device in sample.devices if sample else ():
+            for process in device.processes or ():
+                shown_process = self._shown(process.pid)
+                shown_process.device = device.uuid
                 if process.vram_bytes is not None:
                     shown_process.vram_bytes = process.vram_bytes
                 if process.busy_permille is not None:

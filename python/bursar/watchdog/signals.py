@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from bursar.watchdog import cgroups
-from bursar.watchdog.processes import Held, ancestors, command_of, read_stat, uid_of
+from bursar.watchdog.processes import (
+    Held,
+    ancestors,
+    command_of,
+    in_host_pid_namespace,
+    read_stat,
+    uid_of,
+)
 
 __all__ = ["PROTECTED", "Rules", "kill_group", "send"]
 
@@ -61,7 +68,7 @@ class Rules:
         if stat is None or stat.start_ticks != held.start_ticks:
             yield f"pid {pid} is another process than the one that was attributed"
             return
-        if stat.ppid == _KTHREADD:
+        if stat.ppid == _KTHREADD and in_host_pid_namespace():  # elsewhere, 2 is anybody
             yield f"pid {pid} is a kernel thread"
         if stat.ppid == os.getpid():
             yield f"pid {pid} is a part of the sidecar"
