@@ -215,10 +215,12 @@ class Watchdog:
         ):
             self._poller.ask()
             self._next_sample_s = now_s + (min(period_s, _ACTIVE_SAMPLE_S) if active else period_s)
-        if sample is not None or active or now_s >= self._next_look_s:
+        if sample is not None or now_s >= self._next_look_s:
             self._look()
             wall_s = self.limits.next_wall_ms(boot_ms()) / 1000
             self._next_look_s = now_s + min(period_s, _LOOK_S, wall_s)
+        elif active:
+            self._advance()
         if self._poller.is_waiting:
             return _WAITING_WAKE_S
         wake_s = max(0.0, min(self._next_sample_s, self._next_look_s) - time.monotonic())
@@ -353,18 +355,22 @@ class Watchdog:
         return status
 
     def _look(self) -> None:
-        """Looks at every incident and every job."""
+        """Looks at every incident, job and budget."""
         now_ms = boot_ms()
-        self._age()
-        for case in self.cases:
-            kept = self.jobs.get(case.incident.job) or self._left_over(case)
-            self.step(case, kept, self.members(kept), now_ms)
+        self._advance()
         for kept in self.jobs:
             if self.cases.of_job(kept.job.id) is None and self.jobs.is_ended(kept):
                 self._end_job(kept)
         for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
             self.stop_job(kept, incident, now_ms)
         self._retiring = {one for one in self._retiring if not self.books.retire(one)}
+
+    def _advance(self) -> None:
+        """Goes on with every incident."""
+        self._age()
+        for case in self.cases:
+            kept = self.jobs.get(case.incident.job) or self._left_over(case)
+            self.step(case, kept, self.members(kept), boot_ms())
 
     def _age(self) -> None:
         view = self.gpus.view
