@@ -140,8 +140,10 @@ class Books:
             record = lg.RecordRequest(account=account, amounts=_amounts(owed))
             self._ask("LedgerService/Record", record, lg.RecordResponse)
             return
-        used = {unit: meter.used.get(unit, 0) + owed.get(unit, 0) for unit in {*meter.used, *owed}}
-        fits = all(amount <= meter.granted.get(unit, 0) for unit, amount in used.items())
+        used, fits = meter.used.copy(), True
+        for unit, amount in owed.items():
+            used[unit] = used.get(unit, 0) + amount
+            fits = fits and used[unit] <= meter.granted.get(unit, 0)
         if fits and now_ms - meter.opened_ms < _ROLL_MS:
             request = lg.DebitRequest(reservation=meter.reservation, used=_amounts(used))
             self._ask("LedgerService/Debit", request, lg.DebitResponse)

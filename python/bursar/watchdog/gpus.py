@@ -119,11 +119,13 @@ class Gpus:
         if not whose.account:
             return
         job = whose.job_id or container_id(whose.account)
-        self.pids_by_job.setdefault(job, set()).add(pid)
+        if job not in self.pids_by_job:
+            self.pids_by_job[job], self.devices_by_job[job] = set(), set()
+            self.vram_by_job[job] = 0
+        self.pids_by_job[job].add(pid)
         for uuid, process in self.view.by_pid[pid]:
-            self.devices_by_job.setdefault(job, set()).add(uuid)
-            size = process.vram_bytes or 0
-            self.vram_by_job[job] = self.vram_by_job.get(job, 0) + size
+            self.devices_by_job[job].add(uuid)
+            self.vram_by_job[job] += process.vram_bytes or 0
             if "M" in process.contexts:
                 self.mps_jobs.add(job)
 

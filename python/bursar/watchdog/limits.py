@@ -178,10 +178,11 @@ class Limits:
                 windows[account] = self._books.windows([account])
             for balance in windows[account]:
                 self._warn(balance)
+                if not 0 < balance.spent >= balance.limit:
+                    continue
                 mine = kept.job.enforce and account == kept.job.account
                 concerned = on_gpu if balance.unit in GPU_UNITS else mine
-                used_up = 0 < balance.spent >= balance.limit
-                if concerned and used_up and balance.unit not in _CAPACITIES:
+                if concerned and balance.unit not in _CAPACITIES:
                     over = Over(account, balance.unit, balance.limit, balance.spent)
                     return over_incident(over)
         return None
@@ -202,8 +203,10 @@ class Limits:
     def _warn(self, balance: "lg.Balance") -> None:
         if balance.limit <= 0:
             return
-        key = (balance.account, balance.unit, balance.period)
         permille = balance.spent * 1000 // balance.limit
+        if permille < Guard.SOFT_PERMILLE[0] and not self._shares:
+            return  # as most are, at every look
+        key = (balance.account, balance.unit, balance.period)
         guard, share = self._shares.get(key, Guard()).warn(permille)
         if share:
             text = f"{balance.account} has spent {share // 10} % of its {balance.unit}"

@@ -227,10 +227,12 @@ class Watchdog:
         ):
             self._poller.ask()
             self._next_sample_s = now_s + (min(period_s, _ACTIVE_SAMPLE_S) if active else period_s)
-        if sample is not None or active or now_s >= self._next_look_s:
+        if sample is not None or now_s >= self._next_look_s:
             self._look()
             wall_s = self.limits.next_wall_ms(boot_ms()) / 1000
             self._next_look_s = now_s + min(period_s, _LOOK_S, wall_s)
+        elif active:
+            self._advance()
         if self._poller.is_waiting:
             return _WAITING_WAKE_S
         wake_s = max(0.0, min(self._next_sample_s, self._next_look_s) - time.monotonic())
@@ -376,13 +378,10 @@ class Watchdog:
         return status
 
     def _look(self) -> None:
-        """Looks at every incident and every job."""
+        """Looks at every incident, job and budget."""
         now_ms = boot_ms()
-        self._age()
         self.books.renew(now_ms)
-        for case in self.cases:
-            kept = self.jobs.get(case.incident.job) or self._left_over(case)
-            self.step(case, kept, self.members(kept), now_ms)
+        self._advance()
         for kept in self.jobs:
             # What it used since the latest sample is booked with the next one: not ended before.
             is_booked = self.gpus.view.is_stale or kept.job.id not in self.gpus.pids_by_job
@@ -399,6 +398,13 @@ class Watchdog:
                 parent = self.totals[account.rpartition("/")[0]]
                 for meter, amount in self.totals.pop(account, {}).items():
                     parent[meter] += amount
+
+    def _advance(self) -> None:
+        """Goes on with every incident."""
+        self._age()
+        for case in self.cases:
+            kept = self.jobs.get(case.incident.job) or self._left_over(case)
+            self.step(case, kept, self.members(kept), boot_ms())
 
     def _age(self) -> None:
         view = self.gpus.view

@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+from itertools import starmap
 from typing import Any, Final
 
 from bursar.watchdog.nvml import DriverGone, Nvml, NvmlMissing
@@ -62,7 +63,7 @@ def from_json(line: bytes) -> Sample:
     devices = (
         DeviceSample(
             **dict(zip(_DEVICE_FIELDS, fields, strict=True)),
-            processes=None if found is None else tuple(GpuProcess(*one) for one in found),
+            processes=None if found is None else tuple(starmap(GpuProcess, found)),
         )
         for fields, found in body["devices"]
     )
