@@ -113,6 +113,7 @@ class Cast:
             for __ in range(1000):
                 if cgroups.remove(path):
                     break
+                time.sleep(0.001)
         shutil.rmtree(self._folder)
 
     def below(self, root: str) -> set[str]:

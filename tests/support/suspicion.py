@@ -94,6 +94,7 @@ class Truth:
     Attributes:
         now_ms: The time.
         members: Who belongs to each job, by its id: pids that are known by identity.
+        open_ended: Jobs of processes that the test has not made: whoever descends from them.
         grouped: The jobs that the kernel keeps together.
         strangers_in: Pids that the kernel says are in a job's cgroup, and only a rule keeps out.
         ghosts: Pids whose process at the last sample has ended, and which are another's now.
@@ -104,6 +105,7 @@ class Truth:
 
     now_ms: int = 10_000_000
     members: dict[str, set[int]] = field(default_factory=dict)
+    open_ended: dict[str, int] = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
     strangers_in: dict[int, str] = field(default_factory=dict)
     ghosts: dict[int, Held] = field(default_factory=dict)
@@ -246,7 +248,9 @@ class Suspicion:
             yield "a kernel thread or the sampler"
         if name in PROTECTED_NAMES or (name == "a-served" and self.settings.protect):
             yield "protected"
-        is_member = pid in truth.members.get(kept.job.id, ())
+        is_member = pid in truth.members.get(kept.job.id, ()) or (
+            truth.open_ended.get(kept.job.id) in lineage(pid)
+        )
         if not is_member and truth.strangers_in.get(pid, "-") != kept.job.cgroup:
             yield f"not of the job {kept.job.id}"
         if by_descent and not self.settings.other_users and owner_of(pid) != kept.job.uid:

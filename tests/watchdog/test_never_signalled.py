@@ -86,7 +86,7 @@ class Player:
         rng, truth, cast = self.rng, self.scene.truth, self.cast
         truth.members[f"container:{POD_ACCOUNT}"] = {cast.pids["pod"]}
         roots = rng.sample(ROOTS, rng.randint(1, 3))
-        if rng.random() < 0.1:
+        if rng.random() < 0.1 and os.getppid() > 1:
             roots.append("parent")
         for root in roots:
             kept = self._made(root)
@@ -133,9 +133,10 @@ class Player:
         pid, path = kept.job.pid, kept.job.cgroup
         members = truth.members[kept.job.id] = set()
         if root == "parent":
-            family = {pid, *processes_below(pid)}
-        else:
-            family = {cast.pids[one] for one in cast.below(root)}
+            if kept.start_ticks == start_of(pid):
+                truth.open_ended[kept.job.id] = pid
+            return
+        family = {cast.pids[one] for one in cast.below(root)}
         if path and cgroups.inode(path) == kept.cgroup_inode:
             truth.grouped.add(kept.job.id)
             members |= family
@@ -202,19 +203,6 @@ def _dead_pidfd() -> int:
         _DEAD.append(os.pidfd_open(pid))
         os.waitpid(pid, 0)
     return _DEAD[0]
-
-
-def processes_below(root: int) -> set[int]:
-    """The processes that descend from one now."""
-    parents = {one.pid: one.ppid for one in processes.all_stats()}
-    found = set()
-    for pid in parents:
-        above, steps = pid, 0
-        while above in parents and above != root and steps < 64:
-            above, steps = parents[above], steps + 1
-        if above == root and pid != root:
-            found.add(pid)
-    return found
 
 
 def play(cast: Cast, seed: int, tries: int) -> Counter[str]:
