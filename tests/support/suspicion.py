@@ -81,6 +81,8 @@ class CannedBooks:
         """Nobody holds anything."""
         return 0
 
+    held_bytes = vram_of
+
     def recover(self, *_: object) -> None:
         """There is nothing to take over."""
 

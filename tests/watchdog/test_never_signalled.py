@@ -284,7 +284,9 @@ PLANTS: Final[dict[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "a group of the same name is killed": _instead(signals, "kill_group", _group_regardless),
     "a group with the protected is killed": _instead(cases.Cases, "_act", _whole_group),
     "a blind sample is as good as any": _instead(
-        gpus.View, "of", classmethod(lambda _, sample: replace(_VIEW_OF(sample), is_stale=False))
+        gpus.View,
+        "of",
+        classmethod(lambda _, sample, **named: replace(_VIEW_OF(sample, **named), is_stale=False)),
     ),
     "old samples are acted on": _instead(cases.Cases, "_must_wait", lambda *_: False),
     "nothing is forbidden": _instead(limits.Limits, "forbidden", lambda *_: ""),

@@ -218,7 +218,7 @@ class Books:
                 try:
                     self._extend(memory, 0, now_ms)
                 except ReservationError:
-                    self._give_up(account)  # ended by somebody: it is held anew with the next sample
+                    self._give_up(account)  # ended by somebody: the next sample holds it anew
                 except BursarError:
                     continue
 
