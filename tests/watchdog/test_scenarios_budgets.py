@@ -117,8 +117,7 @@ def test_a_run_that_has_spent_its_money_is_stopped(scene: Scene, heeds: bool) ->
     ended = run(scene.daemon.target, *options, "--", sys.executable, "-c", deaf + SPENDER)
     assert ended.returncode == (143 if heeds else 137), ended.stderr
     assert ended.stdout.split()[:3] == ["spent"] * 3
-    assert "usd_nanos" in ended.stderr
-    assert "the limit of $1.00; SIGTERM after" in ended.stderr
+    assert "a spend of $1.00 reached the limit of $1.00; SIGTERM after" in ended.stderr
     incident = scene.one_ended(account)
     assert (incident.unit, incident.limit, incident.used) == ("usd_nanos", 10**9, 10**9)
     assert incident.state is IncidentState.RECLAIMED

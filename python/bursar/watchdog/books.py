@@ -13,7 +13,13 @@ from typing import Final, TypeVar, cast
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from bursar.exceptions import AccountNotFound, BursarError, ReservationError
+from bursar.exceptions import (
+    AccountNotFound,
+    BursarError,
+    LimitReached,
+    ReservationError,
+    ReservationNotFound,
+)
 from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
 from bursar.watchdog.journal import Hold, Journal
@@ -202,8 +208,9 @@ class Books:
         except AccountNotFound:
             self.unknown.add(account)
         except BursarError:
-            # Ended by somebody, or the store has failed: what is in use is held anew next time.
-            self._forget(account)
+            # Ended by somebody, or the store has failed: what is in use is held anew next time, but
+            # never twice: what nobody uses would pass limits.
+            self._give_up(account)
         return None
 
     def renew(self, now_ms: int) -> None:
@@ -213,7 +220,7 @@ class Books:
                 try:
                     self._extend(memory, 0, now_ms)
                 except ReservationError:
-                    self._forget(account)  # ended by somebody: it is held anew with the next sample
+                    self._give_up(account)  # ended by somebody: the next sample holds it anew
                 except BursarError:
                     continue
 
@@ -240,7 +247,11 @@ class Books:
         return self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
 
     def _raise(self, account: str, memory: _Memory, size: int, now_ms: int) -> Over | None:
-        answer = self._extend(memory, size, now_ms)
+        try:
+            answer = self._extend(memory, size, now_ms)
+        except LimitReached:  # a hold can be raised in so many windows only: begin another one
+            self._give_up(account)
+            return self._take(account, size, now_ms)
         if not answer.HasField("refusal"):
             memory.granted_bytes = size
             return None
@@ -370,15 +381,12 @@ class Books:
         if memory is not None:
             self._end(memory.reservation)
 
-    def _forget(self, account: str) -> None:
-        memory = self._memory.pop(account, None)
-        if memory is not None:
-            self._journal.drop_hold(memory.reservation)
-
     def _end(self, reservation: str) -> None:
         try:
             request = lg.ReleaseRequest(reservation=reservation)
             self._ask("LedgerService/Release", request, lg.ReleaseResponse)
+        except ReservationNotFound:
+            pass  # it is long over
         except BursarError:
             return
         self._journal.drop_hold(reservation)

@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bursar.units import show_over
 from bursar.v1 import process_pb2 as pb
-from bursar.watchdog import signals
+from bursar.watchdog import cgroups, signals
 from bursar.watchdog.books import Books, Over
 from bursar.watchdog.escalation import (
     Action,
@@ -25,7 +25,7 @@ from bursar.watchdog.escalation import (
     open_standing,
     step,
 )
-from bursar.watchdog.gpus import View
+from bursar.watchdog.gpus import View, is_container
 from bursar.watchdog.jobs import Kept
 from bursar.watchdog.journal import Case, Journal
 from bursar.watchdog.processes import Held, boot_id, command_of, read_stat
@@ -205,7 +205,11 @@ class Cases:
     ) -> tuple[list[Held], list[str]]:
         """The processes that may be signalled, and why the others may not."""
         targets, refusals = [], []
-        uid = None if kept.job.cgroup else kept.job.uid
+        group = kept.job.cgroup
+        is_kept = is_container(kept.job.id) or (
+            bool(group) and cgroups.inode(group) == kept.cgroup_inode
+        )
+        uid = None if is_kept else kept.job.uid
         for held in members if case.boot == self._boot else ():
             refusal = self._rules.refusal(held, uid=uid)
             if refusal:
@@ -217,8 +221,8 @@ class Cases:
     def _must_wait(self, case: Case, kept: Kept, view: View, targets: Sequence[Held]) -> bool:
         """Whether what is known is too old to go on with."""
         phase = case.standing.phase
-        if phase in {Phase.BREACH, Phase.TERM}:
-            return bool(targets) and view.is_stale and case.incident.unit in GPU_UNITS
+        if phase in {Phase.BREACH, Phase.TERM, Phase.VERIFY} and targets:
+            return view.is_stale and case.incident.unit in GPU_UNITS
         if phase is not Phase.VERIFY or not case.bytes_by_device:
             return False
         # Only a sample from after the end of the processes tells what is back.

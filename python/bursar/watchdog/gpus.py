@@ -45,6 +45,10 @@ class View:
                 by_pid.setdefault(process.pid, []).append((device.uuid, process))
         return cls(sample, by_pid, is_stale=sample.health is not Health.WATCHING)
 
+    def has_mps(self, pid: int) -> bool:
+        """Whether a process uses a GPU through MPS."""
+        return any("M" in process.contexts for _, process in self.by_pid.get(pid, ()))
+
     def sees(self, devices: Iterable[str]) -> bool:
         """Whether these devices could be read, so that absence from their lists means something."""
         if self.sample is None or self.sample.health is not Health.WATCHING:
@@ -67,7 +71,6 @@ class Gpus:
         vram_by_job: Bytes on all devices, by job.
         pids_by_job: Processes, by job.
         devices_by_job: Devices, by job.
-        mps_jobs: The jobs that use a GPU through MPS.
     """
 
     view: View = field(default_factory=View)
@@ -76,7 +79,6 @@ class Gpus:
     vram_by_job: dict[str, int] = field(default_factory=dict)
     pids_by_job: dict[str, set[int]] = field(default_factory=dict)
     devices_by_job: dict[str, set[str]] = field(default_factory=dict)
-    mps_jobs: set[str] = field(default_factory=set)
 
     def after(
         self,
@@ -126,8 +128,6 @@ class Gpus:
         for uuid, process in self.view.by_pid[pid]:
             self.devices_by_job[job].add(uuid)
             self.vram_by_job[job] += process.vram_bytes or 0
-            if "M" in process.contexts:
-                self.mps_jobs.add(job)
 
     def containers(self, term_grace_ms: int) -> list[Kept]:
         """The accounts without a job that have processes here, each as if it were a job."""

@@ -84,8 +84,9 @@ class Jobs:
     def of_group(self, path: str | None) -> Kept | None:
         """The job whose cgroup this is, or is above it."""
         while path:
-            if path in self._by_group:
-                return self._by_group[path]
+            kept = self._by_group.get(path)
+            if kept is not None and cgroups.inode(path) == kept.cgroup_inode:
+                return kept
             path = path.rpartition("/")[0]
         return None
 
@@ -93,37 +94,47 @@ class Jobs:
         """The job of the nearest ancestor that has one."""
         for parent in ancestors(pid):
             held = self._table.hold(parent) if self._is_root(parent) else None
-            if held is not None and (kept := self._by_root.get(held.identity)) is not None:
+            kept = self._by_root.get(held.identity) if held is not None else None
+            if kept is not None and self._table.is_alive(kept.job.pid, kept.start_ticks):
                 return kept
         return None
 
     def _is_root(self, pid: int) -> bool:
         return any(root == pid for root, _ in self._by_root)
 
-    def members(self, kept: Kept, also: Iterable[int] = ()) -> list[Held]:
+    def members(self, kept: Kept, also: Iterable[Held] = ()) -> list[Held]:
         """The processes of a job that live now, as far as can be seen.
 
         Args:
             kept: The job.
             also: Further processes that were attributed to it, such as those that NVML lists.
         """
-        pids = set(also)
+        # By identity, not by pid: who was listed may have ended, and a stranger have its pid.
+        found = {one.identity for one in also}
         if kept.job.cgroup and cgroups.inode(kept.job.cgroup) == kept.cgroup_inode:
-            pids.update(cgroups.members(kept.job.cgroup))
+            found |= self._group(kept)
         else:
-            pids |= self._descendants(kept)
-        held = [one for pid in pids if (one := self._table.hold(pid)) is not None]
-        alive = [one for one in held if self._table.is_alive(*one.identity)]
+            found |= self._descendants(kept)
+        alive = self._table.alive(found)
         if not kept.job.cgroup:
             kept.found = {one.identity for one in alive}
         return sorted(alive, key=lambda one: one.pid)
 
-    def _descendants(self, kept: Kept) -> set[int]:
+    def _group(self, kept: Kept) -> set[tuple[int, int]]:
+        """Who is in the job's cgroup, and still is once it is held."""
+        held = [self._table.hold(pid) for pid in cgroups.members(kept.job.cgroup)]
+        inside = f"{kept.job.cgroup}/"
+        return {
+            one.identity
+            for one in held
+            if one is not None and f"{cgroups.path_of(one.pid)}/".startswith(inside)
+        }
+
+    def _descendants(self, kept: Kept) -> set[tuple[int, int]]:
         roots = {identity for identity in kept.found if self._table.is_alive(*identity)}
         if self._table.is_alive(kept.job.pid, kept.start_ticks):
             roots.add((kept.job.pid, kept.start_ticks))
-        pids = {pid for pid, _ in roots}
-        return pids | descendants(pids)
+        return roots | descendants(pid for pid, _ in roots)
 
     def is_ended(self, kept: Kept) -> bool:
         """Whether nothing of a job lives any more. Cheap while its process lives."""

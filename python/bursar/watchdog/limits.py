@@ -15,8 +15,9 @@ from bursar.v1 import process_pb2 as pb
 from bursar.watchdog.books import Books, Over, chain
 from bursar.watchdog.cases import GPU_UNITS, Cases, over_incident
 from bursar.watchdog.escalation import Guard, Phase
-from bursar.watchdog.gpus import Gpus, container_id, is_container
+from bursar.watchdog.gpus import Gpus, View, container_id, is_container
 from bursar.watchdog.jobs import Jobs, Kept
+from bursar.watchdog.processes import Held
 from bursar.watchdog.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,13 +116,15 @@ class Limits:
         )
         return max(10, min((end - now_ms for end in ends if end > now_ms), default=_COOL_DOWN_MS))
 
-    def forbidden(self, kept: Kept, cause: int, gpus: Gpus, now_ms: int) -> str:
+    def forbidden(
+        self, kept: Kept, cause: int, view: View, members: Iterable[Held], now_ms: int
+    ) -> str:
         """Why nobody of a job may be signalled; empty: they may."""
         if cause == pb.Incident.CAUSE_OPERATOR:
             return ""
         if is_container(kept.job.id) and not self._settings.signal_containers:
             return "it is a container's, and its runtime is who stops it"
-        if kept.job.id in gpus.mps_jobs:
+        if any(view.has_mps(one.pid) for one in members):
             return "it is a client of MPS, and its end could take the other clients along"
         if kept.job.enforce:
             return ""

@@ -431,31 +431,32 @@ class Watchdog:
 
     def members(self, kept: Kept) -> list[Held]:
         """The processes of a job that live, those on GPUs included."""
-        listed = self.gpus.pids_by_job.get(kept.job.id, set())
-        if is_container(kept.job.id):
-            held = [self.gpus.held[pid] for pid in sorted(listed)]
-            return [one for one in held if self.table.is_alive(*one.identity)]
-        return self.jobs.members(kept, listed)
+        listed = [self.gpus.held[pid] for pid in self.gpus.pids_by_job.get(kept.job.id, ())]
+        if not is_container(kept.job.id):
+            return self.jobs.members(kept, listed)
+        found = {one.identity for one in listed}
+        case = self.cases.of_job(kept.job.id)
+        if case is not None and case.boot == self.boot and self.gpus.view.is_stale:
+            found |= case.victims  # only NVML says who is there: without it, they have not ended
+        return sorted(self.table.alive(found), key=lambda one: one.pid)
 
     def stop_job(self, kept: Kept, incident: pb.Incident, now_ms: int) -> Case | None:
         """Opens an incident and acts on it; None: another one on the same GPU is in the way."""
         devices = self.gpus.devices_by_job.get(kept.job.id, ())
         if incident.unit in GPU_UNITS and any(map(self.cases.on_device, devices)):
             return None
-        forbidden = self.limits.forbidden(kept, incident.cause, self.gpus, now_ms)
+        members, view = self.members(kept), self.gpus.view
+        forbidden = self.limits.forbidden(kept, incident.cause, view, members, now_ms)
         if not forbidden and not kept.job.enforce and incident.unit in GPU_UNITS:
             forbidden = self.cases.is_limited(kept.job.account, now_ms)
-        members = self.members(kept)
-        case = self.cases.open(
-            kept, incident, self.gpus.view, members, forbidden=forbidden, now_ms=now_ms
-        )
+        case = self.cases.open(kept, incident, view, members, forbidden=forbidden, now_ms=now_ms)
         self.step(case, kept, members, now_ms)
         return case
 
     def step(self, case: Case, kept: Kept, members: list[Held], now_ms: int) -> None:
         """Goes on with an incident."""
         forbidden = case.forbidden or self.limits.forbidden(
-            kept, case.incident.cause, self.gpus, now_ms
+            kept, case.incident.cause, self.gpus.view, members, now_ms
         )
         self.cases.advance(
             case,

@@ -27,6 +27,9 @@ __all__ = [
 HELD_MAX: Final = 16_384
 """The most processes that are held; each costs a descriptor."""
 
+_PID_MAX: Final = 1 << 22
+"""The most that the kernel ever makes pid_max: PID_MAX_LIMIT of include/linux/threads.h."""
+
 _HOST_PID_NAMESPACE: Final = 0xEFFFFFFC
 """The inode of the initial pid namespace: PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 
@@ -117,18 +120,22 @@ def all_stats() -> Iterator[Stat]:
             yield stat
 
 
-def descendants(roots: Iterable[int]) -> set[int]:
-    """The processes that descend from any of these, by one look at all processes."""
-    children: dict[int, list[int]] = {}
+def descendants(roots: Iterable[int]) -> set[tuple[int, int]]:
+    """The processes that descend from any of these, by one look at all processes.
+
+    Returns:
+        Pids with start times: by the time that they are used, a pid may be another process's.
+    """
+    children: dict[int, list[Stat]] = {}
     for stat in all_stats():
-        children.setdefault(stat.ppid, []).append(stat.pid)
-    found: set[int] = set()
+        children.setdefault(stat.ppid, []).append(stat)
+    found: set[tuple[int, int]] = set()
     waiting = list(roots)
     while waiting:
         for child in children.get(waiting.pop(), ()):
-            if child not in found:
-                found.add(child)
-                waiting.append(child)
+            if (child.pid, child.start_ticks) not in found:
+                found.add((child.pid, child.start_ticks))
+                waiting.append(child.pid)
     return found
 
 
@@ -189,7 +196,7 @@ class ProcessTable:
         return held
 
     def _open(self, pid: int) -> Held | None:
-        if pid <= 0 or len(self._held) >= HELD_MAX:
+        if not 0 < pid <= _PID_MAX or len(self._held) >= HELD_MAX:
             return None
         try:
             pidfd = os.pidfd_open(pid)
@@ -221,10 +228,10 @@ class ProcessTable:
             del self._held[held.pid], self._by_pidfd[held.pidfd]
         return held
 
-    def keep_only(self, pids: set[int]) -> None:
-        """Lets go of all others."""
-        for held in [one for one in self._held.values() if one.pid not in pids]:
-            self.let_go(held)
+    def alive(self, identities: Iterable[tuple[int, int]]) -> list[Held]:
+        """Those of these processes that still run, held."""
+        found = [self.hold(*one) for one in identities if self.is_alive(*one)]
+        return [one for one in found if one is not None]
 
     def is_alive(self, pid: int, start_ticks: int) -> bool:
         """Whether that process still runs; a zombie whose threads live on does."""
