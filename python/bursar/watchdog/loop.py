@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -17,14 +16,15 @@ from bursar._errors import from_reason
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups
 from bursar.watchdog.attribution import Attributor
-from bursar.watchdog.books import Books, Over, chain
+from bursar.watchdog.booking import Booking
+from bursar.watchdog.books import Books
 from bursar.watchdog.cases import GPU_UNITS, Cases
 from bursar.watchdog.escalation import Patience, Phase
 from bursar.watchdog.gpus import Gpus, View, as_job, is_container
 from bursar.watchdog.jobs import JOBS_MAX, Jobs, Kept
 from bursar.watchdog.journal import Case, Journal
 from bursar.watchdog.limits import Limits
-from bursar.watchdog.metering import Meter, Metered
+from bursar.watchdog.metering import Metered
 from bursar.watchdog.poller import Poller
 from bursar.watchdog.processes import Held, ProcessTable, boot_id, in_host_pid_namespace
 from bursar.watchdog.samples import Health, Sample
@@ -45,7 +45,6 @@ _LOOK_S: Final = 1.0
 _ALARMS_MAX: Final = 10_000
 _RESTART_FIRST_S: Final = 1.0
 _RESTART_MAX_S: Final = 60.0
-_ENDED: Final = frozenset({Phase.VERIFY, Phase.UNVERIFIED, Phase.RECLAIM_FAILED})
 _SIGNALLED: Final = frozenset({Phase.TERM, Phase.KILL, Phase.VERIFY})
 _OWN_XIDS: Final = frozenset({43, 45})  # a context was torn down: what our own signal looks like
 _OWN_XID_MS: Final = 30_000
@@ -150,9 +149,13 @@ class Watchdog:
         self.attributor = Attributor(self.jobs, settings.containers)
         self.gpus = Gpus()
         self.boot = boot_id()
-        self.totals: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self._over: dict[str, Over] = {}
-        self._meter = Meter(period_ns=settings.period_ms * 1_000_000)
+        self.booking = Booking(
+            self.books,
+            self.jobs,
+            self.cases,
+            gpu_time=settings.gpu_time,
+            period_ns=settings.period_ms * 1_000_000,
+        )
         self._is_namespaced = not in_host_pid_namespace()
         self._poller = Poller()
         self._health: Health | None = None
@@ -252,75 +255,19 @@ class Watchdog:
             if whose.conflict:
                 text = f"process {pid} is {whose.account}'s by its cgroup, but {whose.conflict}"
                 self._alarm(text, whose.account, once=f"conflict {self.gpus.held[pid].identity}")
-        owners = {pid: whose.account for pid, whose in self.gpus.whose.items()}
-        metered = self._meter.step(sample, owners, ended=self._ended_ns)
+        metered = self.booking.step(sample, self.gpus, self._ended_ns, boot_ms())
         self._ended_ns = {}
-        self._book(metered)
+        self._tell_metered(metered)
+        self.limits.measure(self.booking.over_now, boot_ms())
         self._notice_faults(sample)
 
-    def _book(self, metered: Metered) -> None:
-        """Carries what was metered into the ledger, and makes the holds of memory follow."""
-        now_ms = boot_ms()
-        for account, amounts in (*metered.amounts.items(), ("", metered.unattributed)):
-            for meter, amount in amounts.items():
-                self.totals[account][meter] += amount
-            if account:
-                self.books.spend(account, self._in_ledger_units(amounts), now_ms)
-        self.totals[""]["host_idle_mj"] += metered.host_idle_mj
+    def _tell_metered(self, metered: Metered) -> None:
         for account in self.books.unknown:
             text = f"there is no account {account}: what it uses of GPUs is not charged"
             self._alarm(text, account, once=f"unknown {account}")
         for gap in metered.gaps:
             missed_ms = (gap.until_ns - gap.since_ns - gap.charged_ns) // 1_000_000
             self._alarm(f"{gap.uuid} could not be read: {missed_ms} ms are charged to nobody")
-        self._occupy(metered.vram_bytes, now_ms)
-        # A limit is passed only by what is seen now, not by what was there when it was last seen.
-        unseen = {one for account in metered.unseen for one in chain(account)}
-        seen = [one for one, over in self._over.items() if over.account not in unseen]
-        self.limits.measure(seen, now_ms)
-
-    def _in_ledger_units(self, amounts: dict[str, int]) -> dict[str, int]:
-        busy = amounts.get("gpu_busy_ms", 0) + amounts.get("gpu_estimated_ms", 0)
-        allocated = amounts.get("gpu_alloc_ms", 0)
-        units = {
-            "gpu_ms": allocated if self.settings.gpu_time == "allocated" else busy,
-            "vram_mib_s": amounts.get("vram_mib_s", 0),
-            "energy_mj": amounts.get("energy_mj", 0),
-        }
-        return {unit: amount for unit, amount in units.items() if amount}
-
-    def _occupy(self, in_use: dict[str, int], now_ms: int) -> None:
-        """Holds the memory that each account uses, was promised, or has stuck."""
-        wanted = dict(in_use)
-        lost: dict[str, int] = {}
-        for case in self.cases:
-            account = case.incident.account
-            stuck = self.cases.stuck_bytes(case, self.gpus.view, but=self.gpus.whose)
-            wanted[account] = wanted.get(account, 0) + stuck
-            if case.standing.phase in _ENDED:
-                lost[account] = lost.get(account, 0) + stuck
-        for kept in self.jobs:
-            account = kept.job.account
-            if kept.reservation and account in wanted:
-                covered = self.books.vram_of(kept.reservation)
-                wanted[account] = max(0, wanted[account] - covered)
-            promised = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
-            if promised:
-                wanted[account] = max(wanted.get(account, 0), promised)
-        self._over = {}
-        # Those below first: what passes an account's own limit is held on the one above it.
-        accounts = self.books.occupied | wanted.keys()
-        accounts |= {one.rpartition("/")[0] for one in wanted if "/" in one}
-        for account in sorted(accounts, key=lambda one: one.count("/"), reverse=True):
-            over = self.books.occupy(account, wanted.get(account, 0), now_ms)
-            if over is not None and over.account == account and "/" in account:
-                above = account.rpartition("/")[0]
-                beyond = wanted[account] - self.books.held_bytes(account)
-                wanted[above] = wanted.get(above, 0) + beyond
-                lost[above] = lost.get(above, 0) + beyond
-            # What a job that has ended leaves behind is held, but no other job can help it.
-            if over is not None and over.used - lost.get(account, 0) > over.limit:
-                self._over[account] = over
 
     def _notice_faults(self, sample: Sample) -> None:
         now_ms = boot_ms()
@@ -388,16 +335,14 @@ class Watchdog:
             is_free = is_booked and self.cases.of_job(kept.job.id) is None
             if is_free and self.jobs.is_ended(kept):
                 self._end_job(kept)
-        for kept, incident in self.limits.due(self.gpus, self._over, now_ms):
+        for kept, incident in self.limits.due(self.gpus, self.booking.over, now_ms):
             if is_container(kept.job.id) or not self.jobs.is_ended(kept):
                 self.stop_job(kept, incident, now_ms)
         for account, job_id in list(self._retiring.items()):
             if self.books.retire(account):
                 del self._retiring[account]
                 self.journal.delete_job(job_id)
-                parent = self.totals[account.rpartition("/")[0]]
-                for meter, amount in self.totals.pop(account, {}).items():
-                    parent[meter] += amount
+                self.booking.retire(account)
 
     def _advance(self) -> None:
         """Goes on with every incident."""
@@ -475,7 +420,9 @@ class Watchdog:
         if incident.cause != pb.Incident.CAUSE_BUDGET:
             return True
         if incident.unit == "vram_bytes":
-            return incident.account in self._over or not self.gpus.view.sees(case.bytes_by_device)
+            return incident.account in self.booking.over or not self.gpus.view.sees(
+                case.bytes_by_device
+            )
         windows = self.books.windows([incident.limit_account])
         balances = [one for one in windows if one.unit == incident.unit]
         return not balances or any(one.spent >= one.limit for one in balances)

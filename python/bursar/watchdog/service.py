@@ -205,7 +205,7 @@ class Service:
             answer.jobs.append(kept.job)
             if kept.job.id not in gpus.pids_by_job:
                 answer.processes.append(self._shown_job(kept))
-        for account, totals in watchdog.totals.items():
+        for account, totals in watchdog.booking.totals.items():
             amounts = [lg.Amount(unit=meter, value=total) for meter, total in totals.items()]
             answer.metered.append(pb.MeteredAccount(account=account, amounts=amounts))
         return _within(answer, request.account)

@@ -1,0 +1,129 @@
+"""From a sample to the ledger: meters it, charges the accounts, makes the holds of memory follow.
+
+It owns what was metered since the start and which accounts' memory is over; the calls are `books`'.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from bursar.watchdog.books import Books, Over, chain
+from bursar.watchdog.cases import Cases
+from bursar.watchdog.escalation import Phase
+from bursar.watchdog.gpus import Gpus
+from bursar.watchdog.jobs import Jobs
+from bursar.watchdog.metering import Meter, Metered
+from bursar.watchdog.samples import Sample
+
+__all__ = ["Booking"]
+
+_ENDED: Final = frozenset({Phase.VERIFY, Phase.UNVERIFIED, Phase.RECLAIM_FAILED})
+
+
+class Booking:
+    """Charges what samples say. Not safe to share between threads.
+
+    Args:
+        books: The ledger's reservations.
+        jobs: The registered jobs, for what they were promised.
+        cases: The open incidents, for what is stuck.
+        gpu_time: What is charged as gpu_ms.
+        period_ns: How far apart samples are meant to be.
+
+    Attributes:
+        totals: By account and meter, since the start; "" is nobody.
+        over: The accounts whose memory is over a limit.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        jobs: Jobs,
+        cases: Cases,
+        *,
+        gpu_time: Literal["allocated", "busy"],
+        period_ns: int,
+    ) -> None:
+        self._books = books
+        self._jobs = jobs
+        self._cases = cases
+        self._gpu_time = gpu_time
+        self._meter = Meter(period_ns=period_ns)
+        self._unseen: set[str] = set()
+        self.totals: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.over: dict[str, Over] = {}
+
+    def step(self, sample: Sample, gpus: Gpus, ended_ns: Mapping[int, int], now_ms: int) -> Metered:
+        """Charges what was used since the sample before.
+
+        Args:
+            sample: A sample that saw the GPUs.
+            gpus: Whose the processes are.
+            ended_ns: By pid: when it ended, by the sample's clock.
+            now_ms: By CLOCK_BOOTTIME.
+        """
+        owners = {pid: whose.account for pid, whose in gpus.whose.items()}
+        metered = self._meter.step(sample, owners, ended=ended_ns)
+        for account, amounts in (*metered.amounts.items(), ("", metered.unattributed)):
+            for meter, amount in amounts.items():
+                self.totals[account][meter] += amount
+            if account:
+                self._books.spend(account, self._in_ledger_units(amounts), now_ms)
+        self.totals[""]["host_idle_mj"] += metered.host_idle_mj
+        self._unseen = {one for account in metered.unseen for one in chain(account)}
+        self._occupy(metered.vram_bytes, gpus, now_ms)
+        return metered
+
+    @property
+    def over_now(self) -> list[str]:
+        """The accounts that are over by what is seen now, not by what was there when last seen."""
+        return [one for one, over in self.over.items() if over.account not in self._unseen]
+
+    def retire(self, account: str) -> None:
+        """Adds what was metered for an account that is no more to the one above it."""
+        above = self.totals[account.rpartition("/")[0]]
+        for meter, amount in self.totals.pop(account, {}).items():
+            above[meter] += amount
+
+    def _in_ledger_units(self, amounts: dict[str, int]) -> dict[str, int]:
+        busy = amounts.get("gpu_busy_ms", 0) + amounts.get("gpu_estimated_ms", 0)
+        allocated = amounts.get("gpu_alloc_ms", 0)
+        units = {
+            "gpu_ms": allocated if self._gpu_time == "allocated" else busy,
+            "vram_mib_s": amounts.get("vram_mib_s", 0),
+            "energy_mj": amounts.get("energy_mj", 0),
+        }
+        return {unit: amount for unit, amount in units.items() if amount}
+
+    def _occupy(self, in_use: Mapping[str, int], gpus: Gpus, now_ms: int) -> None:
+        """Holds the memory that each account uses, was promised, or has stuck."""
+        wanted = dict(in_use)
+        lost: dict[str, int] = {}
+        for case in self._cases:
+            account = case.incident.account
+            stuck = self._cases.stuck_bytes(case, gpus.view, but=gpus.whose)
+            wanted[account] = wanted.get(account, 0) + stuck
+            if case.standing.phase in _ENDED:
+                lost[account] = lost.get(account, 0) + stuck
+        for kept in self._jobs:
+            account = kept.job.account
+            if kept.reservation and account in wanted:
+                covered = self._books.vram_of(kept.reservation)
+                wanted[account] = max(0, wanted[account] - covered)
+            promised = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
+            if promised:
+                wanted[account] = max(wanted.get(account, 0), promised)
+        self.over = {}
+        # Those below first: what passes an account's own limit is held on the one above it.
+        accounts = self._books.occupied | wanted.keys()
+        accounts |= {one.rpartition("/")[0] for one in wanted if "/" in one}
+        for account in sorted(accounts, key=lambda one: one.count("/"), reverse=True):
+            over = self._books.occupy(account, wanted.get(account, 0), now_ms)
+            if over is not None and over.account == account and "/" in account:
+                above = account.rpartition("/")[0]
+                beyond = wanted[account] - self._books.held_bytes(account)
+                wanted[above] = wanted.get(above, 0) + beyond
+                lost[above] = lost.get(above, 0) + beyond
+            # What a job that has ended leaves behind is held, but no other job can help it.
+            if over is not None and over.used - lost.get(account, 0) > over.limit:
+                self.over[account] = over
