@@ -260,6 +260,8 @@ def _steps(
     first: dict[int, int], last: dict[int, int], spent: dict[int, int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """`Run.floors` and `Run.totals`, out of where calls began and ended and what they spent."""
+    if len(first) == 1:
+        return (0,), (0, *spent.values())
     beginnings = sorted(first, key=first.__getitem__)
     endings = sorted(last, key=last.__getitem__, reverse=True)
     floors, settled = [], 0
