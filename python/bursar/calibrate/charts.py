@@ -51,8 +51,8 @@ def draw(one: UnitSummary, question: Question, theme: Theme) -> bytes:
     figure = Figure(figsize=(11, 7.6), dpi=_DPI, layout="constrained", facecolor=theme.paper)
     panels = figure.subplots(2, 2).flat
     for axes in panels:
-        _frame(axes, one.unit, theme)
-        _scale(axes, replay)
+        _frame(axes, theme)
+        _scale(axes, one)
     runs, cuts, amounts, last = figure.axes
     _draw_runs(runs, replay, shares, theme)
     _draw_cuts(cuts, outcomes, question, theme)
@@ -71,22 +71,20 @@ def draw(one: UnitSummary, question: Question, theme: Theme) -> bytes:
     return file.getvalue()
 
 
-def _frame(axes: Axes, unit: str, theme: Theme) -> None:
+def _frame(axes: Axes, theme: Theme) -> None:
     axes.set_facecolor(theme.paper)
     axes.tick_params(colors=theme.ink, which="both", labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.ink)
     axes.grid(color=theme.faint, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(lambda value, _: _tick(unit, value))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-    axes.set_xlabel(f"limit of a run, {'US dollars' if unit == 'usd_nanos' else unit}", fontsize=9)
     axes.xaxis.label.set_color(theme.ink)
 
 
-def _scale(axes: Axes, replay: Replay) -> None:
+def _scale(axes: Axes, one: UnitSummary) -> None:
     """The limits that runs differ by: as a logarithm that has a zero, if they differ by much."""
-    low, high = replay.spent[0], max(1, replay.claimed[-1])
+    low, high = one.replay.spent[0], max(1, one.replay.claimed[-1])
     ratio = high // max(1, low)
     if ratio >= _LINEAR_BELOW:
         subs = (1, 2, 5) if ratio < _FEW_TICKS_FROM else (1,)
@@ -94,6 +92,9 @@ def _scale(axes: Axes, replay: Replay) -> None:
         axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=1, base=10, subs=subs))
     axes.set_xlim(low * 0.8 if low else -0.5, high * 1.25)
     axes.set_ylim(-0.03, 1.05)
+    axes.xaxis.set_major_formatter(lambda value, _: _tick(one.unit, value))
+    shown = "US dollars" if one.unit == "usd_nanos" else one.unit
+    axes.set_xlabel(f"limit of a run, {shown}", fontsize=9)
 
 
 def _title(axes: Axes, text: str, theme: Theme) -> None:
