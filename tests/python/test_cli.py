@@ -93,6 +93,7 @@ COMMANDS = [
     ["account", "unfreeze"],
     ["account", "retire"],
     ["log"],
+    ["calibrate"],
     ["gpu"],
     ["kill"],
     ["incidents"],

@@ -29,6 +29,16 @@ def test_ten_lines_run_without_a_daemon(tmp_path: Path) -> None:
     assert (tmp_path / "example.db").is_file()
 
 
+def test_the_ledger_of_the_ten_lines_is_calibrated(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=tmp_path, check=True)
+    [command] = blocks("sh")[2].splitlines()
+    line = [sys.executable, "-m", *command.split()]
+    ran = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "recommended limit of a run: 321 tokens" in ran.stdout
+    assert (tmp_path / "calibration.html").is_file()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder where the README's relative paths lead to what they name."""
