@@ -8,12 +8,12 @@ from typing import Any
 from support.tiny_model import write_tiny_model
 
 
-def start(folder: Path, *, slots: int = 1, seed: int = 0) -> Any:
+def start(folder: Path, *, slots: int = 1, seed: int = 0, **size: int) -> Any:
     """Starts it; it ends when it is dropped."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(write_tiny_model(folder / f"tiny-{seed}.gguf", seed=seed))
+    params.model.path = str(write_tiny_model(folder / f"tiny-{seed}.gguf", seed=seed, **size))
     params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 4096 * slots, slots, 1
     params.endpoint_slots = params.endpoint_metrics = True
     params.slot_save_path = f"{folder}/"

@@ -6,10 +6,7 @@ It speaks nonsense, but through the whole of the real engine: tokenizer, templat
 from pathlib import Path
 from typing import Final
 
-EMBEDDING: Final = 64
 HEADS: Final = 4
-FEED_FORWARD: Final = 128
-LAYERS: Final = 2
 CONTEXT: Final = 4096
 TEMPLATE: Final = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
@@ -27,8 +24,8 @@ def vocabulary() -> tuple[list[str], list[float], list[int]]:
     return tokens, scores, kinds
 
 
-def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
-    """Writes the model; the same seed makes the same file."""
+def write_tiny_model(path: Path, *, seed: int = 0, embedding: int = 64, layers: int = 2) -> Path:
+    """Writes the model; the same seed makes the same file. A wider one takes longer a step."""
     import gguf
     import numpy as np
 
@@ -36,13 +33,13 @@ def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(EMBEDDING)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_embedding_length(embedding)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(2 * embedding)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(EMBEDDING // HEADS)
+    writer.add_rope_dimension_count(embedding // HEADS)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
@@ -56,19 +53,17 @@ def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
     def matrix(name: str, *shape: int) -> None:
         writer.add_tensor(name, random.normal(0, 0.2, shape).astype(np.float32))
 
-    matrix("token_embd.weight", len(tokens), EMBEDDING)
-    matrix("output.weight", len(tokens), EMBEDDING)
-    writer.add_tensor("output_norm.weight", np.ones(EMBEDDING, dtype=np.float32))
-    for layer in range(LAYERS):
+    matrix("token_embd.weight", len(tokens), embedding)
+    matrix("output.weight", len(tokens), embedding)
+    writer.add_tensor("output_norm.weight", np.ones(embedding, dtype=np.float32))
+    for layer in range(layers):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            matrix(f"blk.{layer}.{name}.weight", EMBEDDING, EMBEDDING)
+            matrix(f"blk.{layer}.{name}.weight", embedding, embedding)
         for name in ("ffn_gate", "ffn_up"):
-            matrix(f"blk.{layer}.{name}.weight", FEED_FORWARD, EMBEDDING)
-        matrix(f"blk.{layer}.ffn_down.weight", EMBEDDING, FEED_FORWARD)
+            matrix(f"blk.{layer}.{name}.weight", 2 * embedding, embedding)
+        matrix(f"blk.{layer}.ffn_down.weight", embedding, 2 * embedding)
         for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(
-                f"blk.{layer}.{name}.weight", np.ones(EMBEDDING, dtype=np.float32)
-            )
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(embedding, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

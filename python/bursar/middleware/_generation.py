@@ -21,6 +21,7 @@ from bursar.reservation import Reservation
 
 __all__ = ["AsyncGeneration", "Generation"]
 
+_LENGTH: Final = frozenset({"length", "max_tokens", "max_output_tokens", "incomplete"})
 _FALLBACKS_MAX: Final = 1  # a fallback's own advice does not lead to a third model
 
 
@@ -126,9 +127,10 @@ class _Course:
             self._stopped = True
         return verdict
 
-    def _why(self, reason: str) -> str:
+    def _why(self, reason: str, usage: Usage | None) -> str:
         """The reason, or that the budget was it: a limit that was lower than the wish."""
-        short = reason == "length" and self.used >= self._limit < self._wanted
+        used = self.used if usage is None else usage.output_tokens
+        short = reason in _LENGTH and used >= self._limit < self._wanted
         return BUDGET_EXHAUSTED if short or self._stopped else reason
 
     def _spending(self, usage: Usage | None) -> tuple[Amounts | None, Usage | None]:
@@ -208,14 +210,17 @@ class Generation(_Course):
         self._hold = hold
         self._admitted(hold)
         try:
-            unit = "tokens" if self.model is None else None
-            self._lease = hold.lease(unit=unit, at_most=self._at_most())
-            if self.model is None and self._lease.debit(self.prompt_tokens) is Verdict.STOP:
-                raise _gone(self._lease.refused, self.account)
+            self._attach(hold)
         except BaseException:
             self.abandon()
             raise
         return self.limit
+
+    def _attach(self, hold: Reservation) -> None:
+        unit = "tokens" if self.model is None else None
+        lease = self._lease = hold.lease(unit=unit, at_most=self._at_most())
+        if self.model is None and lease.debit(self.prompt_tokens) is Verdict.STOP:
+            raise _gone(lease.refused, self.account)
 
     def _reserve(self) -> Reservation:
         usage, amounts, least = self._wish()
@@ -246,7 +251,7 @@ class Generation(_Course):
         """
         if self._hold is not None and self.reason is None:
             self._detach()
-            self.reason = self._why(reason)
+            self.reason = self._why(reason, usage)
             actual, spent = self._spending(usage)
             self.result = self._hold.commit(actual=actual, usage=spent)
         return self.reason or reason
@@ -325,14 +330,17 @@ class AsyncGeneration(_Course):
         self._hold = hold
         self._admitted(hold)
         try:
-            unit = "tokens" if self.model is None else None
-            self._lease = await hold.lease(unit=unit, at_most=self._at_most())
-            if self.model is None and await self._lease.debit(prompt_tokens) is Verdict.STOP:
-                raise _gone(self._lease.refused, self.account)
+            await self._attach(hold)
         except BaseException:
             await self.abandon()
             raise
         return self.limit
+
+    async def _attach(self, hold: AsyncReservation) -> None:
+        unit = "tokens" if self.model is None else None
+        lease = self._lease = await hold.lease(unit=unit, at_most=self._at_most())
+        if self.model is None and await lease.debit(self.prompt_tokens) is Verdict.STOP:
+            raise _gone(lease.refused, self.account)
 
     async def _reserve(self) -> AsyncReservation:
         usage, amounts, least = self._wish()
@@ -355,7 +363,7 @@ class AsyncGeneration(_Course):
         """As `Generation.on_end`."""
         if self._hold is not None and self.reason is None:
             await self._detach()
-            self.reason = self._why(reason)
+            self.reason = self._why(reason, usage)
             actual, spent = self._spending(usage)
             self.result = await self._hold.commit(actual=actual, usage=spent)
         return self.reason or reason
