@@ -60,7 +60,9 @@ def openai(sidecar: Sidecar, upstream: Any) -> Iterator[Any]:
 
     folder = Path(tempfile.mkdtemp(prefix="bursar-litellm-"))
     (folder / "budget.py").write_text(LOGGER, encoding="utf-8")
-    model = f"""{{model: "openai/x", api_base: "{upstream.listening_address}/v1", api_key: "none"}}"""
+    model = (
+        f"""{{model: "openai/x", api_base: "{upstream.listening_address}/v1", api_key: "none"}}"""
+    )
     (folder / "proxy.yaml").write_text(
         f"model_list:\n- {{model_name: big, litellm_params: {model}}}\n"
         f"- {{model_name: small, litellm_params: {model}}}\n"
@@ -73,11 +75,16 @@ def openai(sidecar: Sidecar, upstream: Any) -> Iterator[Any]:
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).parent / "litellm"), "--config", "proxy.yaml"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    environ = {**os.environ, "BURSAR_TARGET": sidecar.target, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environ = {
+        **os.environ,
+        "BURSAR_TARGET": sidecar.target,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*"}
-    with (folder / "log").open("wb") as log, subprocess.Popen(
-        command, cwd=folder, env=environ, stdout=log, stderr=log
-    ) as process:
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log) as process,
+    ):
         try:
             wait_for(f"http://127.0.0.1:{port}/health/liveliness", process, folder / "log")
             yield package.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)

@@ -50,7 +50,9 @@ def test_what_is_not_known_is_called_an_estimate(tokenizer_json: Path) -> None:
     assert not count_prompt_tokens("some text").is_exact
     chat = count_prompt_tokens(MESSAGES, tokenizer=tokenizer_json)
     assert not chat.is_exact
-    assert chat.count > count_prompt_tokens("Be brief.What is this?", tokenizer=tokenizer_json).count
+    assert (
+        chat.count > count_prompt_tokens("Be brief.What is this?", tokenizer=tokenizer_json).count
+    )
     picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x" * 9999}}]}
     assert count_prompt_tokens([picture]).count < 1100
 

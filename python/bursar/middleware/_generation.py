@@ -70,6 +70,11 @@ class _Course:
         """How many new tokens are debited."""
         raise NotImplementedError
 
+    def refusal(self, shortfall: int) -> BudgetExceeded:
+        """The error of an engine for which what was granted is too little to begin."""
+        message = f"{self.account} is short of {shortfall} tokens for a first step"
+        return BudgetExceeded(message, account=self.account, unit="tokens", shortfall=shortfall)
+
     def _labels(self) -> dict[str, str]:
         named = {"model": self.model} if self.model else {}
         return named | dict(self.policy.labels)
@@ -220,7 +225,7 @@ class Generation(_Course):
         unit = "tokens" if self.model is None else None
         lease = self._lease = hold.lease(unit=unit, at_most=self._at_most())
         if self.model is None and lease.debit(self.prompt_tokens) is Verdict.STOP:
-            raise _gone(lease.refused, self.account)
+            raise lease.refused or self.refusal(1)
 
     def _reserve(self) -> Reservation:
         usage, amounts, least = self._wish()
@@ -340,7 +345,7 @@ class AsyncGeneration(_Course):
         unit = "tokens" if self.model is None else None
         lease = self._lease = await hold.lease(unit=unit, at_most=self._at_most())
         if self.model is None and await lease.debit(self.prompt_tokens) is Verdict.STOP:
-            raise _gone(lease.refused, self.account)
+            raise lease.refused or self.refusal(1)
 
     async def _reserve(self) -> AsyncReservation:
         usage, amounts, least = self._wish()
@@ -409,14 +414,6 @@ class AsyncGeneration(_Course):
             if error is None:
                 raise
             error.add_note(f"the generation was not settled: {failure}")
-
-
-def _gone(refused: BursarError | None, account: str) -> BursarError:
-    """Why the prompt could not be debited of what was just reserved for it."""
-    if refused is not None:
-        return refused
-    message = f"{account} was stopped between its reserve and its first step"
-    return BudgetExceeded(message, account=account, unit="tokens", shortfall=0)
 
 
 def _no_prompt() -> InvalidRequest:

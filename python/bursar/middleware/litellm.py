@@ -24,9 +24,7 @@ from bursar.models import Usage
 __all__ = ["BudgetLogger"]
 
 _CALLS_MAX: Final = 10_000
-_TEXT_CALLS: Final = frozenset(
-    {"completion", "acompletion", "text_completion", "atext_completion"}
-)
+_TEXT_CALLS: Final = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
 
 AccountOf = Callable[[Any, Mapping[str, Any]], str]
 """Says whose call it is, from LiteLLM's `UserAPIKeyAuth` and the request."""

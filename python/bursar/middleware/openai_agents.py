@@ -219,9 +219,7 @@ def _delta(text: str, like: ResponseTextDeltaEvent | None) -> ResponseTextDeltaE
     )
 
 
-async def _ending(
-    metered: AsyncMetered, last: ResponseTextDeltaEvent | None
-) -> AsyncIterator[Any]:
+async def _ending(metered: AsyncMetered, last: ResponseTextDeltaEvent | None) -> AsyncIterator[Any]:
     """The notice, and a completed response of what came: without one the SDK fails the run."""
     generation = metered.generation
     yield _delta(generation.notice, last)

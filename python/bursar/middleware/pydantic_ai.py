@@ -232,9 +232,7 @@ def _plain(messages: list[ModelMessage]) -> list[dict[str, Any]]:
         for part in message.parts:
             content = getattr(part, "content", None) or getattr(part, "args", None)
             if isinstance(content, list | tuple):
-                content = [
-                    one if isinstance(one, str) else {"type": "file"} for one in content
-                ]
+                content = [one if isinstance(one, str) else {"type": "file"} for one in content]
             elif content is not None and not isinstance(content, str | dict):
                 content = str(content)
             plain.append({"content": content})
