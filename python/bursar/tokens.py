@@ -28,6 +28,7 @@ _MEDIA: Final = frozenset(
     {"image", "image_url", "input_image", "input_audio", "audio", "file", "input_file", "document"}
 )
 _TOKENIZERS_MAX: Final = 8
+_MEDIUM: Final = object()
 _PIECE: Final = 512
 
 
@@ -125,19 +126,25 @@ def _pieces(part: object, depth: int) -> Iterator[str | None]:
     if isinstance(part, str):
         yield part
     elif isinstance(part, Mapping):
-        if part.get("type") in _MEDIA:
-            yield None
-            return
-        for key, value in part.items():
-            if key in _MEDIA:
-                yield None
-            elif key not in {"id", "type"}:
-                yield from _pieces(value, depth + 1)
+        for value in _values(part):
+            yield from _pieces(value, depth + 1)
     elif isinstance(part, Sequence):
         for one in part:
             yield from _pieces(one, depth + 1)
+    elif part is _MEDIUM:
+        yield None
     elif part is not None:
         yield json.dumps(part, default=str)
+
+
+def _values(part: Mapping[str, Any]) -> Iterator[Any]:
+    """What is to be counted of a mapping; a picture, sound or file is `_MEDIUM`."""
+    if part.get("type") in _MEDIA:
+        yield _MEDIUM
+        return
+    for key, value in part.items():
+        if key not in {"id", "type"}:
+            yield _MEDIUM if key in _MEDIA else value
 
 
 class GrowingText:

@@ -76,10 +76,10 @@ def test_a_run_of_the_agents_sdk_is_settled_at_the_engines_usage(
         agent = sdk_agent(llama, kind, client, account)
         if not streams:
             return await Runner.run(agent, "hello")
-        result = Runner.run_streamed(agent, "hello")
-        async for _ in result.stream_events():
+        streaming = Runner.run_streamed(agent, "hello")
+        async for _ in streaming.stream_events():
             pass
-        return result
+        return streaming
 
     used = run(sidecar, body).raw_responses[0].usage
     assert used.output_tokens == 40
@@ -100,6 +100,7 @@ def test_a_run_of_the_agents_sdk_is_cut_and_then_refused(
 
         await client.set_budget(account, unit="usd_nanos", limit=500)
         agent = sdk_agent(llama, kind, client, account)
+        result: Any
         if streams:
             result = Runner.run_streamed(agent, "hello")
             async for _ in result.stream_events():

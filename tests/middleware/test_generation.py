@@ -16,7 +16,10 @@ from bursar.testing import Sidecar
 
 @pytest.fixture(params=["embedded", "shared memory", "metered"])
 def client(
-    request: pytest.FixtureRequest, ledger: bursar.Client, sidecar: Sidecar
+    request: pytest.FixtureRequest,
+    ledger: bursar.Client,
+    sidecar: Sidecar,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[bursar.Client]:
     """The same contract over each way that a lease is kept."""
     if request.param == "embedded":
@@ -24,7 +27,7 @@ def client(
         return
     with sidecar.client() as remote:
         if request.param == "metered":
-            remote._transport.lease_socket = None
+            monkeypatch.setattr(remote._transport, "lease_socket", None)
         yield remote
 
 
@@ -167,11 +170,13 @@ def test_advice_reaches_a_generation_that_runs(client: bursar.Client, account: s
 
 
 @pytest.mark.parametrize("metered", [False, True])
-def test_a_generation_on_an_event_loop(sidecar: Sidecar, *, metered: bool) -> None:
+def test_a_generation_on_an_event_loop(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch, *, metered: bool
+) -> None:
     async def run_async(account: str) -> AsyncGeneration:
         async with sidecar.client_async() as client:
             if metered:
-                client._transport.lease_socket = None
+                monkeypatch.setattr(client._transport, "lease_socket", None)
             await client.set_budget(account, unit="tokens", limit=100)
             async with AsyncGeneration(client, account, policy=Policy(first_grant=3)) as generation:
                 await generation.on_prompt(10, max_new_tokens=500)

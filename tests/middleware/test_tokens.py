@@ -4,6 +4,7 @@ import json
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.daemon import new_seed
@@ -11,7 +12,7 @@ from support.daemon import new_seed
 import bursar
 from bursar.tokens import GrowingText, PromptTokens, count_prompt_tokens, count_tokens
 
-MESSAGES = [
+MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "What is this?"}]},
 ]
@@ -53,7 +54,10 @@ def test_what_is_not_known_is_called_an_estimate(tokenizer_json: Path) -> None:
     assert (
         chat.count > count_prompt_tokens("Be brief.What is this?", tokenizer=tokenizer_json).count
     )
-    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x" * 9999}}]}
+    picture: dict[str, Any] = {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": "x" * 9999}}],
+    }
     assert count_prompt_tokens([picture]).count < 1100
 
 

@@ -8,16 +8,18 @@ or remote: `bursar.Lease` hides which.
 
 from collections.abc import Container
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from bursar._convert import invalid
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
 from bursar.exceptions import BudgetExceeded, BursarError, InvalidRequest
-from bursar.lease import Lease
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Advice, Amounts, CommitResult, Usage, UsageEstimate, Verdict
 from bursar.reservation import Reservation
+
+if TYPE_CHECKING:
+    from bursar.lease import Lease
 
 __all__ = ["AsyncGeneration", "Generation"]
 

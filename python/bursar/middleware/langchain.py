@@ -185,7 +185,7 @@ class BudgetCallback(BaseCallbackHandler):
 
     def on_chat_model_start(
         self,
-        serialized: dict[str, Any],
+        serialized: dict[str, Any],  # noqa: ARG002 -- the interface
         messages: list[list[BaseMessage]],
         *,
         run_id: UUID,
@@ -213,7 +213,7 @@ class BudgetCallback(BaseCallbackHandler):
         token: str | list[Any],
         *,
         run_id: UUID,
-        **kwargs: Any,  # noqa: ANN401 -- whatever the framework says
+        **kwargs: Any,  # noqa: ANN401, ARG002 -- whatever the framework says
     ) -> None:
         """Debits what came; raises where nothing more fits."""
         metered = self._lent or self._calls.get(run_id)
@@ -231,7 +231,7 @@ class BudgetCallback(BaseCallbackHandler):
         response: LLMResult,
         *,
         run_id: UUID,
-        **kwargs: Any,  # noqa: ANN401 -- whatever the framework says
+        **kwargs: Any,  # noqa: ANN401, ARG002 -- whatever the framework says
     ) -> None:
         """Settles the call by the usage that the model says."""
         message = getattr(response.generations[0][0], "message", None)
@@ -241,10 +241,10 @@ class BudgetCallback(BaseCallbackHandler):
 
     def on_llm_error(
         self,
-        error: BaseException,
+        error: BaseException,  # noqa: ARG002 -- the interface
         *,
         run_id: UUID,
-        **kwargs: Any,  # noqa: ANN401 -- whatever the framework says
+        **kwargs: Any,  # noqa: ANN401, ARG002 -- whatever the framework says
     ) -> None:
         """Settles what was counted; nothing where nothing came."""
         with self._lock:
@@ -292,8 +292,7 @@ def _watched(model: BaseChatModel, callback: BudgetCallback) -> BaseChatModel:
 
 
 def _plain(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    found = convert_to_openai_messages(list(messages))
-    return found if isinstance(found, list) else [found]
+    return list(convert_to_openai_messages(list(messages)))
 
 
 def _text(block: object) -> str:

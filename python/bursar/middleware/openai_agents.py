@@ -145,11 +145,10 @@ class BudgetedModel(Model):
                 last = event if event.type == "response.output_text.delta" else last
             if isinstance(event, ResponseCompletedEvent):
                 used = event.response.usage
-                spent = used and usage_from(
-                    used.input_tokens,
-                    used.output_tokens,
-                    cached=used.input_tokens_details.cached_tokens,
-                )
+                spent = None
+                if used is not None:
+                    cached = used.input_tokens_details.cached_tokens
+                    spent = usage_from(used.input_tokens, used.output_tokens, cached=cached)
                 reached = used is not None and used.output_tokens >= most
                 reason = await generation.on_end("length" if reached else "stop", usage=spent)
                 if reason == BUDGET_EXHAUSTED:
@@ -223,7 +222,7 @@ async def _ending(metered: AsyncMetered, last: ResponseTextDeltaEvent | None) ->
     """The notice, and a completed response of what came: without one the SDK fails the run."""
     generation = metered.generation
     yield _delta(generation.notice, last)
-    output = [_message(metered.text + generation.notice)]
+    output: list[Any] = [_message(metered.text + generation.notice)]
     response = Response.model_construct(
         id="budget-exhausted",
         created_at=time.time(),

@@ -127,7 +127,7 @@ class _Meter(StoppingCriteria):
 
 
 class _Advised(LogitsProcessor):
-    """Applies the temperature and the repetition penalty that are advised, from the next pass on."""
+    """Applies the temperature and the repetition penalty that are advised."""
 
     def __init__(self, generation: Generation, base: float) -> None:
         self._generation, self._base = generation, base

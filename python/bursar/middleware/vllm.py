@@ -80,11 +80,8 @@ class BudgetMiddleware:
         if raw is None:
             await _answer(send, 413, f"at most {_BODY_BYTES_MAX} bytes", "request_too_large")
             return
-        try:
-            body = json.loads(raw)
-            if not isinstance(body, dict) or body.get("n", 1) != 1:
-                raise TypeError
-        except (ValueError, TypeError):
+        body = _parsed(raw)
+        if body is None:
             await _answer(send, 400, "send a JSON object that asks for one choice", "invalid")
             return
         account = dict(scope["headers"]).get(self._header, b"").decode("latin-1") or self._account
@@ -315,6 +312,15 @@ def _told(usage: Usage) -> dict[str, int]:
         "completion_tokens": usage.output_tokens,
         "total_tokens": total,
     }
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """The request; None: it cannot be metered."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) and body.get("n", 1) == 1 else None
 
 
 async def _read(receive: Receive) -> bytes | None:
