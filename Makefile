@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust proto -type f -not -path '*/target/*')
 
-.PHONY: demo test test-rust test-loom test-miri test-python test-long bench lint fmt build clean
+.PHONY: demo test test-rust test-loom test-miri test-python test-long test-heavy bench lint fmt build clean
 
 build: $(STAMP)
 
@@ -46,6 +46,27 @@ test-long: build
 	if cargo +nightly miri --version; then $(MAKE) test-miri; else echo "skipped: Miri is not installed"; fi
 	BURSAR_LONG=1 PROPTEST_CASES=5000 cargo test --release --workspace --exclude bursar-py
 	BURSAR_LONG=1 $(BIN)/python -m pytest -q --timeout 3000
+
+# The adapters of heavy packages, each in an environment of its own below target/heavy. The wheels
+# of torch take 5 GB, llama-cpp-python is built for some minutes; HEAVY names the ones to run.
+HEAVY ?= litellm llama_cpp transformers
+HEAVY_litellm := 'litellm[proxy]==1.106.2' xllamacpp==2026.10.11549
+HEAVY_llama_cpp := llama-cpp-python==0.3.36
+HEAVY_transformers := torch==2.15.0 transformers==5.23.0
+HEAVY_ALL := gguf==0.19.0 numpy 'grpcio>=1.85.1,<2' 'protobuf>=7.35.1,<8' \
+	googleapis-common-protos click rich pydantic 'pytest>=9,<10' pytest-asyncio pytest-timeout
+
+test-heavy: build $(addprefix test-heavy-,$(HEAVY))
+
+test-heavy-%: target/heavy/%/.built
+	BURSAR_HEAVY=1 PYTHONPATH=python target/heavy/$*/bin/python -m pytest -q tests/heavy/test_$*.py
+
+target/heavy/%/.built: Makefile
+	$(PYTHON) -m venv target/heavy/$*
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF" \
+		target/heavy/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(HEAVY_ALL) $(HEAVY_$*)
+	touch $@
 
 # Peers are found in BURSAR_PEERS and on PATH; plots need matplotlib, of the extra `bench`.
 bench: build

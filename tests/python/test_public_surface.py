@@ -19,10 +19,12 @@ MODULES = [
     "bursar.client",
     "bursar.daemon.config",
     "bursar.exceptions",
+    "bursar.middleware",
     "bursar.models",
     "bursar.processes",
     "bursar.reservation",
     "bursar.testing",
+    "bursar.tokens",
     "bursar.units",
 ]
 

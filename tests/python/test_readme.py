@@ -140,3 +140,26 @@ def test_every_path_that_the_readme_names_exists() -> None:
     assert len(named) > 8
     missing = [path for path in sorted(named) if not (README.parent / path).exists()]
     assert not missing
+
+
+def test_a_generation_of_ones_own_ends_with_the_notice() -> None:
+    [block] = [one for one in blocks("python") if "def generate_under" in one]
+    names: dict[str, object] = {}
+    exec(block, names)  # noqa: S102 -- the README is ours
+    generate_under = names["generate_under"]
+    with bursar.open() as client:
+        client.set_budget("acme/own", unit="tokens", limit=13)
+
+        def engine(prompt: str, most: int) -> range:
+            return range(most)
+
+        *tokens, notice = generate_under(client, "acme/own", engine, "abc")  # type: ignore[operator]
+        assert (len(tokens), "is exhausted" in notice) == (10, True)
+
+
+def test_the_snippets_of_the_adapters_name_what_exists(project: Path) -> None:
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+        for module, name in re.findall(r"bursar\.middleware\.(\w+)\.([A-Za-z]\w+)", block):
+            text = (project / f"python/bursar/middleware/{module}.py").read_text(encoding="utf-8")
+            assert re.search(rf"^(class|def) {name}\b", text, re.MULTILINE), (module, name)

@@ -1,0 +1,345 @@
+"""vLLM's server under a budget: an ASGI middleware, loaded by name.
+
+    vllm serve … --middleware bursar.middleware.vllm.BudgetMiddleware
+
+It counts the prompt by the server's own `/tokenize`, has every chunk tell the usage so far (chunks
+hold several tokens), and on STOP ends the stream well and then tells the server that the client
+has gone: that, and no exception, aborts the request and frees its blocks. It needs nothing of vLLM
+itself; the logits processor beside it is `bursar.middleware.vllm_logits`.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import bursar
+from bursar._convert import invalid
+from bursar.aio import AsyncClient
+from bursar.exceptions import BudgetError
+from bursar.middleware._generation import AsyncGeneration
+from bursar.middleware._hosted import count, usage_from
+from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
+from bursar.models import Usage, Verdict
+
+__all__ = ["BudgetMiddleware"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+_DISCONNECT: Final = "http.disconnect"
+
+
+class BudgetMiddleware:
+    """Has the completions of an OpenAI-compatible ASGI server spend for accounts.
+
+    Args:
+        app: The server.
+        client: Of a sidecar; None: as the environment says (BURSAR_TARGET).
+        account: The account that spends; None: the environment's BURSAR_ACCOUNT.
+        account_header: The header that names the account instead; for a server that only a trusted
+            proxy can reach. None: the environment's BURSAR_ACCOUNT_HEADER, else there is none.
+        priced: Whether models are priced by the rate card, under the name that a request says;
+            else tokens are counted only. None: whether the environment's BURSAR_PRICED is 1.
+        policy: How to reserve and cut.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        client: AsyncClient | None = None,
+        account: str | None = None,
+        account_header: str | None = None,
+        priced: bool | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        header = account_header or os.environ.get("BURSAR_ACCOUNT_HEADER", "")
+        self._app = app
+        self._client = client if client is not None else bursar.connect_async()
+        self._account = account or os.environ.get("BURSAR_ACCOUNT", "")
+        self._header = header.lower().encode()
+        self._priced = os.environ.get("BURSAR_PRICED") == "1" if priced is None else priced
+        self._policy = policy if policy is not None else Policy()
+        if not self._account and not self._header:
+            raise invalid("name the account that spends, by BURSAR_ACCOUNT", field="account")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection."""
+        metered = scope["type"] == "http" and scope["method"] == "POST"
+        if not metered or scope["path"] not in _PATHS:
+            await self._app(scope, receive, send)
+            return
+        raw = await _read(receive)
+        if raw is None:
+            await _answer(send, 413, f"at most {_BODY_BYTES_MAX} bytes", "request_too_large")
+            return
+        body = _parsed(raw)
+        if body is None:
+            await _answer(send, 400, "send a JSON object that asks for one choice", "invalid")
+            return
+        account = dict(scope["headers"]).get(self._header, b"").decode("latin-1") or self._account
+        async with AsyncGeneration(
+            self._client, account, policy=self._policy, fallbacks=()
+        ) as generation:
+            await self._serve(generation, body, scope, receive, send)
+
+    async def _serve(
+        self,
+        generation: AsyncGeneration,
+        body: dict[str, Any],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        prompt = await self._count(scope, body)
+        asked = body.pop("max_completion_tokens", None) or body.get("max_tokens")
+        model = str(body.get("model")) if self._priced else None
+        try:
+            most = await generation.on_prompt(prompt, model=model, max_new_tokens=asked)
+        except BudgetError as refused:
+            await _answer(send, 402, refused.message, "budget_exceeded")
+            return
+        body["max_tokens"] = most
+        advice = generation.advice
+        for name in ("temperature", "repetition_penalty"):
+            value = None if advice is None else getattr(advice, name)
+            if value is not None:
+                body[name] = value
+        options = body.get("stream_options") or {}
+        if body.get("stream"):
+            every = {"include_usage": True, "continuous_usage_stats": True}
+            body["stream_options"] = {**options, **every}
+        call = _Call(generation, send, options, is_chat="messages" in body)
+        raw = json.dumps(body).encode()
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        scope = {**scope, "headers": [*headers, (b"content-length", str(len(raw)).encode())]}
+        await self._app(scope, call.receiver(raw, receive), call.send)
+        await call.finish()
+
+    async def _count(self, scope: Scope, body: dict[str, Any]) -> int:
+        """The exact prompt, by the server's own tokenizer; else an estimate."""
+        wanted = {
+            name: body[name] for name in ("model", "messages", "prompt", "tools") if name in body
+        }
+        raw, found = json.dumps(wanted).encode(), bytearray()
+        status = 0
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": raw, "more_body": False}
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            found.extend(message.get("body", b""))
+
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        headers.append((b"content-length", str(len(raw)).encode()))
+        inner = {**scope, "path": "/tokenize", "raw_path": b"/tokenize", "headers": headers}
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            await self._app(inner, receive, send)
+            if status == 200:  # noqa: PLR2004 -- OK
+                return int(json.loads(found)["count"])
+        return count(
+            body.get("messages") or str(body.get("prompt", "")), body.get("tools") or (), None
+        )
+
+
+class _Call:
+    """One request on its way back."""
+
+    def __init__(
+        self, generation: AsyncGeneration, send: Send, options: dict[str, Any], *, is_chat: bool
+    ) -> None:
+        self._generation, self._send, self._options = generation, send, options
+        self._is_chat = is_chat
+        self._start: Message | None = None
+        self._is_stream = self._is_over = False
+        self._buffer = b""
+        self._frame: dict[str, Any] = {}
+        self._usage: Usage | None = None
+        self._made = 0
+        self._reason = "error"
+
+    def receiver(self, raw: bytes, receive: Receive) -> Receive:
+        """What the server receives: the body once; that the client has gone, once it is cut."""
+        told = False
+
+        async def receive_next() -> Message:
+            nonlocal told
+            if not told:
+                told = True
+                return {"type": "http.request", "body": raw, "more_body": False}
+            if self._is_over:
+                return {"type": _DISCONNECT}
+            # The server asks beside its work; by the time it is answered the call may be cut.
+            return await self._gone(receive)
+
+        return receive_next
+
+    async def _gone(self, receive: Receive) -> Message:
+        import asyncio
+
+        real = asyncio.ensure_future(receive())
+        try:
+            while not self._is_over and not real.done():
+                await asyncio.wait({real}, timeout=0.02)
+        finally:
+            if not real.done():
+                real.cancel()
+        return await real if real.done() and not real.cancelled() else {"type": _DISCONNECT}
+
+    async def send(self, message: Message) -> None:
+        """What the server sends."""
+        if self._is_over:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            self._is_stream = kind.startswith(b"text/event-stream")
+            if self._is_stream:
+                await self._send(message)
+            return
+        self._buffer += message.get("body", b"")
+        if not self._is_stream:
+            return
+        *events, self._buffer = self._buffer.split(b"\n\n")
+        for event in events:
+            await self._event(event)
+            if self._is_over:
+                return
+
+    async def _event(self, event: bytes) -> None:
+        data = event.removeprefix(b"data: ")
+        if data == b"[DONE]":
+            await self._end(self._reason)
+            return
+        chunk = json.loads(data)
+        verdict = await self._debit(chunk.pop("usage", None))
+        choice = (chunk.get("choices") or [{}])[0]
+        self._frame = {**chunk, "choices": []} if chunk.get("choices") else self._frame
+        if verdict is Verdict.STOP:
+            await self._end("stop")
+        elif choice.get("finish_reason"):
+            self._reason = choice["finish_reason"]
+            choice["finish_reason"] = None
+            await self._say(chunk)
+        elif chunk.get("choices") or "error" in chunk:
+            await self._say(chunk)
+            if self._generation.remaining == 0 and self._made < self._generation.limit:
+                await self._end("length")
+
+    async def _debit(self, told: dict[str, Any] | None) -> Verdict:
+        if not told:
+            return Verdict.OK
+        details = told.get("prompt_tokens_details") or {}
+        made = told.get("completion_tokens") or 0
+        self._usage = usage_from(
+            told.get("prompt_tokens"), made, cached=details.get("cached_tokens")
+        )
+        new, self._made = max(0, made - self._made), max(made, self._made)
+        return await self._generation.on_step(new) if new else Verdict.OK
+
+    async def _end(self, ended: str) -> None:
+        """A well-formed end of the stream, with the notice if the budget was it."""
+        reason = await self._generation.on_end(ended, usage=self._usage)
+        if reason == BUDGET_EXHAUSTED:
+            await self._say(self._chunk(self._generation.notice, None))
+        finish = "length" if reason == BUDGET_EXHAUSTED else reason
+        await self._say(self._chunk("", finish))
+        if self._options.get("include_usage") and self._usage is not None:
+            await self._say({**self._frame, "choices": [], "usage": _told(self._usage)})
+        self._is_over = True
+        await self._send(
+            {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False}
+        )
+
+    async def _say(self, chunk: dict[str, Any]) -> None:
+        body = b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _chunk(self, text: str, finish: str | None) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        if self._is_chat:
+            choice["delta"] = {"content": text} if text else {}
+        else:
+            choice["text"] = text
+        return {**self._frame, "choices": [choice]}
+
+    async def finish(self) -> None:
+        """Settles, and sends an answer in one piece."""
+        if self._is_over:
+            return
+        if self._is_stream:  # the server has ended without its last word
+            await self._send(
+                {"type": "http.response.body", "body": self._buffer, "more_body": False}
+            )
+            return
+        start = self._start
+        if start is None:
+            return
+        body = self._buffer
+        if start["status"] == 200:  # noqa: PLR2004 -- OK
+            answer = json.loads(body)
+            await self._debit(answer.get("usage"))
+            choice = answer["choices"][0]
+            reason = await self._generation.on_end(
+                choice.get("finish_reason") or "stop", usage=self._usage
+            )
+            if reason == BUDGET_EXHAUSTED:
+                part, name = (choice["message"], "content") if self._is_chat else (choice, "text")
+                part[name] = (part.get(name) or "") + self._generation.notice
+                choice["finish_reason"] = "length"
+                body = json.dumps(answer, ensure_ascii=False).encode()
+        else:
+            await self._generation.abandon()
+        headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _told(usage: Usage) -> dict[str, int]:
+    total = usage.input_tokens + usage.output_tokens
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": total,
+    }
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """The request; None: it cannot be metered."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) and body.get("n", 1) == 1 else None
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None: it is too long."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body.extend(message.get("body", b""))
+        if len(body) > _BODY_BYTES_MAX:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+async def _answer(send: Send, status: int, message: str, code: str) -> None:
+    """An error as the OpenAI clients know it."""
+    error = {"message": message, "type": "insufficient_quota", "param": None, "code": code}
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"x-should-retry", b"false")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
