@@ -17,15 +17,16 @@ from bursar.watchdog.processes import Held, ProcessTable, boot_id
 
 ID: Final = "0123456789abcdef" * 4
 UID: Final = "1a2b3c4d-0000-4000-8000-00000000beef"
-QOS: Final = "/kubepods.slice/kubepods"
+BURST: Final = "/kubepods.slice/kubepods-burstable.slice"
+EFFORT: Final = "/kubepods.slice/kubepods-besteffort.slice"
 SNAKE: Final = UID.replace("-", "_")
 
 SHAPES: Final = {
     # containerd, CRI-O and cri-dockerd in Kubernetes, by systemd and by cgroupfs
-    f"{QOS}-burstable.slice/kubepods-burstable-pod{SNAKE}.slice/cri-containerd-{ID}.scope": (UID, ID),
+    f"{BURST}/kubepods-burstable-pod{SNAKE}.slice/cri-containerd-{ID}.scope": (UID, ID),
     f"/kubepods.slice/kubepods-pod{SNAKE}.slice/cri-containerd-{ID}.scope": (UID, ID),
-    f"{QOS}-besteffort.slice/kubepods-besteffort-pod{SNAKE}.slice/crio-{ID}.scope": (UID, ID),
-    f"{QOS}-besteffort.slice/kubepods-besteffort-pod{SNAKE}.slice/crio-{ID}.scope/container": (UID, ID),
+    f"{EFFORT}/kubepods-besteffort-pod{SNAKE}.slice/crio-{ID}.scope": (UID, ID),
+    f"{EFFORT}/kubepods-besteffort-pod{SNAKE}.slice/crio-{ID}.scope/container": (UID, ID),
     f"/kubepods.slice/kubepods-pod{SNAKE}.slice/docker-{ID}.scope": (UID, ID),
     f"/kubepods/burstable/pod{UID}/{ID}": (UID, ID),
     f"/kubepods/pod{UID}/{ID}": (UID, ID),

@@ -107,7 +107,7 @@ class Books:
             granted = {one.unit: one.value for one in info.granted}
             if info.state != lg.Reservation.STATE_PENDING:
                 self._journal.drop_hold(hold.reservation)
-            elif hold.unit == _VRAM:
+            elif hold.unit == _VRAM and hold.account not in self._memory:
                 memory = _Memory(hold.reservation, granted.get(_VRAM, 0), now_ms - _RENEW_MS)
                 self._memory[hold.account] = memory
             else:
