@@ -19,10 +19,10 @@ from bursar.watchdog.processes import Held, command_of, uid_of
 __all__ = ["Attribution", "Attributor", "ContainerRule", "container_of"]
 
 _CONTAINER: Final = re.compile(
-    r"(?:^|/)(?:cri-containerd-|crio-|docker-|libpod-)?(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|$)"
+    r"(?:^|/)(?:cri-containerd-|crio-|docker-|libpod-)?(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|\Z)"
 )
 _POD: Final = re.compile(
-    r"pod(?P<uid>[0-9a-f]{8}[-_](?:[0-9a-f]{4}[-_]){3}[0-9a-f]{12})(?:\.slice)?(?=/|$)"
+    r"pod(?P<uid>[0-9a-f]{8}[-_](?:[0-9a-f]{4}[-_]){3}[0-9a-f]{12})(?:\.slice)?(?=/|\Z)"
 )
 
 
@@ -71,6 +71,8 @@ def container_of(path: str) -> tuple[str, str] | None:
     pod = _POD.search(path)
     if container is None and pod is None:
         return None
+    if container is not None and pod is not None and container.start() < pod.start():
+        pod = None  # a name that was given inside of the container
     uid = pod["uid"].replace("_", "-") if pod else ""
     return uid, container["id"] if container else ""
 

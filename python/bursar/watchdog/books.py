@@ -107,7 +107,7 @@ class Books:
             granted = {one.unit: one.value for one in info.granted}
             if info.state != lg.Reservation.STATE_PENDING:
                 self._journal.drop_hold(hold.reservation)
-            elif hold.unit == _VRAM:
+            elif hold.unit == _VRAM and hold.account not in self._memory:
                 memory = _Memory(hold.reservation, granted.get(_VRAM, 0), now_ms - _RENEW_MS)
                 self._memory[hold.account] = memory
             else:
@@ -285,13 +285,18 @@ class Books:
         memory = self._memory.get(account)
         return memory.granted_bytes if memory else 0
 
-    def vram_of(self, reservation: str) -> int:
-        """How much memory a client's own pending reservation holds; 0 when it holds none."""
+    def vram_of(self, reservation: str, account: str = "") -> int:
+        """How much memory a client's own pending reservation holds; 0 when it holds none.
+
+        Args:
+            reservation: Its id.
+            account: Only if it is this account's; empty: whosever it is.
+        """
         try:
             info = self._get_reservation(reservation)
         except BursarError:
             return 0
-        if info.state != lg.Reservation.STATE_PENDING:
+        if info.state != lg.Reservation.STATE_PENDING or account not in {"", info.account}:
             return 0
         return sum(one.value for one in info.granted if one.unit == _VRAM)
 

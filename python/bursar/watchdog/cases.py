@@ -35,6 +35,7 @@ __all__ = ["GPU_UNITS", "Cases", "over_incident"]
 GPU_UNITS: Final = frozenset({"gpu_ms", "vram_bytes", "vram_mib_s", "energy_mj"})
 STEPS_MAX: Final = 64
 VICTIMS_MAX: Final = 1000
+_SIGNALS: Final = frozenset({Action.SIGTERM, Action.SIGKILL})
 _LIMIT_WINDOW_MS: Final = 600_000
 
 
@@ -194,7 +195,7 @@ class Cases:
             standing, actions = step(case.standing, look, now_ms, patience)
             if standing == case.standing and not actions:
                 return
-            self._move(case, standing, view, targets if actions else ())
+            self._move(case, standing, view, targets if _SIGNALS & set(actions) else ())
             for action in actions:
                 self._act(action, case, kept, targets, whole=not refusals)
             if actions or standing.phase.is_final:

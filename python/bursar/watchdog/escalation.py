@@ -177,7 +177,8 @@ def _verify(standing: Standing, look: Look, now_ms: int, patience: Patience) -> 
 
 def _stuck(standing: Standing, look: Look, now_ms: int, _: Patience) -> Step:
     """Waits for the memory, however long: the bytes are quarantined until then."""
-    if look.alive == 0 and look.listed == 0:
+    # Who came up since was not to be stopped for this: it waits for those that SIGKILL was sent to.
+    if look.alive == look.unsignalled and look.listed == 0:
         detail = "the memory is back, late: the quarantine is lifted"
         return _to(Phase.RECLAIMED, now_ms, detail, Action.LIFT_QUARANTINE)
     return standing, ()

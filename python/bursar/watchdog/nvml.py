@@ -243,19 +243,20 @@ class Nvml:
         if measured is None:
             self.distrusted = f"{name}: neither _v3 nor _v2 gives a list that can be trusted"
             return None
-        entries = self._decode(measured[0], _V2_BYTES)
-        if measured[1] != measured[0] * _V2_BYTES or not self._plausible(entries):
+        is_whole = measured[1] == measured[0] * _V2_BYTES
+        entries = self._decode(measured[0], _V2_BYTES) if is_whole else []
+        if not is_whole or not self._plausible(entries):
             self.distrusted = f"{name}_v2 gives pids that cannot be"
             return None
         return entries
 
     def _agrees(self, name: str, handle: Handle, entries: list[tuple[int, int]]) -> bool:
-        """Whether `_v2`, where there is one, lists some of the same processes."""
+        """Whether `_v2`, where there is one, lists all of these processes, too."""
         measured = self._call_list(f"{name}_v2", handle)
         if measured is None or measured[1] != measured[0] * _V2_BYTES:
             return True
         others = {pid for pid, _ in self._decode(measured[0], _V2_BYTES)}
-        return not others or not others.isdisjoint(pid for pid, _ in entries)
+        return not others or others.issuperset(pid for pid, _ in entries)
 
     def _decode(self, count: int, entry_bytes: int) -> list[tuple[int, int]]:
         view = memoryview(self._buffer)[: count * entry_bytes]

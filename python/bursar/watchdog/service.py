@@ -82,9 +82,10 @@ class Service:
         held = self._process(request.pid, peer)
         known = watchdog.jobs.of_process(held)
         if known is not None:
-            if request.account not in (known.job.account, known.job.account.rpartition("/")[0]):
-                message = f"process {held.pid} is registered for {known.job.account}"
-                raise Refused("IDEMPOTENCY_MISMATCH", message, account=known.job.account)
+            account = known.job.account
+            if request.account != (account.rpartition("/")[0] if known.own_account else account):
+                message = f"process {held.pid} is registered for {account}"
+                raise Refused("IDEMPOTENCY_MISMATCH", message, account=account)
             return pb.RegisterProcessResponse(verdict=lg.VERDICT_OK, job=known.job)
         if len(watchdog.jobs) >= JOBS_MAX:
             message = f"{JOBS_MAX} jobs are registered, which is the most"
@@ -112,7 +113,7 @@ class Service:
         if peer is None:
             message = "the caller cannot be seen: connect by the Unix socket, on this host"
             raise Refused("NOT_THE_OWNER", message)
-        caller, _, start_ticks = peer
+        caller, uid, start_ticks = peer
         if self._watchdog.table.hold(caller, start_ticks) is None:
             raise Refused("NOT_THE_OWNER", f"the process that connected, {caller}, has ended")
         held = self._watchdog.table.hold(pid or caller)
@@ -120,6 +121,9 @@ class Service:
             raise Refused("PROCESS_NOT_FOUND", f"there is no process {pid}", pid=str(pid))
         if held.pid != caller and caller not in ancestors(held.pid):
             message = f"process {pid} does not descend from the caller, process {caller}"
+            raise Refused("NOT_THE_OWNER", message, pid=str(pid))
+        if uid not in {0, owner := uid_of(held.pid)}:  # what it could not signal, it may not name
+            message = f"process {pid} runs as user {owner}, and the caller as user {uid}"
             raise Refused("NOT_THE_OWNER", message, pid=str(pid))
         return held
 
@@ -154,7 +158,7 @@ class Service:
             return 0
         try:
             cgroups.check_job_group(path, pid)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise _field("cgroup", str(error)) from None
         return cgroups.inode(path)
 
@@ -164,11 +168,18 @@ class Service:
         checked = books.check(request.account)
         if checked.HasField("refusal"):
             return checked.refusal
+        if request.reservation and not books.vram_of(request.reservation, request.account):
+            message = f"holds no vram_bytes of {request.account} now; name one that is pending"
+            raise _field("reservation", message)
         if not kept.own_account:
             return None
         job.account = f"{request.account}/{job.name[:48]}-{secrets.token_hex(4)}"
         limits = {one.unit: one.value for one in job.limits}
-        books.open_account(job.account, limits)
+        try:
+            books.open_account(job.account, limits)
+        except BursarError:
+            books.retire(job.account)
+            raise
         size = limits.get("vram_bytes", 0)
         over = books.occupy(job.account, size, boot_ms()) if size else None
         if over is None:

@@ -1,0 +1,184 @@
+"""What the watchdog remembers over a crash: written before the deed, read back as it was."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bursar.v1 import ledger_pb2 as lg
+from bursar.v1 import process_pb2 as pb
+from bursar.watchdog import journal as module
+from bursar.watchdog.escalation import Phase, Standing
+from bursar.watchdog.jobs import Kept
+from bursar.watchdog.journal import Case, Hold, Journal
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db.watchdog"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    made = Journal(path)
+    yield made
+    made.close()
+
+
+def a_job(number: int = 1) -> Kept:
+    job = pb.Job(
+        id=f"j{number}",
+        name="train",
+        account="acme/a",
+        pid=4000 + number,
+        uid=1000,
+        cgroup="/x/bursar-1",
+        limits=[lg.Amount(unit="vram_bytes", value=5)],
+        enforce=True,
+    )
+    return Kept(job, 77, 99, True, "r-1", 5_000, "boot")
+
+
+def a_case(account: str = "acme/a", job: str = "j1", phase: Phase = Phase.TERM) -> Case:
+    incident = pb.Incident(account=account, job=job, reason="over")
+    return Case(
+        incident,
+        Standing(phase, 1234, "why"),
+        "boot",
+        victims={(4001, 77), (4002, 78)},
+        killed={(4002, 78)},
+        bytes_by_device={"GPU-0": {4001: 2**40, 4002: 0}},
+        froze=True,
+        forbidden="a rule",
+    )
+
+
+def test_what_is_written_is_read_back_as_it_was(journal: Journal, path: Path) -> None:
+    case, kept, hold = a_case(), a_job(), Hold("r-1", "acme/a", "vram_bytes")
+    journal.save_case(case)
+    journal.save_job(kept)
+    journal.add_hold(hold)
+    journal.add_hold(hold)
+    other = Journal(path)
+    assert list(other.open_cases()) == [case]
+    assert list(other.jobs()) == [kept]
+    assert other.holds() == [hold]
+    other.close()
+    journal.delete_job("j1")
+    journal.drop_hold("r-1")
+    case.standing = Standing(Phase.RECLAIMED, 2000, "")
+    journal.save_case(case)
+    assert (list(journal.open_cases()), list(journal.jobs()), journal.holds()) == ([], [], [])
+    assert [number for number, _ in journal.incidents("", "", None, 10)] == [case.number]
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_only_what_may_still_change_is_open(phase: Phase, journal: Journal) -> None:
+    journal.save_case(a_case(phase=phase))
+    assert [one.standing.phase for one in journal.open_cases()] == [phase] * (not phase.is_final)
+
+
+def test_only_its_owner_may_read_it(journal: Journal, path: Path) -> None:
+    journal.save_job(a_job())
+    for file in path.parent.iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file.name
+
+
+def test_without_a_path_nothing_outlives_it() -> None:
+    journal = Journal(None)
+    journal.save_job(a_job())
+    assert len(list(journal.jobs())) == 1
+    journal.close()
+
+
+def test_one_of_a_newer_version_is_left_alone(path: Path) -> None:
+    Journal(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=r"was written by a newer Bursar: version 2"):
+        Journal(path)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_journal_is_said_to_be_none(path: Path, tmp_path: Path) -> None:
+    path.write_bytes(b"something else entirely" * 100)
+    with pytest.raises(OSError, match=r"ledger\.db\.watchdog cannot be used"):
+        Journal(path)
+    with pytest.raises(OSError, match="cannot be used"):
+        Journal(tmp_path)
+    with pytest.raises(OSError, match="cannot be used"):
+        Journal(tmp_path / "no" / "folder")
+
+
+def test_an_intent_that_was_cut_off_is_dropped(journal: Journal, path: Path) -> None:
+    whole = a_case(job="j2")
+    journal.save_case(whole)
+    with sqlite3.connect(path) as db:
+        db.execute(
+            "INSERT INTO incidents (account, job, final, body, extra)"
+            " VALUES ('a', 'j', 0, x'', '{}')"
+        )
+    db.close()
+    assert list(journal.open_cases()) == [whole]
+    assert len(journal.incidents("", "", None, 10)) == 1
+    assert list(journal.open_cases()) == [whole]
+
+
+def test_pages_go_back_in_time_within_an_account(journal: Journal) -> None:
+    accounts = ["acme", "acme/a", "acme-2", "acme/a/b", "acme0", "b"]
+    for number, account in enumerate(accounts):
+        journal.save_case(a_case(account, f"j{number % 2}"))
+    found = [one.account for _, one in journal.incidents("acme", "", None, 10)]
+    assert found == ["acme/a/b", "acme/a", "acme"]
+    assert [number for number, _ in journal.incidents("", "", 4, 2)] == [3, 2]
+    assert [number for number, _ in journal.incidents("", "j1", None, 10)] == [6, 4, 2]
+    assert journal.incidents("", "", 1, 10) == []
+
+
+def test_the_oldest_that_are_over_go_first(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INCIDENTS_MAX", 3)
+    journal.save_case(a_case(job="open"))
+    for number in range(6):
+        journal.save_case(a_case(job=f"j{number}", phase=Phase.OBSERVED))
+    assert [one.job for _, one in journal.incidents("", "", None, 10)] == ["j5", "j4", "j3", "open"]
+
+
+_DEEDS = """
+    import sys
+    from bursar.v1 import process_pb2 as pb
+    from bursar.watchdog.escalation import Phase, Standing
+    from bursar.watchdog.journal import Case, Journal
+    journal = Journal(sys.argv[1])
+    case = Case(pb.Incident(account="acme", job="j"), Standing(Phase.BREACH, 0), "boot")
+    for number in range(10_000):
+        case.standing = Standing(Phase.TERM, number)
+        case.victims = {(number, number)}
+        journal.save_case(case)
+        print(number, flush=True)  # the deed
+"""
+
+
+def test_no_deed_is_ahead_of_the_journal_when_it_is_killed(path: Path) -> None:
+    for patience in (1, 3, 10):
+        command = [sys.executable, "-c", textwrap.dedent(_DEEDS), str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
+            assert process.stdout is not None
+            for _ in range(patience):
+                process.stdout.readline()
+            process.send_signal(signal.SIGKILL)
+            done = patience - 1 + len(process.stdout.read().split())
+        journal = Journal(path)
+        case = list(journal.open_cases())[-1]
+        assert case.standing.since_ms in {done, done + 1}
+        assert case.victims == {(case.standing.since_ms, case.standing.since_ms)}
+        journal.close()
