@@ -2,10 +2,11 @@
 
 import re
 import time
+from contextlib import ExitStack
 from typing import Any, Final
 
-import anthropic
-import openai
+from anthropic import Anthropic
+from openai import AsyncOpenAI, OpenAI
 
 import bursar
 from support.daemon import Daemon
@@ -41,26 +42,34 @@ class Proxied(Daemon):
             accounts=[{"path": ACCOUNT, "budgets": budgets or []}, {"path": "acme/**"}],
             watchdog={"mode": "off"},
         )
+        self._clients = ExitStack()
+
+    def __exit__(self, *error: Any) -> None:
+        """Closes the clients that it has made, then ends."""
+        self._clients.close()
+        super().__exit__(*error)
 
     @property
     def url(self) -> str:
         """Where the proxy of the last start listens."""
         return re.findall(r"proxy on (http://\S+)/v1", self.log)[-1]
 
-    def openai(self, account: str = ACCOUNT, **settings: Any) -> openai.OpenAI:
+    def openai(self, account: str = ACCOUNT, **settings: Any) -> OpenAI:
         """OpenAI's client, as an agent makes it."""
         base_url = f"{self.url}/a/{account}/v1"
-        return openai.OpenAI(base_url=base_url, api_key="of-the-client", **settings)
+        client = OpenAI(base_url=base_url, api_key="of-the-client", **settings)
+        return self._clients.enter_context(client)
 
-    def openai_async(self, account: str = ACCOUNT, **settings: Any) -> openai.AsyncOpenAI:
+    def openai_async(self, account: str = ACCOUNT, **settings: Any) -> AsyncOpenAI:
         """The same, asynchronous."""
         base_url = f"{self.url}/a/{account}/v1"
-        return openai.AsyncOpenAI(base_url=base_url, api_key="of-the-client", **settings)
+        return AsyncOpenAI(base_url=base_url, api_key="of-the-client", **settings)
 
-    def anthropic(self, account: str = ACCOUNT, **settings: Any) -> anthropic.Anthropic:
+    def anthropic(self, account: str = ACCOUNT, **settings: Any) -> Anthropic:
         """Anthropic's client."""
         base_url = f"{self.url}/a/{account}"
-        return anthropic.Anthropic(base_url=base_url, api_key="of-the-client", **settings)
+        client = Anthropic(base_url=base_url, api_key="of-the-client", **settings)
+        return self._clients.enter_context(client)
 
 
 def tokens(limit: int) -> list[dict[str, Any]]:

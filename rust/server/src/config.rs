@@ -38,7 +38,7 @@ pub struct Config {
     pub listen: Option<Listen>,
     /// The proxy; absent: none.
     #[serde(default)]
-    pub proxy: Option<ProxySection>,
+    pub(crate) proxy: Option<ProxySection>,
     /// Bounds.
     pub limits: Limits,
     /// Times.

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::count::{Encoding, Growing};
 use super::failure::Failure;
 use super::hold::{Counts, Hold, Terms};
+use super::replay::{self, Begun};
 use super::reply::Reply;
 use super::request::Call;
 use super::route::Route;
@@ -63,18 +64,38 @@ async fn try_answer(
     let place = Arc::clone(&proxy.calls).try_acquire_owned().map_err(|_| {
         Failure::busy("as many calls as proxy.max_calls allows are under way: try again")
     })?;
-    let account = route.account(&parts.headers, &proxy.settings)?;
     let is_get = parts.method == Method::GET;
     if is_get != (route.endpoint == super::route::Endpoint::Models) {
         return Err(Failure::method());
     }
+    let account = route.account(&parts.headers, &proxy.settings)?;
     let body = read(proxy, body).await?;
     if route.endpoint.is_free() {
         return pass(proxy, parts, route, api, body).await;
     }
     let call = Call::parse(route.endpoint, &body)?;
+    let repeatable = match repeatable(proxy, parts, route, &account, &body)? {
+        Some(Begun::Again(answer)) => return Ok(*answer),
+        Some(Begun::New(first)) => Some(first),
+        None => None,
+    };
     let (call, upstream, hold, input) = admit(proxy, parts, call, account).await?;
-    forward(proxy, parts, route, call, upstream, hold, input, place).await
+    let sending = Sending { proxy, parts, path: route.path, upstream, input, place, repeatable };
+    sending.forward(call, hold).await
+}
+
+/// Looks for an earlier call of the client's key.
+fn repeatable(
+    proxy: &Proxy,
+    parts: &Parts,
+    route: &Route<'_>,
+    account: &str,
+    body: &[u8],
+) -> Result<Option<Begun>, Failure> {
+    let Some(key) = parts.headers.get("idempotency-key") else { return Ok(None) };
+    let key = [account.as_bytes(), route.path.as_bytes(), key.as_bytes()].join(&0);
+    let (key, payload) = (proxy.engine.hash(&key), proxy.engine.hash(body));
+    proxy.replays.begin(key, payload, proxy.engine.now().mono_ms).map(Some)
 }
 
 /// All of a request, within its bounds.
@@ -237,67 +258,74 @@ async fn estimate(proxy: &Proxy, call: &Call) -> i64 {
     counted.unwrap_or_else(|_| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
-/// Sends the call on, and its answer back.
-#[expect(clippy::too_many_arguments, reason = "called in one place; each is one thing")]
-async fn forward(
-    proxy: &Arc<Proxy>,
-    parts: &Parts,
-    route: &Route<'_>,
-    mut call: Call,
-    upstream: &Upstream,
-    mut hold: Hold,
+/// A call that is admitted, and where it goes.
+struct Sending<'a> {
+    proxy: &'a Arc<Proxy>,
+    parts: &'a Parts,
+    path: &'a str,
+    upstream: &'a Upstream,
+    /// The tokens of its prompt, as far as they are known.
     input: i64,
     place: OwnedSemaphorePermit,
-) -> Result<Response<Reply>, Failure> {
-    let is_bounded = hold.granted < hold.asked;
-    let wants_timings = call.members.get("timings_per_token").is_some();
-    if call.generates() {
-        call.bound(hold.granted / call.choices, &upstream.section);
-        call.ask_for_usage(upstream.section.engine);
-    }
-    let used = Counts { input, ..Counts::default() };
-    // Once it is sent the prompt has to be paid, whoever hears the answer.
-    hold.measured(used);
-    let body = Bytes::from(call.members.to_json());
-    let sent = proxy.upstreams.send(upstream, parts, route.path, body).await;
-    let response = match sent {
-        Ok(response) if response.status().is_success() => response,
-        other => {
-            hold.release().await?;
-            return whole(proxy, upstream, other?).await;
+    /// Where its answer is kept, if its client may repeat it.
+    repeatable: Option<replay::Place>,
+}
+
+impl Sending<'_> {
+    /// Sends it on, and its answer back.
+    async fn forward(self, mut call: Call, mut hold: Hold) -> Result<Response<Reply>, Failure> {
+        let Sending { proxy, upstream, .. } = self;
+        let wants_timings = call.members.get("timings_per_token").is_some();
+        if call.generates() {
+            call.bound(hold.granted / call.choices, &upstream.section);
+            call.ask_for_usage(upstream.section.engine);
         }
-    };
-    let growing = Growing::new(Encoding::of(&proxy.engine, &call.model));
-    let mut headers = clean(response.headers(), upstream);
-    hold.tell(&call.model, &mut headers);
-    let is_stream = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| {
-        kind.to_str().is_ok_and(|kind| kind.starts_with("text/event-stream"))
-    });
-    if !is_stream {
-        let whole = Whole { proxy, upstream, call, hold, growing, used, is_bounded };
-        return whole.settle(response, headers).await;
+        let used = Counts { input: self.input, ..Counts::default() };
+        // Once it is sent the prompt has to be paid, whoever hears the answer.
+        hold.measured(used);
+        let body = Bytes::from(call.members.to_json());
+        let sent = proxy.upstreams.send(upstream, self.parts, self.path, body).await;
+        let response = match sent {
+            Ok(response) if response.status().is_success() => response,
+            other => {
+                hold.release().await?;
+                return whole(proxy, upstream, other?).await;
+            }
+        };
+        let growing = Growing::new(Encoding::of(&proxy.engine, &call.model));
+        let mut headers = clean(response.headers(), upstream);
+        hold.tell(&call.model, &mut headers);
+        let is_bounded = hold.granted < hold.asked;
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        if !kind.is_some_and(|kind| kind.starts_with("text/event-stream")) {
+            let repeatable = self.repeatable;
+            let whole =
+                Whole { proxy, upstream, call, hold, growing, used, is_bounded, repeatable };
+            return whole.settle(response, headers).await;
+        }
+        let (sender, receiver) = mpsc::channel(PARTS);
+        let stream = Stream {
+            proxy: Arc::clone(proxy),
+            dialect: dialect::of(call.endpoint),
+            hold,
+            growing,
+            terms: stream::Terms {
+                wants_usage: call.wants_usage,
+                wants_timings,
+                is_bounded,
+                key: upstream.section.key.as_ref().map(|key| key.0.clone()),
+            },
+            used,
+            is_told: false,
+            has_ended: false,
+            kept: self.repeatable.map(|place| stream::Kept::new(place, headers.clone())),
+            _place: self.place,
+        };
+        tokio::spawn(stream.run(response.into_body(), sender));
+        let mut answer = Response::new(Reply::Parts(receiver));
+        *answer.headers_mut() = headers;
+        Ok(answer)
     }
-    let (sender, receiver) = mpsc::channel(PARTS);
-    let stream = Stream {
-        proxy: Arc::clone(proxy),
-        dialect: dialect::of(call.endpoint),
-        hold,
-        growing,
-        terms: stream::Terms {
-            wants_usage: call.wants_usage,
-            wants_timings,
-            is_bounded,
-            key: upstream.section.key.as_ref().map(|key| key.0.clone()),
-        },
-        used,
-        is_told: false,
-        has_ended: false,
-        _place: place,
-    };
-    tokio::spawn(stream.run(response.into_body(), sender));
-    let mut answer = Response::new(Reply::Parts(receiver));
-    *answer.headers_mut() = headers;
-    Ok(answer)
 }
 
 /// An answer that comes as a whole.
@@ -309,6 +337,7 @@ struct Whole<'a> {
     growing: Growing,
     used: Counts,
     is_bounded: bool,
+    repeatable: Option<replay::Place>,
 }
 
 impl Whole<'_> {
@@ -338,6 +367,9 @@ impl Whole<'_> {
             body = without_key(value.to_string().into(), self.upstream);
         }
         self.hold.settle(used).await?;
+        if let Some(place) = self.repeatable {
+            place.keep(&headers, body.clone(), self.proxy.engine.now().mono_ms);
+        }
         let mut answer = Response::new(Reply::whole(body));
         *answer.headers_mut() = headers;
         Ok(answer)

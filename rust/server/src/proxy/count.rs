@@ -35,7 +35,8 @@ impl Encoding {
     /// The tokens of a prompt. Chat templates and tools are known to providers only, so this is an
     /// estimate, on the large side where even the encoding is another.
     pub(crate) fn prompt(self, prompt: &Prompt) -> i64 {
-        let texts: usize = prompt.texts.iter().map(|text| self.tokenizer.count(text.as_str())).sum();
+        let texts: usize =
+            prompt.texts.iter().map(|text| self.tokenizer.count(text.as_str())).sum();
         let texts = whole(texts).saturating_add(prompt.tokens);
         let texts = if self.exact { texts } else { texts.saturating_add(texts / 4) };
         texts
@@ -60,34 +61,32 @@ impl Growing {
         Growing { tokenizer: encoding.tokenizer, settled: 0, tail: String::new(), of_tail: 0 }
     }
 
+    /// Counts all but the last two words for good: what follows can change no more than those.
     pub(crate) fn push(&mut self, text: &str) {
         if text.is_empty() {
             return;
         }
         self.tail.push_str(text);
-        self.settle();
-        self.of_tail = whole(self.tokenizer.count(self.tail.as_str()));
+        let (mut end, mut settled) = (0, 0);
+        let mut last = [(0, 0); 2];
+        for word in self.tokenizer.split(&self.tail) {
+            let counted = (word.len(), whole(self.tokenizer.bpe.count(word.as_bytes())));
+            end += last[0].0;
+            settled += last[0].1;
+            last = [last[1], counted];
+        }
+        self.of_tail = last[0].1 + last[1].1;
+        if self.tail.len() - end > TAIL_BYTES {
+            // A word without end is cut: the count may be a little too high.
+            end = self.tail.len();
+            settled += std::mem::take(&mut self.of_tail);
+        }
+        self.settled += settled;
+        self.tail.drain(..end);
     }
 
     pub(crate) fn count(&self) -> i64 {
         self.settled + self.of_tail
-    }
-
-    /// Counts all but the last two words for good: what follows can change no more than those.
-    fn settle(&mut self) {
-        let mut ends = [0; 3];
-        for word in self.tokenizer.split(&self.tail) {
-            ends = [ends[1], ends[2], ends[2] + word.len()];
-        }
-        let mut end = ends[0];
-        if end == 0 && self.tail.len() > TAIL_BYTES {
-            // A word without end is cut: the count may be one too many.
-            end = self.tail.len();
-        }
-        if end > 0 && self.tail.is_char_boundary(end) {
-            self.settled += whole(self.tokenizer.count(&self.tail[..end]));
-            self.tail.drain(..end);
-        }
     }
 }
 

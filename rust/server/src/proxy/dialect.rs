@@ -85,7 +85,9 @@ pub(crate) fn of(endpoint: Endpoint) -> Box<dyn Dialect> {
         Endpoint::Responses => Box::new(responses::Stream::default()),
         Endpoint::Messages | Endpoint::CountTokens => Box::new(anthropic::Stream::default()),
         Endpoint::Completions => Box::new(openai::Stream::completions()),
-        Endpoint::Chat | Endpoint::Embeddings | Endpoint::Models => Box::new(openai::Stream::chat()),
+        Endpoint::Chat | Endpoint::Embeddings | Endpoint::Models => {
+            Box::new(openai::Stream::chat())
+        }
     }
 }
 

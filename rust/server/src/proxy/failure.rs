@@ -62,6 +62,12 @@ impl Failure {
         Failure { retry_after: Some(1), ..failure }
     }
 
+    /// The same call is under way: a repeat makes sense later.
+    pub(crate) fn conflict(message: impl Into<String>) -> Failure {
+        let failure = Failure::new(StatusCode::CONFLICT, "conflict", message);
+        Failure { retry_after: Some(1), ..failure }
+    }
+
     /// The upstream is down, or what it says makes no sense.
     pub(crate) fn upstream(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::BAD_GATEWAY, "upstream_failed", message)

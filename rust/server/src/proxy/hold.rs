@@ -195,8 +195,7 @@ impl Hold {
         if mono_ms - self.renewed_ms > self.ttl_ms / 3 {
             self.renewed_ms = mono_ms;
             // One that has ended meanwhile is settled late; that needs no renewal.
-            let _renewed =
-                self.engine.ledger.extend(self.id, None, false, None, self.engine.now());
+            let _renewed = self.engine.ledger.extend(self.id, None, false, None, self.engine.now());
         }
     }
 
@@ -226,7 +225,11 @@ impl Hold {
             gpu_ms: 0,
         };
         let reservation = self.name.clone();
-        self.engine.commit(&v1::CommitRequest { reservation, actual: Vec::new(), usage: Some(usage) })
+        self.engine.commit(&v1::CommitRequest {
+            reservation,
+            actual: Vec::new(),
+            usage: Some(usage),
+        })
     }
 }
 

@@ -95,14 +95,17 @@ mod tests {
         let mut members = Members::parse(json).unwrap();
         members.set("max_tokens", &3);
         members.set("new", &true);
-        let expected = r#"{"b":1.0e2,"x":{"z": 1,"a":12345678901234567890123},"max_tokens":3,"new":true}"#;
+        let expected =
+            r#"{"b":1.0e2,"x":{"z": 1,"a":12345678901234567890123},"max_tokens":3,"new":true}"#;
         assert_eq!(String::from_utf8(members.to_json()).unwrap(), expected);
     }
 
     #[test]
     fn a_name_that_is_there_twice_is_refused_however_it_is_written() {
         let twice = br#"{"model":"a","mod\u0065l":"b"}"#;
-        assert!(Members::parse(twice).unwrap_err().to_string().contains("\"model\" is there twice"));
+        assert!(
+            Members::parse(twice).unwrap_err().to_string().contains("\"model\" is there twice")
+        );
         assert!(Members::parse(b"[1]").is_err());
     }
 }

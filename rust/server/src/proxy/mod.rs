@@ -26,6 +26,7 @@ mod hold;
 mod members;
 mod openai;
 mod probe;
+mod replay;
 mod reply;
 mod request;
 mod responses;
@@ -36,7 +37,8 @@ mod stream;
 mod upstream;
 
 pub(crate) use door::run;
-pub use settings::ProxySection;
+use replay::Replays;
+pub(crate) use settings::ProxySection;
 use upstream::{Upstream, Upstreams};
 
 /// What all calls share.
@@ -47,6 +49,7 @@ pub(crate) struct Proxy {
     upstreams: Upstreams,
     /// Places for calls under way.
     calls: Arc<Semaphore>,
+    replays: Arc<Replays>,
 }
 
 impl Proxy {
@@ -56,7 +59,8 @@ impl Proxy {
     ) -> Result<Arc<Proxy>, ConfigError> {
         let upstreams = Upstreams::new(&settings)?;
         let calls = Arc::new(Semaphore::new(settings.max_calls));
-        Ok(Arc::new(Proxy { engine, settings, upstreams, calls }))
+        let replays = Replays::new(engine.times.key_retention_ms);
+        Ok(Arc::new(Proxy { engine, settings, upstreams, calls, replays }))
     }
 
     /// Where a call may go on with a cheaper model: one that has a price and an upstream, and can do

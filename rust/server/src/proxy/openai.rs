@@ -141,8 +141,7 @@ impl Choice {
     fn gather(&self, text: &mut String) {
         text.push_str(self.text.as_deref().unwrap_or(""));
         let Some(delta) = &self.delta else { return };
-        let plain =
-            [&delta.content, &delta.reasoning_content, &delta.reasoning, &delta.refusal];
+        let plain = [&delta.content, &delta.reasoning_content, &delta.reasoning, &delta.refusal];
         plain.into_iter().flatten().for_each(|part| text.push_str(part));
         let tools = delta.tool_calls.iter().flatten().filter_map(|call| call.function.as_ref());
         for function in tools.chain(&delta.function_call) {

@@ -20,9 +20,8 @@ const MAXIMA: [&str; 6] = [
     "num_predict",
 ];
 /// Members whose texts are the prompt.
-const PROMPTS: [&str; 8] = [
-    "messages", "system", "prompt", "suffix", "input", "instructions", "tools", "functions",
-];
+const PROMPTS: [&str; 8] =
+    ["messages", "system", "prompt", "suffix", "input", "instructions", "tools", "functions"];
 /// The most answers that one call may ask for.
 const MAX_CHOICES: i64 = 128;
 /// What is no text, though JSON writes it as one: files and images.
@@ -69,7 +68,8 @@ impl Call {
         let model: String = read(&members, "model")?
             .ok_or_else(|| Failure::invalid("model: is missing, and the price hangs on it"))?;
         let options: Option<StreamOptions> = read(&members, "stream_options")?;
-        let choices = read(&members, "n")?.unwrap_or(1).max(read(&members, "best_of")?.unwrap_or(1));
+        let choices =
+            read(&members, "n")?.unwrap_or(1).max(read(&members, "best_of")?.unwrap_or(1));
         if !(1..=MAX_CHOICES).contains(&choices) {
             return Err(Failure::invalid(format!("n: {choices} is not from 1 to {MAX_CHOICES}")));
         }
@@ -251,9 +251,6 @@ mod tests {
         assert!(!call.wants_usage);
         call.ask_for_usage(Engine::Vllm);
         let options: Value = call.members.read("stream_options").unwrap().unwrap();
-        assert_eq!(
-            options,
-            json!({"x": 1, "include_usage": true, "continuous_usage_stats": true})
-        );
+        assert_eq!(options, json!({"x": 1, "include_usage": true, "continuous_usage_stats": true}));
     }
 }

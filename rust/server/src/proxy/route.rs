@@ -79,12 +79,13 @@ impl<'a> Route<'a> {
         headers: &HeaderMap,
         settings: &ProxySection,
     ) -> Result<String, Failure> {
-        let header = match headers.get(ACCOUNT) {
-            Some(value) => Some(value.to_str().map_err(|_| {
-                Failure::invalid(format!("{ACCOUNT}: is not an account's path"))
-            })?),
-            None => None,
-        };
+        let header =
+            match headers.get(ACCOUNT) {
+                Some(value) => Some(value.to_str().map_err(|_| {
+                    Failure::invalid(format!("{ACCOUNT}: is not an account's path"))
+                })?),
+                None => None,
+            };
         let named = self.account.or(header);
         let of_token = token(headers).and_then(|token| account_of(token, settings));
         match (named, of_token) {

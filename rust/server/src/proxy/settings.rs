@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProxySection {
+pub(crate) struct ProxySection {
     /// A loopback address and port.
     pub(crate) listen: SocketAddr,
     /// Where calls go; the first that has the model counts.

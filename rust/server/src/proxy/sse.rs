@@ -63,7 +63,8 @@ impl Parser {
     }
 
     /// What has come of an event that has no end.
-    pub(crate) fn rest(&self) -> &[u8] {
+    #[cfg(test)]
+    fn rest(&self) -> &[u8] {
         &self.buffer
     }
 
@@ -157,7 +158,10 @@ mod tests {
 
     #[test]
     fn every_line_end_that_the_standard_has_ends_a_line() {
-        assert_eq!(datas("data: a\r\n\r\ndata: b\n\ndata: c\r\rdata: d\r\n\n"), ["a", "b", "c", "d"]);
+        assert_eq!(
+            datas("data: a\r\n\r\ndata: b\n\ndata: c\r\rdata: d\r\n\n"),
+            ["a", "b", "c", "d"]
+        );
     }
 
     #[test]

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use hyper::HeaderMap;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
-use super::Proxy;
 use super::count::Growing;
 use super::dialect::{Dialect, Place, Seen};
 use super::failure::Failure;
 use super::hold::{Counts, Debit, Hold};
 use super::members::Members;
 use super::sse::{Event, Parser, write};
+use super::{Proxy, replay};
 
 /// How long an upstream may take to close after its last event, for its connection to be used again.
 const CLOSING: Duration = Duration::from_millis(500);
@@ -44,7 +45,22 @@ pub(crate) struct Stream {
     pub(crate) is_told: bool,
     /// Whether the generation has come to an end of its own.
     pub(crate) has_ended: bool,
+    /// What was sent, for a client that may repeat its call.
+    pub(crate) kept: Option<Kept>,
     pub(crate) _place: OwnedSemaphorePermit,
+}
+
+/// A stream's bytes, kept for a repeat.
+pub(crate) struct Kept {
+    place: replay::Place,
+    headers: HeaderMap,
+    sent: BytesMut,
+}
+
+impl Kept {
+    pub(crate) fn new(place: replay::Place, headers: HeaderMap) -> Kept {
+        Kept { place, headers, sent: BytesMut::new() }
+    }
 }
 
 /// What an event leads to.
@@ -75,6 +91,7 @@ impl Stream {
             let mut out = BytesMut::with_capacity(part.len());
             match self.take(&mut parser, &mut out) {
                 Ok(Step::On) => {
+                    self.note(&out);
                     if !out.is_empty() && client.send(out.freeze()).await.is_err() {
                         return self.leave().await;
                     }
@@ -82,7 +99,8 @@ impl Stream {
                 Ok(Step::Last) => {
                     self.finish(out, &client).await;
                     drop(client);
-                    let rest = async { while let Ok(Some(_)) = proxy.upstreams.part(&mut body).await {} };
+                    let rest =
+                        async { while let Ok(Some(_)) = proxy.upstreams.part(&mut body).await {} };
                     let _reusable = timeout(CLOSING, rest).await;
                     return;
                 }
@@ -237,12 +255,29 @@ impl Stream {
         let _gone = client.send(out.freeze()).await;
     }
 
+    /// Notes what is sent, for a repeat, as long as it is not too long.
+    fn note(&mut self, out: &[u8]) {
+        if let Some(kept) = &mut self.kept {
+            kept.sent.extend_from_slice(out);
+            if kept.sent.len() > replay::MAX_ANSWER_BYTES {
+                self.kept = None;
+            }
+        }
+    }
+
     /// It has ended well.
-    async fn finish(self, mut out: BytesMut, client: &mpsc::Sender<Bytes>) {
-        let Stream { hold, used, dialect, .. } = self;
-        if let Err(error) = hold.settle(used).await {
-            // What it has cost is not written: it has not ended well.
-            out = BytesMut::from(dialect.fail(&error.into()).as_bytes());
+    async fn finish(mut self, mut out: BytesMut, client: &mpsc::Sender<Bytes>) {
+        self.note(&out);
+        let Stream { proxy, hold, used, dialect, kept, .. } = self;
+        match (hold.settle(used).await, kept) {
+            (Err(error), _) => {
+                // What it has cost is not written: it has not ended well.
+                out = BytesMut::from(dialect.fail(&error.into()).as_bytes());
+            }
+            (Ok(_), Some(Kept { place, headers, sent })) => {
+                place.keep(&headers, sent.freeze(), proxy.engine.now().mono_ms);
+            }
+            (Ok(_), None) => {}
         }
         if !out.is_empty() {
             let _gone = client.send(out.freeze()).await;

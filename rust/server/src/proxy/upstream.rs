@@ -26,8 +26,17 @@ const IDLE_CONNECTIONS: usize = 64;
 const IDLE: Duration = Duration::from_secs(30);
 /// Headers of an answer that belong to its connection, or to nobody behind a proxy.
 const DROPPED: [&str; 11] = [
-    "alt-svc", "connection", "content-length", "keep-alive", "proxy-authenticate", "set-cookie",
-    "strict-transport-security", "te", "trailer", "transfer-encoding", "upgrade",
+    "alt-svc",
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-authenticate",
+    "set-cookie",
+    "strict-transport-security",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// A provider.
