@@ -5,11 +5,11 @@ from typing import Any
 
 import anthropic
 import pytest
-
 from support.proxied import ACCOUNT, NOTICE, Proxied, settled, tokens
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
-CALL: Any = {"model": "m", "messages": MESSAGES, "extra_body": {"ignore_eos": True}}
+# Greedy: this interface of the engine heeds the end of a text, which chance would bring.
+CALL: Any = {"model": "m", "messages": MESSAGES, "extra_body": {"temperature": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +44,15 @@ def test_a_stream_is_charged_as_the_engine_counts_it(ample: Proxied) -> None:
         assert settled(client) - before == prompt_tokens(ample) + 6
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("way", ["whole", "streamed"])
 def test_at_a_limit_a_message_has_exactly_the_tokens_that_are_left_and_the_notice(
-    llama: str, ample: Proxied, stream: bool
+    llama: str, ample: Proxied, way: str
 ) -> None:
     limit = prompt_tokens(ample) + 5
     settings = {"engine": "llama.cpp"}
     with Proxied(llama, budgets=tokens(limit), upstream_settings=settings) as proxied:
         client = proxied.anthropic()
-        if stream:
+        if way == "streamed":
             with client.messages.stream(max_tokens=500, **CALL) as events:
                 message: Any = events.get_final_message()
         else:
@@ -90,4 +90,3 @@ def test_a_denial_is_one_request_in_the_shape_that_the_client_knows(llama: str) 
         assert body["type"] == "error"
         assert body["error"]["type"] == "billing_error"
         assert ACCOUNT in body["error"]["message"]
-        assert proxied.log.count("402") == 0

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import signal
 import socket
 import struct
 import time
@@ -11,9 +13,8 @@ from typing import Any, Final
 
 import openai
 import pytest
-
 from support.proxied import ACCOUNT, NOTICE, Proxied, settled, tokens
-from support.upstreams import RawUpstream, begin_stream, chunk, respond, usage
+from support.upstreams import RawUpstream, begin_stream, chunk, respond, usage, wait
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 LIMIT: Final = 1_000_000
@@ -76,7 +77,7 @@ def test_an_upstream_that_hangs_is_given_up_in_time() -> None:
 
 
 def test_a_stream_that_stops_coming_is_ended_with_an_error_and_paid() -> None:
-    answer = streaming(chunk("a"), chunk(" b"), then=lambda connection: connection.recv(1) and None)
+    answer = streaming(chunk("a"), chunk(" b"), then=wait)
     with (
         RawUpstream(answer) as upstream,
         Proxied(upstream.url, budgets=tokens(LIMIT), idle_timeout="300ms") as proxied,
@@ -280,7 +281,7 @@ def test_a_client_that_is_slow_to_send_or_to_read_is_let_go() -> None:
 
 
 def test_a_client_that_resets_its_connection_is_settled() -> None:
-    answer = streaming(chunk("a"), then=lambda connection: connection.recv(1) and None)
+    answer = streaming(chunk("a"), then=wait)
     with (
         RawUpstream(answer) as upstream,
         Proxied(upstream.url, budgets=tokens(LIMIT)) as proxied,
@@ -342,3 +343,71 @@ def test_embeddings_are_charged_for_their_input() -> None:
         assert answer.data[0].embedding == [0.5]
         assert settled(ledger) == 6
         assert b"max_tokens" not in upstream.requests[0][1]
+
+
+def test_a_repeat_with_the_same_idempotency_key_hears_the_same_and_is_charged_once() -> None:
+    words = (chunk("a b"), chunk(finish="stop"), chunk(usage=usage(9, 3)), DONE)
+
+    def answer(connection: socket.socket, _head: str, body: bytes) -> None:
+        if b"stream" in body:
+            streaming(*words)(connection, "", b"")
+        else:
+            choices = [{"message": {"content": "c"}, "finish_reason": "stop", "index": 0}]
+            respond(connection, {"id": str(len(upstream.requests)), "choices": choices,
+                                 "usage": usage(9, 3)})  # fmt: skip
+
+    with (
+        RawUpstream(answer) as upstream,
+        Proxied(upstream.url, budgets=tokens(LIMIT)) as proxied,
+        proxied.client() as ledger,
+    ):
+        for stream in (False, True):
+            before, sent = settled(ledger), len(upstream.requests)
+            key = {"Idempotency-Key": f"key-{stream}"}
+            first, second = (ask(proxied, stream=stream, extra_headers=key) for _ in range(2))
+            assert first == second
+            assert len(upstream.requests) == sent + 1
+            assert settled(ledger) - before == 12
+            with pytest.raises(openai.BadRequestError, match="another call"):
+                ask(proxied, stream=stream, extra_headers=key, max_tokens=7)
+
+
+def test_a_broken_call_may_be_made_again_with_its_key() -> None:
+    answers = [streaming(chunk("a")), streaming(chunk("b"), chunk(finish="stop"), DONE)]
+
+    def in_turn(connection: socket.socket, head: str, body: bytes) -> None:
+        answers.pop(0)(connection, head, body)
+
+    with (
+        RawUpstream(in_turn) as upstream,
+        Proxied(upstream.url, budgets=tokens(LIMIT)) as proxied,
+    ):
+        key = {"Idempotency-Key": "one"}
+        with pytest.raises(openai.APIError, match="ended in the middle"):
+            ask(proxied, extra_headers=key)
+        assert text_of(ask(proxied, extra_headers=key)) == "b"
+
+
+def test_a_drain_lets_a_stream_finish() -> None:
+    def slowly(connection: socket.socket) -> None:
+        for _ in range(10):
+            time.sleep(0.05)
+            connection.sendall(chunk(" x"))
+        connection.sendall(chunk(finish="stop") + DONE)
+
+    with (
+        RawUpstream(streaming(chunk("a"), then=slowly)) as upstream,
+        Proxied(upstream.url, budgets=tokens(LIMIT)) as proxied,
+    ):
+        answer: Any = proxied.openai(max_retries=0).chat.completions.create(
+            model="m", messages=MESSAGES, max_tokens=50, stream=True
+        )
+        iterator = iter(answer)
+        next(iterator)
+        os.kill(proxied.pid, signal.SIGTERM)
+        assert len(text_of(list(iterator)).split()) == 10
+        proxied.terminate()
+        assert "drained" in proxied.log
+        proxied.start()
+        with proxied.client() as ledger:
+            assert settled(ledger) > 0

@@ -3,6 +3,7 @@
 import re
 import time
 from contextlib import ExitStack
+from types import TracebackType
 from typing import Any, Final
 
 from anthropic import Anthropic
@@ -44,15 +45,21 @@ class Proxied(Daemon):
         )
         self._clients = ExitStack()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Closes the clients that it has made, then ends."""
         self._clients.close()
-        super().__exit__(*error)
+        super().__exit__(kind, error, traceback)
 
     @property
     def url(self) -> str:
         """Where the proxy of the last start listens."""
-        return re.findall(r"proxy on (http://\S+)/v1", self.log)[-1]
+        addresses: list[str] = re.findall(r"proxy on (http://\S+)/v1", self.log)
+        return addresses[-1]
 
     def openai(self, account: str = ACCOUNT, **settings: Any) -> OpenAI:
         """OpenAI's client, as an agent makes it."""

@@ -1,5 +1,7 @@
-"""What stands behind the proxy in tests: a real engine on a tiny random model, and a raw socket that
-answers whatever a test writes."""
+"""What stands behind the proxy in tests: a real engine on a tiny random model, or a raw socket.
+
+The socket answers whatever a test writes, so that it can do what no engine should.
+"""
 
 import json
 import multiprocessing
@@ -8,10 +10,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 SLOTS: Final = 4
-_WORDS: Final = "the of and to in is that for it was on with as be by at this have from or".split()
+_WORDS: Final = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "for",
+    "it",
+    "was",
+    "on",
+    "with",
+    "as",
+)
 
 
 def write_model(path: Path) -> None:
@@ -110,7 +126,7 @@ class RawUpstream:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> "RawUpstream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,6 +179,11 @@ def chunk(text: str | None = None, **members: Any) -> bytes:
     choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
     event = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     return b"data: " + json.dumps({**event, "choices": choices, **members}).encode() + b"\n\n"
+
+
+def wait(connection: socket.socket) -> None:
+    """Says nothing until the other end closes."""
+    connection.recv(1)
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:

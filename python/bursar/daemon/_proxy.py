@@ -271,10 +271,8 @@ class ProxySection(Section):
         )
         return self.model_copy(update={"upstreams": upstreams})
 
-    def to_core(self) -> dict[str, Any] | None:
-        """Writes the core's form; None: there is no proxy."""
-        if self.listen is None:
-            return None
+    def to_core(self) -> dict[str, Any]:
+        """Writes the core's form, with the keys."""
         plain = {
             "listen", "default_account", "default_max_output_tokens", "min_output_tokens",
             "notice", "strict_errors", "max_body_bytes", "max_connections", "max_calls",

@@ -369,7 +369,8 @@ class Config(Section):
         }
         if listen:
             core["listen"] = self._listen_to_core()
-            core["proxy"] = self.proxy.to_core()
+            if self.proxy.listen is not None:
+                core["proxy"] = self.proxy.to_core()
         return json.dumps(core)
 
     def _listen_to_core(self) -> dict[str, Any]:

@@ -98,7 +98,7 @@ impl Hold {
                 ..v1::UsageEstimate::default()
             }),
             ttl: Some(seconds(terms.ttl_ms)),
-            labels: terms.labels.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+            labels: terms.labels.map(|(name, value)| (name.into(), value.into())).into(),
             ..v1::ReserveRequest::default()
         };
         let Answer { body, ticket, hold, .. } = engine.reserve(&request, None)?;
@@ -135,8 +135,8 @@ impl Hold {
         self.measured = Some(used);
     }
 
-    /// Debits what was used so far. Where the hold covers it no more, for its input was estimated, it is
-    /// raised, if the budget has that much.
+    /// Debits what was used so far. Where the hold covers it no more, since its input was estimated,
+    /// it is raised, if the budget has that much.
     pub(crate) fn debit(&mut self, used: Counts) -> Debit {
         self.measured(used);
         match self.try_debit(used) {
