@@ -84,6 +84,7 @@ def run(
 COMMANDS = [
     [],
     ["serve"],
+    ["proxy"],
     ["run"],
     ["account"],
     ["account", "set"],

@@ -7,7 +7,19 @@ and common options, `_output` how things are shown; each other module holds one 
 import click
 
 from bursar import __version__
-from bursar.cli import accounts, calibrate, demo, doctor, gpu, incidents, kill, log, run, serve
+from bursar.cli import (
+    accounts,
+    calibrate,
+    demo,
+    doctor,
+    gpu,
+    incidents,
+    kill,
+    log,
+    proxy,
+    run,
+    serve,
+)
 from bursar.cli._shared import EXIT_CODES_HELP, BursarGroup
 
 __all__ = ["cli", "main"]
@@ -24,6 +36,7 @@ def cli() -> None:
 
 
 cli.add_command(serve.serve)
+cli.add_command(proxy.proxy)
 cli.add_command(run.run)
 cli.add_command(accounts.account)
 cli.add_command(log.log)

@@ -1,8 +1,8 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_watchdog` the watchdog. `_explain` turns what is wrong into sentences. Relative paths
-are relative to the configuration file's folder.
+rate card, `_watchdog` the watchdog, `_proxy` the proxy. `_explain` turns what is wrong into
+sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import ipaddress
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._model import Bytes, DurationMs, Section, right
+from bursar.daemon._proxy import ProxySection
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
 from bursar.daemon._watchdog import WatchdogSection
 
@@ -268,6 +269,9 @@ class Config(Section):
     watchdog: WatchdogSection = Field(
         default_factory=WatchdogSection, description="how GPUs and jobs are watched"
     )
+    proxy: ProxySection = Field(
+        default_factory=ProxySection, description="the endpoint for model calls"
+    )
     accounts: tuple[AccountPattern, ...] = Field(
         default=(),
         strict=False,
@@ -317,7 +321,10 @@ class Config(Section):
         store = self.store
         if store.path is not None:
             store = store.model_copy(update={"path": str((folder / store.path).absolute())})
-        return self.model_copy(update={"rates": rates, "server": server, "store": store})
+        proxy = self.proxy.resolved(folder)
+        return self.model_copy(
+            update={"rates": rates, "server": server, "store": store, "proxy": proxy}
+        )
 
     def with_overrides(
         self, *, socket: str | Path | None = None, store: str | Path | None = None
@@ -362,6 +369,8 @@ class Config(Section):
         }
         if listen:
             core["listen"] = self._listen_to_core()
+            if self.proxy.listen is not None:
+                core["proxy"] = self.proxy.to_core()
         return json.dumps(core)
 
     def _listen_to_core(self) -> dict[str, Any]:

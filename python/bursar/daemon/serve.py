@@ -1,8 +1,7 @@
 """The process around the Rust server: start, wait for a signal, drain.
 
 The server runs on its own threads and never takes the GIL; this thread only sleeps. The watchdog
-has
-a thread of its own.
+has a thread of its own.
 """
 
 import os
@@ -25,12 +24,18 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _CHECK_S: Final = 1.0  # how late it is noticed that the server stopped by itself
 
 
-def run(config: Config, *, say: Callable[[str], None]) -> None:
+def run(
+    config: Config,
+    *,
+    say: Callable[[str], None],
+    ready: "Callable[[Server], None] | None" = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Call it from the main thread.
 
     Args:
         config: The configuration.
         say: Takes each line of what happened.
+        ready: Called once, when calls are answered.
 
     Raises:
         BursarError: The store cannot be opened or closed, an address cannot be bound, or the server
@@ -48,7 +53,11 @@ def run(config: Config, *, say: Callable[[str], None]) -> None:
         except BursarError:
             server.shutdown()
             raise
+        if server.proxy_address is not None:
+            say(f"proxy on http://{server.proxy_address}/v1")
         say(f"listening on {', '.join(server.addresses)}")
+        if ready is not None:
+            ready(server)
         _wait(server, wakeup, say)
         name = signal.Signals(os.read(wakeup, 1)[0]).name
         say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")

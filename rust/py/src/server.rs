@@ -41,6 +41,12 @@ impl PyServer {
         self.running.addresses().to_vec()
     }
 
+    /// Where the proxy listens, if there is one.
+    #[getter]
+    fn proxy_address(&self) -> Option<String> {
+        self.running.proxy_address().map(|address| address.to_string())
+    }
+
     #[getter]
     fn recovery(&self) -> String {
         self.running.engine().recovery().to_owned()

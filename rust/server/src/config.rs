@@ -14,6 +14,8 @@ use bursar_ledger::{
 };
 use serde::Deserialize;
 
+use crate::proxy::ProxySection;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("configuration: {0}")]
@@ -34,6 +36,9 @@ pub struct Config {
     /// Where to listen; absent when embedded.
     #[serde(default)]
     pub listen: Option<Listen>,
+    /// The proxy; absent: none.
+    #[serde(default)]
+    pub(crate) proxy: Option<ProxySection>,
     /// Bounds.
     pub limits: Limits,
     /// Times.

@@ -9,9 +9,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::listen::Peer;
 use crate::meter::MeterStream;
 use crate::process::Processes;
-use crate::serve::Peer;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
 use crate::{convert, v1};

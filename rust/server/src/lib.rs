@@ -17,10 +17,12 @@ pub mod error;
 mod grpc;
 mod history;
 mod lease;
+mod listen;
 mod meter;
 mod meters;
 mod owner;
 mod process;
+mod proxy;
 mod serve;
 pub mod tokens;
 

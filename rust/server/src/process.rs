@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use crate::convert;
 use crate::error::ApiError;
 use crate::grpc::{Answered, Api};
-use crate::serve::Peer;
+use crate::listen::Peer;
 use crate::v1::process_service_server::ProcessService;
 use crate::v1::{self, ErrorReason};
 

@@ -1,0 +1,131 @@
+//! How many tokens a text has: exactly where the rate card names an encoding that is built in,
+//! otherwise an estimate that says so.
+
+use bpe_openai::Tokenizer;
+
+use super::request::Prompt;
+use crate::engine::Engine;
+use crate::tokens;
+
+/// What a message adds to its text in chat templates, and what a whole prompt adds.
+const PER_MESSAGE: i64 = 4;
+const PER_PROMPT: i64 = 3;
+/// What an image is taken for: what the large providers charge for one of about a megapixel.
+const PER_IMAGE: i64 = 1_600;
+/// The longest end of a text that is counted again with what follows.
+const TAIL_BYTES: usize = 1_024;
+
+/// The encoding that counts a model's tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Encoding {
+    tokenizer: &'static Tokenizer,
+    /// Whether it is the model's own.
+    pub(crate) exact: bool,
+}
+
+impl Encoding {
+    pub(crate) fn of(engine: &Engine, model: &str) -> Encoding {
+        let known = tokens::encoding(engine.rates.tokenizer(model).unwrap_or(model));
+        match known {
+            Some((_, tokenizer)) => Encoding { tokenizer, exact: true },
+            None => Encoding { tokenizer: bpe_openai::o200k_base(), exact: false },
+        }
+    }
+
+    /// The tokens of a prompt. Chat templates and tools are known to providers only, so this is an
+    /// estimate, on the large side where even the encoding is another.
+    pub(crate) fn prompt(self, prompt: &Prompt) -> i64 {
+        let texts: usize =
+            prompt.texts.iter().map(|text| self.tokenizer.count(text.as_str())).sum();
+        let texts = whole(texts).saturating_add(prompt.tokens);
+        let texts = if self.exact { texts } else { texts.saturating_add(texts / 4) };
+        texts
+            .saturating_add(prompt.messages.saturating_mul(PER_MESSAGE))
+            .saturating_add(prompt.images.saturating_mul(PER_IMAGE))
+            .saturating_add(PER_PROMPT)
+    }
+}
+
+/// Counts a text that comes in parts, in time that is linear in it.
+pub(crate) struct Growing {
+    tokenizer: &'static Tokenizer,
+    /// Tokens that no more text can change.
+    settled: i64,
+    tail: String,
+    /// Tokens of the tail as it is.
+    of_tail: i64,
+}
+
+impl Growing {
+    pub(crate) fn new(encoding: Encoding) -> Growing {
+        Growing { tokenizer: encoding.tokenizer, settled: 0, tail: String::new(), of_tail: 0 }
+    }
+
+    /// Counts all but the last two words for good: what follows can change no more than those.
+    pub(crate) fn push(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        self.tail.push_str(text);
+        let (mut end, mut settled) = (0, 0);
+        let mut last = [(0, 0); 2];
+        for word in self.tokenizer.split(&self.tail) {
+            let counted = (word.len(), whole(self.tokenizer.bpe.count(word.as_bytes())));
+            end += last[0].0;
+            settled += last[0].1;
+            last = [last[1], counted];
+        }
+        self.of_tail = last[0].1 + last[1].1;
+        if self.tail.len() - end > TAIL_BYTES {
+            // A word without end is cut: the count may be a little too high.
+            end = self.tail.len();
+            settled += std::mem::take(&mut self.of_tail);
+        }
+        self.settled += settled;
+        self.tail.drain(..end);
+    }
+
+    pub(crate) fn count(&self) -> i64 {
+        self.settled + self.of_tail
+    }
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn growing(parts: &[&str]) -> i64 {
+        let tokenizer = bpe_openai::o200k_base();
+        let mut growing = Growing::new(Encoding { tokenizer, exact: true });
+        for part in parts {
+            growing.push(part);
+            assert!(growing.tail.len() <= TAIL_BYTES * 2 + part.len());
+        }
+        growing.count()
+    }
+
+    proptest! {
+        #[test]
+        fn parts_have_as_many_tokens_as_the_whole(
+            parts in prop::collection::vec("[a-zA-Z0-9 .,'\n\täß漢🙂-]{0,12}", 0..40),
+        ) {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            let whole = whole(bpe_openai::o200k_base().count(parts.concat().as_str()));
+            prop_assert_eq!(growing(&parts), whole);
+        }
+    }
+
+    #[test]
+    fn a_word_without_end_is_counted_in_bounded_memory_and_nearly_right() {
+        let parts = vec!["abcdefgh"; 5_000];
+        let exact = whole(bpe_openai::o200k_base().count(parts.concat().as_str()));
+        let counted = growing(&parts);
+        assert!((exact..=exact + exact / 50).contains(&counted), "{counted} for {exact}");
+    }
+}

@@ -1,0 +1,254 @@
+//! What goes wrong, and how each interface says it: status, words, and the shape its clients know.
+
+use bytes::Bytes;
+use hyper::{Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::reply::Reply;
+use super::settings::Api;
+use crate::convert;
+use crate::error::ApiError;
+use crate::v1::{self, ErrorReason};
+
+/// Why a call has no answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    status: StatusCode,
+    /// For machines: `budget_exceeded`.
+    code: String,
+    message: String,
+    /// What a denial names: account, unit, reset time.
+    details: Option<Box<Value>>,
+    /// When a repeat makes sense, in seconds; `None`: it does not.
+    retry_after: Option<u32>,
+}
+
+impl Failure {
+    fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Failure {
+        let (code, message) = (code.to_owned(), message.into());
+        Failure { status, code, message, details: None, retry_after: None }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    pub(crate) fn forbidden(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    pub(crate) fn method() -> Failure {
+        let message = "the path is known, but not with this method";
+        Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    pub(crate) fn too_large(most: usize) -> Failure {
+        let message = format!("the request is longer than {most} bytes (proxy.max_body_bytes)");
+        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    }
+
+    pub(crate) fn slow() -> Failure {
+        let message = "the request did not come in time (proxy.client_timeout)";
+        Failure::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    }
+
+    /// Too much at a time: a repeat makes sense.
+    pub(crate) fn busy(message: impl Into<String>) -> Failure {
+        let failure = Failure::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message);
+        Failure { retry_after: Some(1), ..failure }
+    }
+
+    /// The same call is under way: a repeat makes sense later.
+    pub(crate) fn conflict(message: impl Into<String>) -> Failure {
+        let failure = Failure::new(StatusCode::CONFLICT, "conflict", message);
+        Failure { retry_after: Some(1), ..failure }
+    }
+
+    /// The upstream is down, or what it says makes no sense.
+    pub(crate) fn upstream(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::BAD_GATEWAY, "upstream_failed", message)
+    }
+
+    pub(crate) fn upstream_slow(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message)
+    }
+
+    /// The budget ends a stream.
+    pub(crate) fn exhausted(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::PAYMENT_REQUIRED, "budget_exhausted", message)
+    }
+
+    /// The ledger refuses.
+    pub(crate) fn refused(refusal: &v1::Refusal, account: &str) -> Failure {
+        let limiting = if refusal.account.is_empty() { account } else { &refusal.account };
+        let unit = &refusal.unit;
+        let reset = refusal.reset_time.as_ref().map(|time| rfc3339(time.seconds));
+        let frozen = refusal.reason() == v1::refusal::Reason::AccountFrozen;
+        let mut message = if frozen {
+            format!("the account {limiting} is frozen")
+        } else {
+            let short = refusal.shortfall;
+            format!("the {unit} budget of {limiting} is used up: the call is {short} {unit} short")
+        };
+        if let Some(reset) = &reset {
+            message += &format!("; it starts anew at {reset}");
+        }
+        message += &format!(". What to do: {}", refusal.hint);
+        let code = if frozen { "account_frozen" } else { "budget_exceeded" };
+        let details = json!({
+            "account": limiting, "unit": unit, "shortfall": refusal.shortfall, "reset_time": reset,
+        });
+        let failure = Failure::new(StatusCode::PAYMENT_REQUIRED, code, message);
+        Failure { details: Some(Box::new(details)), ..failure }
+    }
+
+    /// As an answer.
+    pub(crate) fn response(&self, api: Api) -> Response<Reply> {
+        let body = Bytes::from(self.body(api).to_string());
+        let mut builder = Response::builder()
+            .status(self.status)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("x-should-retry", if self.retry_after.is_some() { "true" } else { "false" });
+        if let Some(seconds) = self.retry_after {
+            builder = builder.header(header::RETRY_AFTER, seconds);
+        }
+        if let Some(details) = &self.details {
+            for (header, member) in [
+                ("x-budget-account", "account"),
+                ("x-budget-unit", "unit"),
+                ("x-budget-reset", "reset_time"),
+            ] {
+                if let Some(text) = details[member].as_str().filter(|text| !text.is_empty()) {
+                    builder = builder.header(header, text);
+                }
+            }
+        }
+        builder.body(Reply::whole(body)).expect("names and values are header text")
+    }
+
+    /// As the interface's clients know it.
+    pub(crate) fn body(&self, api: Api) -> Value {
+        let mut error = match api {
+            Api::OpenAi => json!({
+                "message": self.message, "type": self.openai_type(), "param": null,
+                "code": self.code,
+            }),
+            Api::Anthropic => json!({"type": self.anthropic_type(), "message": self.message}),
+        };
+        if let Some(details) = &self.details {
+            error["bursar"] = (**details).clone();
+        }
+        match api {
+            Api::OpenAi => json!({"error": error}),
+            Api::Anthropic => json!({"type": "error", "error": error}),
+        }
+    }
+
+    fn openai_type(&self) -> &'static str {
+        match self.status.as_u16() {
+            402 => "insufficient_quota",
+            403 => "permission_error",
+            400..500 => "invalid_request_error",
+            _ => "api_error",
+        }
+    }
+
+    fn anthropic_type(&self) -> &'static str {
+        match self.status.as_u16() {
+            402 => "billing_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            400..500 => "invalid_request_error",
+            503 => "overloaded_error",
+            504 => "timeout_error",
+            _ => "api_error",
+        }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        let status = match error.reason {
+            ErrorReason::AccountNotFound => StatusCode::NOT_FOUND,
+            ErrorReason::InvalidAccount
+            | ErrorReason::InvalidAmount
+            | ErrorReason::InvalidField
+            | ErrorReason::InvalidKey
+            | ErrorReason::UnpricedModel
+            | ErrorReason::AmountOverflow => StatusCode::BAD_REQUEST,
+            ErrorReason::AccountLimitReached
+            | ErrorReason::ReservationLimitReached
+            | ErrorReason::StoreUnavailable
+            | ErrorReason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Failure::new(status, &error.reason_name().to_lowercase(), error.message)
+    }
+}
+
+/// UTC, as RFC 3339 writes it, by the days of the civil calendar.
+pub(crate) fn rfc3339(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Eras of 400 years that begin in March: the day that leap years add is the last.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// A model's name, for an error message.
+pub(crate) fn shown(model: &str) -> String {
+    convert::cut(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_the_calendar_has_them() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(4_102_444_799), "2099-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_denial_names_account_unit_and_reset_in_both_shapes() {
+        let refusal = v1::Refusal {
+            reason: v1::refusal::Reason::BudgetExhausted.into(),
+            account: "acme".into(),
+            unit: "tokens".into(),
+            shortfall: 7,
+            reset_time: Some(prost_types::Timestamp { seconds: 86_400, nanos: 0 }),
+            hint: "wait".into(),
+        };
+        let failure = Failure::refused(&refusal, "acme/x");
+        let openai = failure.body(Api::OpenAi);
+        assert_eq!(openai["error"]["type"], "insufficient_quota");
+        assert_eq!(openai["error"]["code"], "budget_exceeded");
+        let anthropic = failure.body(Api::Anthropic);
+        assert_eq!(anthropic["error"]["type"], "billing_error");
+        for body in [openai, anthropic] {
+            let message = body["error"]["message"].as_str().unwrap();
+            for part in ["acme", "7 tokens", "1970-01-02T00:00:00Z", "wait"] {
+                assert!(message.contains(part), "{part:?} in {message:?}");
+            }
+            assert_eq!(body["error"]["bursar"]["unit"], "tokens");
+        }
+        let answer = failure.response(Api::OpenAi);
+        assert_eq!(answer.status(), 402);
+        assert_eq!(answer.headers()["x-should-retry"], "false");
+    }
+}

@@ -1,0 +1,77 @@
+//! The proxy: the interfaces of OpenAI and Anthropic with a budget behind them.
+//!
+//! An agent in any language changes its base URL and nothing else. Every call is held for before its
+//! upstream is asked, debited with each event of its stream, and settled at what the upstream says in
+//! the end; at the limit the answer is cut, and ended as one that its length has ended.
+//!
+//! `door` owns the listener and its thread, `call` one call, `stream` one stream, `hold` its
+//! reservation. `openai`, `anthropic` and `responses` know the interfaces; `sse` and `members` take
+//! apart what passes, and leave alone what nobody has to read. Nothing here takes the GIL, and a
+//! provider's key is known to `upstream` alone.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::config::ConfigError;
+use crate::engine::Engine;
+
+mod anthropic;
+mod call;
+mod count;
+mod dialect;
+mod door;
+mod failure;
+mod hold;
+mod members;
+mod openai;
+mod probe;
+mod replay;
+mod reply;
+mod request;
+mod responses;
+mod route;
+mod settings;
+mod sse;
+mod stream;
+mod upstream;
+
+pub(crate) use door::run;
+use replay::Replays;
+pub(crate) use settings::ProxySection;
+use upstream::{Upstream, Upstreams};
+
+/// What all calls share.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    engine: Arc<Engine>,
+    settings: ProxySection,
+    upstreams: Upstreams,
+    /// Places for calls under way.
+    calls: Arc<Semaphore>,
+    replays: Arc<Replays>,
+}
+
+impl Proxy {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        settings: ProxySection,
+    ) -> Result<Arc<Proxy>, ConfigError> {
+        let upstreams = Upstreams::new(&settings)?;
+        let calls = Arc::new(Semaphore::new(settings.max_calls));
+        let replays = Replays::new(engine.times.key_retention_ms);
+        Ok(Arc::new(Proxy { engine, settings, upstreams, calls, replays }))
+    }
+
+    /// Where a call may go on with a cheaper model: one that has a price and an upstream, and can do
+    /// what the call needs.
+    fn fallback(&self, call: &request::Call, model: &str) -> Option<&Upstream> {
+        let is_priced = self.engine.rates.rate(model).is_some() || self.engine.allow_unpriced;
+        let is_able =
+            !call.is_demanding || self.settings.capable_models.iter().any(|able| able == model);
+        if model == call.model || !is_priced || !is_able {
+            return None;
+        }
+        self.upstreams.find(call.endpoint.api(), model)
+    }
+}

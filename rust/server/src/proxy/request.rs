@@ -1,0 +1,256 @@
+//! What a request asks for, and how it is rewritten: model, most output, streaming; all else stays as
+//! it came.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::failure::Failure;
+use super::members::Members;
+use super::route::Endpoint;
+use super::settings::{Engine, UpstreamSection};
+
+/// Members that bound the output, in one interface or engine or another. Each that is there is
+/// rewritten: engines differ on which of two they follow.
+const MAXIMA: [&str; 6] = [
+    "max_completion_tokens",
+    "max_tokens",
+    "max_output_tokens",
+    "n_predict",
+    "max_new_tokens",
+    "num_predict",
+];
+/// Members whose texts are the prompt.
+const PROMPTS: [&str; 8] =
+    ["messages", "system", "prompt", "suffix", "input", "instructions", "tools", "functions"];
+/// The most answers that one call may ask for.
+const MAX_CHOICES: i64 = 128;
+/// What is no text, though JSON writes it as one: files and images.
+const FILES: [&str; 4] = ["data", "file_data", "image_url", "url"];
+
+/// What goes into a model.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Prompt {
+    pub(crate) texts: Vec<String>,
+    pub(crate) messages: i64,
+    pub(crate) images: i64,
+    /// Tokens that came as numbers.
+    pub(crate) tokens: i64,
+}
+
+/// A call taken apart.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) members: Members,
+    pub(crate) model: String,
+    pub(crate) stream: bool,
+    /// The most output that the client wants of one answer.
+    pub(crate) max_output: Option<i64>,
+    /// How many answers it wants.
+    pub(crate) choices: i64,
+    /// Whether it wants to be told the usage of a stream.
+    pub(crate) wants_usage: bool,
+    /// Whether it has tools or images.
+    pub(crate) is_demanding: bool,
+    pub(crate) prompt: Prompt,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+impl Call {
+    pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Call, Failure> {
+        let members = Members::parse(body)
+            .map_err(|error| Failure::invalid(format!("the body is not a call: {error}")))?;
+        let model: String = read(&members, "model")?
+            .ok_or_else(|| Failure::invalid("model: is missing, and the price hangs on it"))?;
+        let options: Option<StreamOptions> = read(&members, "stream_options")?;
+        let choices =
+            read(&members, "n")?.unwrap_or(1).max(read(&members, "best_of")?.unwrap_or(1));
+        if !(1..=MAX_CHOICES).contains(&choices) {
+            return Err(Failure::invalid(format!("n: {choices} is not from 1 to {MAX_CHOICES}")));
+        }
+        if read(&members, "background")? == Some(true) {
+            let message = "background: such an answer never passes here, so it cannot be metered";
+            return Err(Failure::invalid(message));
+        }
+        let mut max_output: Option<i64> = None;
+        for name in MAXIMA {
+            if let Some(most) = read::<i64>(&members, name)?.filter(|most| *most >= 0) {
+                max_output = Some(max_output.map_or(most, |before| before.min(most)));
+            }
+        }
+        let prompt = Prompt::of(&members)?;
+        let is_demanding = prompt.images > 0
+            || ["tools", "functions"].iter().any(|name| members.get(name).is_some());
+        Ok(Call {
+            endpoint,
+            stream: read(&members, "stream")?.unwrap_or(false),
+            wants_usage: options.is_some_and(|options| options.include_usage),
+            members,
+            model,
+            max_output,
+            choices,
+            is_demanding,
+            prompt,
+        })
+    }
+
+    /// Whether it generates anything.
+    pub(crate) fn generates(&self) -> bool {
+        self.endpoint != Endpoint::Embeddings
+    }
+
+    /// Bounds the output of each answer.
+    pub(crate) fn bound(&mut self, most: i64, upstream: &UpstreamSection) {
+        let mut found = false;
+        for name in MAXIMA {
+            if self.members.get(name).is_some_and(|value| value.get() != "null") {
+                self.members.set(name, &most);
+                found = true;
+            }
+        }
+        if !found {
+            self.members.set(self.maximum(upstream), &most);
+        }
+    }
+
+    /// The member that bounds the output where the client has set none.
+    fn maximum(&self, upstream: &UpstreamSection) -> &'static str {
+        match self.endpoint {
+            Endpoint::Responses => "max_output_tokens",
+            // OpenAI's reasoning models refuse the old name; other servers may not know the new one.
+            Endpoint::Chat if upstream.url.contains("://api.openai.com") => "max_completion_tokens",
+            _ => "max_tokens",
+        }
+    }
+
+    /// Has the upstream tell what it measures, as often as its engine can.
+    pub(crate) fn ask_for_usage(&mut self, engine: Engine) {
+        if !self.stream || !matches!(self.endpoint, Endpoint::Chat | Endpoint::Completions) {
+            return;
+        }
+        let mut options: serde_json::Map<String, Value> =
+            self.members.read("stream_options").ok().flatten().unwrap_or_default();
+        options.insert("include_usage".into(), json!(true));
+        if engine == Engine::Vllm {
+            options.insert("continuous_usage_stats".into(), json!(true));
+        }
+        self.members.set("stream_options", &options);
+        if engine == Engine::LlamaCpp {
+            self.members.set("timings_per_token", &true);
+        }
+    }
+}
+
+fn read<T: for<'a> Deserialize<'a>>(members: &Members, name: &str) -> Result<Option<T>, Failure> {
+    members.read(name).map_err(|error| Failure::invalid(format!("{name}: {error}")))
+}
+
+impl Prompt {
+    fn of(members: &Members) -> Result<Prompt, Failure> {
+        let mut prompt = Prompt::default();
+        for name in PROMPTS {
+            let Some(value) = read::<Value>(members, name)? else { continue };
+            match &value {
+                Value::Array(list) if matches!(name, "messages" | "input") => {
+                    prompt.messages += i64::try_from(list.len()).unwrap_or(i64::MAX);
+                }
+                _ => prompt.messages += 1,
+            }
+            if matches!(name, "tools" | "functions") {
+                prompt.texts.push(value.to_string());
+            } else {
+                prompt.gather(value, "");
+            }
+        }
+        Ok(prompt)
+    }
+
+    /// Takes the texts out of a tree; JSON's readers bound its depth.
+    fn gather(&mut self, value: Value, name: &str) {
+        match value {
+            Value::String(_) if FILES.contains(&name) => self.images += 1,
+            Value::String(text) => self.texts.push(text),
+            Value::Number(_) => self.tokens += 1,
+            Value::Array(list) => list.into_iter().for_each(|value| self.gather(value, name)),
+            Value::Object(map) => {
+                for (name, value) in map {
+                    // A part's kind and a message's author are in the template.
+                    if name != "type" && name != "role" && name != "cache_control" {
+                        self.gather(value, &name);
+                    }
+                }
+            }
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &Value) -> Result<Call, Failure> {
+        Call::parse(Endpoint::Chat, body.to_string().as_bytes())
+    }
+
+    #[test]
+    fn texts_of_the_prompt_are_gathered_and_images_counted() {
+        let call = parse(&json!({
+            "model": "m",
+            "messages": [
+                {"role": "user", "content": [
+                    {"type": "text", "text": "look"},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                ]},
+                {"role": "assistant", "content": "seen"},
+            ],
+        }))
+        .unwrap();
+        assert_eq!(call.prompt.texts, ["look", "seen"]);
+        assert_eq!((call.prompt.messages, call.prompt.images), (2, 1));
+        assert!(call.is_demanding);
+    }
+
+    #[test]
+    fn every_bound_that_an_engine_may_follow_is_rewritten() {
+        let mut call =
+            parse(&json!({"model": "m", "max_tokens": 90, "n_predict": 70, "n": 2})).unwrap();
+        assert_eq!((call.max_output, call.choices), (Some(70), 2));
+        let upstream = serde_json::from_value(json!({
+            "name": "u", "url": "http://x", "api": "openai", "engine": "other", "key": null,
+            "models": ["*"],
+        }));
+        call.bound(5, &upstream.unwrap());
+        let body = String::from_utf8(call.members.to_json()).unwrap();
+        assert_eq!(body, r#"{"max_tokens":5,"model":"m","n":2,"n_predict":5}"#);
+    }
+
+    #[test]
+    fn what_cannot_be_metered_is_refused() {
+        for body in [
+            json!({"messages": []}),
+            json!({"model": 7}),
+            json!({"model": "m", "n": 1000}),
+            json!({"model": "m", "background": true}),
+            json!({"model": "m", "max_tokens": "many"}),
+            json!([]),
+        ] {
+            assert!(parse(&body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn usage_is_asked_for_beside_what_the_client_asks() {
+        let body = json!({"model": "m", "stream": true, "stream_options": {"x": 1}});
+        let mut call = parse(&body).unwrap();
+        assert!(!call.wants_usage);
+        call.ask_for_usage(Engine::Vllm);
+        let options: Value = call.members.read("stream_options").unwrap().unwrap();
+        assert_eq!(options, json!({"x": 1, "include_usage": true, "continuous_usage_stats": true}));
+    }
+}
