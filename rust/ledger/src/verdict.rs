@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::runaway::Finding;
 use crate::unit::Unit;
 
 /// How a caller may go on; the order is the order of severity.
@@ -63,6 +64,8 @@ pub enum RefusalReason {
     ParentHoldExhausted,
     /// The reservation's own hold is used up.
     HoldExhausted,
+    /// The account has run away.
+    Runaway(Finding),
 }
 
 /// Why a call may not spend, and what limits it.

@@ -14,6 +14,7 @@ mod leases;
 mod limits;
 mod nested;
 mod rollover;
+mod runaways;
 mod settlement;
 mod slices;
 mod threads;
