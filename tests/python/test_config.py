@@ -71,6 +71,7 @@ def test_a_budget_becomes_integers_in_base_units() -> None:
         '{percent = 90, verdict = "degrade", advice = {max_new_tokens = 64, temperature = 0}}]'
     )
     nothing = {"temperature": None, "repetition_penalty": None, "fallback_model": None}
+    nothing["notice"] = None
     assert core_of(text)["accounts"] == [
         {
             "path": "acme",
@@ -343,7 +344,7 @@ def test_the_example_is_valid(project: Path) -> None:
 
 def test_every_key_of_the_configuration_is_in_the_example(project: Path) -> None:
     text = (project / "sidecar/config.example.toml").read_text(encoding="utf-8")
-    for name in ("server", "store", "limits", "reservations", "rates"):
+    for name in ("server", "store", "limits", "reservations", "rates", "runaway"):
         section = type(getattr(Config(), name))
         for key in section.model_fields:
             if key != "models":

@@ -1,8 +1,8 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_watchdog` the watchdog. `_explain` turns what is wrong into sentences. Relative paths
-are relative to the configuration file's folder.
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog. `_explain` turns what is wrong
+into sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import ipaddress
@@ -18,6 +18,7 @@ from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
+from bursar.daemon._runaway import RunawaySection
 from bursar.daemon._watchdog import WatchdogSection
 
 __all__ = ["Config", "ConfigError", "Problem", "load_config"]
@@ -268,6 +269,9 @@ class Config(Section):
     watchdog: WatchdogSection = Field(
         default_factory=WatchdogSection, description="how GPUs and jobs are watched"
     )
+    runaway: RunawaySection = Field(
+        default_factory=RunawaySection, description="what is a runaway, and what follows"
+    )
     accounts: tuple[AccountPattern, ...] = Field(
         default=(),
         strict=False,
@@ -358,7 +362,8 @@ class Config(Section):
             "account_idle_ms": self.limits.account_idle,
             "allow_unpriced": self.rates.allow_unpriced,
             "rates": [model.to_core() for model in self.rates.models],
-            "accounts": [account.to_core() for account in self.accounts],
+            "runaway": self.runaway.to_core(),
+            "accounts": [account.to_core(self.runaway) for account in self.accounts],
         }
         if listen:
             core["listen"] = self._listen_to_core()

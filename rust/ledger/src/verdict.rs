@@ -30,6 +30,9 @@ pub struct Advice {
     pub repetition_penalty: Option<String>,
     /// Use this model for new calls.
     pub fallback_model: Option<String>,
+    /// Say this at the end of what was cut off, or beside it.
+    #[serde(default)]
+    pub notice: Option<String>,
 }
 
 /// A share of the limit that, once spent, changes the verdict.
