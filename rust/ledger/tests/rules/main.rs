@@ -9,6 +9,7 @@ mod admission;
 mod bounds;
 mod channels;
 mod clocks;
+mod honest;
 mod keys;
 mod leases;
 mod limits;
