@@ -28,6 +28,9 @@ def budget(body: str) -> str:
     return f'[[accounts]]\npath = "acme"\n[[accounts.budgets]]\n{body}'
 
 
+ADVICE = ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model", "notice")
+
+
 def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
     assert core_of("") == {
         "store": {
@@ -60,6 +63,19 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
         "account_idle_ms": 3_600_000,
         "allow_unpriced": False,
         "rates": [],
+        "runaway": {
+            "action": "warn",
+            "interval_ms": 300_000,
+            "most": {
+                "velocity": 10,
+                "depth": 16,
+                "repeats": 50,
+                "children": 100,
+                "open_reservations": 1_000,
+                "no_progress": 100,
+            },
+            "advice": dict.fromkeys(ADVICE),
+        },
         "accounts": [],
     }
 
@@ -96,6 +112,24 @@ def test_a_budget_becomes_integers_in_base_units() -> None:
             ],
         }
     ]
+
+
+def test_an_account_says_only_what_differs_from_the_runaways_anywhere() -> None:
+    core = core_of(
+        "[runaway]\ndepth = 5\nrepeats = 0\n"
+        '[[accounts]]\npath = "a"\nrunaway = {action = "stop", interval = "1m", repeats = 9}\n'
+        '[[accounts]]\npath = "b"'
+    )
+    own, plain = core["accounts"]
+    assert "runaway" not in plain
+    most = {**core["runaway"]["most"], "repeats": 9}
+    assert (core["runaway"]["most"]["depth"], core["runaway"]["most"]["repeats"]) == (5, 0)
+    assert own["runaway"] == {
+        "action": "stop",
+        "interval_ms": 60_000,
+        "most": most,
+        "advice": core["runaway"]["advice"],
+    }
 
 
 def test_a_memory_store_has_no_path() -> None:

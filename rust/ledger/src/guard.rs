@@ -1,8 +1,8 @@
 //! What follows from runaways: looking at calls and ends, telling what is found, and acting on it.
 //!
-//! Called from admission before anything is held, and from settlements. Mostly it costs a few loads at
-//! Reserve and one uncontended lock at the end. What it knows is not stored: after a restart an interval
-//! begins anew. What it finds is: as a fact, and for watchers in a short list.
+//! Called from admission before anything is held, and from settlements. Mostly it costs a few loads
+//! at Reserve and one uncontended lock at the end. What it knows is not stored: after a restart an
+//! interval begins anew. What it finds is: as a fact, and for watchers in a short list.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -298,8 +298,8 @@ impl Findings {
     }
 }
 
-/// Whether an end with nothing spent says something: not of what cannot be spent, and not of one that
-/// others were carved from.
+/// Whether an end with nothing spent says something: not of what cannot be spent, and not of one
+/// that others were carved from.
 fn is_attempt(reservation: &Reservation) -> bool {
     let consumable = reservation.granted.filter(|unit| !unit.is_capacity());
     reservation.children.is_none() && !consumable.is_zero()

@@ -1,9 +1,11 @@
-//! Runaways: what shows that an agent has lost its way, in figures that the ledger has anyway (S12).
+//! Runaways: what shows that an agent has lost its way, in figures that the ledger has anyway
+//! (S12).
 //!
 //! Owns the rules, what a policy allows of each, and the counts of one account. Pure: time is an
 //! argument; what follows from a finding is `guard`'s. The counts of an account are of one size
-//! whatever it does, begin with its first call, and begin anew once an interval is over: what is split
-//! by that border counts as two, so a finding is never too early, and late by one interval at most.
+//! whatever it does, begin with its first call, and begin anew once an interval is over: what is
+//! split by that border counts as two, so a finding is never too early, and late by one interval at
+//! most.
 
 use std::fmt;
 
@@ -22,8 +24,9 @@ pub(crate) const BURST: i64 = 4;
 /// What is looked at. Serialised: append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Rule {
-    /// The account spends, in one interval, so many times the pace of a window that it counts in (its
-    /// limit spread over its period), and a quarter of the limit. Windows without a period have no pace.
+    /// The account spends, in one interval, so many times the pace of a window that it counts in
+    /// (its limit spread over its period), and a quarter of the limit. Windows without a period
+    /// have no pace.
     Velocity,
     /// So many reservations are nested in each other.
     Depth,
@@ -93,8 +96,8 @@ pub struct Policy {
     pub action: Action,
     /// How long counts run.
     pub interval_ms: i64,
-    /// The most of each rule that is no finding; `i64::MAX`: the rule is off. For velocity: how many
-    /// times the pace.
+    /// The most of each rule that is no finding; `i64::MAX`: the rule is off. For velocity: how
+    /// many times the pace.
     pub most: [i64; Rule::ALL.len()],
     /// What to change when the action is to degrade.
     pub advice: Advice,
@@ -168,8 +171,8 @@ pub(crate) struct Paced {
 }
 
 impl Paced {
-    /// The most to spend in one interval: `times` its pace, and at least a part of its limit. `None`
-    /// where that passes the limit itself, which is the budget's business.
+    /// The most to spend in one interval: `times` its pace, and at least a part of its limit.
+    /// `None` where that passes the limit itself, which is the budget's business.
     fn most(&self, times: i64, interval_ms: i64) -> Option<i64> {
         let length_ms = i128::from(self.length_ms?.max(1));
         let over_intervals = i128::from(self.limit)
@@ -275,8 +278,8 @@ impl Counts {
     }
 }
 
-/// The prompts that come most often, after Misra and Gries: a count is never too high, and too low by
-/// one for every eight other prompts at most.
+/// The prompts that come most often, after Misra and Gries: a count is never too high, and too low
+/// by one for every eight other prompts at most.
 #[derive(Debug, Default)]
 struct Prompts([(u64, u32); PROMPTS]);
 

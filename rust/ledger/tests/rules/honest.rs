@@ -1,9 +1,9 @@
 //! S12: honest work raises no finding with the bounds that the configuration has by default.
 //!
-//! Each trace is a day of one account in simulated time, under a day's and an hour's budget of 1.25 to 4
-//! times what it needs: chats, batches, bursts, retries against an upstream that fails, trees of nested
-//! calls, one prompt sampled many times, and pollers. The same traces under a quarter of the bounds show
-//! that they come near enough to matter.
+//! Each trace is a day of one account in simulated time, under a day's and an hour's budget of 1.25
+//! to 4 times what it needs: chats, batches, bursts, retries against an upstream that fails, trees
+//! of nested calls, one prompt sampled many times, and pollers. The same traces under a quarter of
+//! the bounds show that they come near enough to matter.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ impl Dice {
     }
 }
 
-/// One call: from when to when, what it holds and spends (0: it fails), its prompt, and in which call
-/// it is.
+/// One call: from when to when, what it holds and spends (0: it fails), its prompt, and in which
+/// call it is.
 #[derive(Clone, Copy)]
 struct Call {
     start_ms: i64,
