@@ -5,6 +5,8 @@
 //! of nested calls, one prompt sampled many times, and pollers. The same traces under a quarter of
 //! the bounds show that they come near enough to matter.
 
+#![allow(clippy::print_stdout, reason = "the seed and the figures")]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
