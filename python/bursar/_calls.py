@@ -481,6 +481,8 @@ def watch_accounts(account: str, *, min_interval_s: float | None) -> Call[models
         request,
         ac.WatchAccountsResponse,
         lambda answer: models.AccountChanges(
-            tuple(convert.account(one) for one in answer.accounts), tuple(answer.retired)
+            tuple(convert.account(one) for one in answer.accounts),
+            tuple(answer.retired),
+            tuple(convert.finding(one) for one in answer.findings),
         ),
     )

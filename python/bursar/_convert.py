@@ -93,6 +93,7 @@ def advice_to_wire(advice: models.Advice | None) -> ledger_pb2.Advice | None:
         temperature=advice.temperature,
         repetition_penalty=advice.repetition_penalty,
         fallback_model=advice.fallback_model,
+        notice=advice.notice,
     )
 
 
@@ -108,6 +109,7 @@ def advice(parent: Message) -> models.Advice | None:
         temperature=wire.temperature if wire.HasField("temperature") else None,
         repetition_penalty=wire.repetition_penalty if wire.HasField("repetition_penalty") else None,
         fallback_model=wire.fallback_model if wire.HasField("fallback_model") else None,
+        notice=wire.notice if wire.HasField("notice") else None,
     )
 
 
@@ -303,4 +305,18 @@ def entry(wire: account_pb2.Entry) -> models.Entry:
         amount=wire.amount,
         admit_time=moment(wire, "admit_time"),
         model=wire.model,
+        detail=wire.detail,
+    )
+
+
+def finding(wire: account_pb2.Finding) -> models.Finding:
+    """Reads a runaway."""
+    return models.Finding(
+        time=moment(wire, "time"),
+        account=wire.account,
+        rule=wire.rule,
+        figure=wire.figure,
+        allowed=wire.allowed,
+        unit=wire.unit,
+        action=wire.action,
     )

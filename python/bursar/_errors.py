@@ -13,6 +13,7 @@ from bursar.exceptions import (
     BudgetExceeded,
     BursarError,
     InvalidRequest,
+    RunawayStopped,
     SidecarError,
     SidecarTimeout,
     SidecarUnavailable,
@@ -61,12 +62,19 @@ def refused(
     balances: Iterable[models.Balance] = (),
     requested: models.Amounts | None = None,
 ) -> BursarError:
-    """Builds the exception for a refusal: AccountFrozen, or BudgetExceeded for all others."""
+    """Builds the exception for a refusal: BudgetExceeded, where its reason has none of its own."""
     if refusal.reason == "ACCOUNT_FROZEN":
         return AccountFrozen(
             "; ".join(filter(None, (f"{refusal.account} is frozen", refusal.hint))),
             reason=refusal.reason,
             metadata={"account": refusal.account},
+        )
+    if refusal.reason == "RUNAWAY":
+        return RunawayStopped(
+            _explain_runaway(refusal),
+            account=refusal.account,
+            rule=refusal.hint.partition(":")[0],
+            reset_time=refusal.reset_time,
         )
     window = next(
         (one for one in balances if (one.account, one.unit) == (refusal.account, refusal.unit)),
@@ -89,6 +97,13 @@ def refused(
 def _shown(unit: str, value: int) -> str:
     text = format_amount(unit, value)
     return text if unit == "usd_nanos" else f"{text} {unit}"
+
+
+def _explain_runaway(refusal: models.Refusal) -> str:
+    parts = [f"{refusal.account} is stopped as a runaway"]
+    if refusal.reset_time:
+        parts.append(f"until {refusal.reset_time.isoformat()}")
+    return "; ".join([*parts, refusal.hint])
 
 
 def _explain(refusal: models.Refusal, window: models.Balance | None) -> str:

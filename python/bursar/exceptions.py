@@ -4,6 +4,7 @@
 BursarError
 ├─ BudgetError
 │  ├─ BudgetExceeded         the budget is gone: account, unit, limit, spent, shortfall, …
+│  ├─ RunawayStopped         the account has run away: rule, and the figures in the message
 │  ├─ AccountNotFound
 │  ├─ AccountInUse           it cannot retire yet
 │  ├─ AccountFrozen
@@ -55,6 +56,7 @@ __all__ = [
     "ReservationExpired",
     "ReservationLeased",
     "ReservationNotFound",
+    "RunawayStopped",
     "SidecarError",
     "SidecarTimeout",
     "SidecarUnavailable",
@@ -149,6 +151,26 @@ class BudgetExceeded(BudgetError):
         self.requested = requested
         self.reset_time = reset_time
         self.hint = hint
+
+
+class RunawayStopped(BudgetError):
+    """The call looks like a runaway, and the account's policy stops those.
+
+    Attributes:
+        rule: velocity, depth, repeats, children, open_reservations or no_progress.
+        reset_time: Until when such calls are stopped; None: another call may be admitted.
+    """
+
+    def __init__(
+        self, message: str, *, account: str, rule: str, reset_time: datetime | None = None
+    ) -> None:
+        super().__init__(message, reason="RUNAWAY", metadata={"account": account, "rule": rule})
+        self.reset_time = reset_time
+
+    @property
+    def rule(self) -> str:
+        """By which rule it was found."""
+        return self.metadata.get("rule", "")
 
 
 class AccountNotFound(BudgetError):

@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "EntryKind",
     "ExtendResult",
+    "Finding",
     "Period",
     "PeriodKind",
     "RecordResult",
@@ -89,6 +90,7 @@ class EntryKind(StrEnum):
     UNFREEZE = "unfreeze"
     CROSSING = "crossing"
     CARVE = "carve"
+    RUNAWAY = "runaway"
 
 
 _KINDS: Final = frozenset(kind.value for kind in PeriodKind)
@@ -148,6 +150,7 @@ class Advice:
     temperature: float | None = None
     repetition_penalty: float | None = None
     fallback_model: str | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ class Refusal:
     """Why a call may not spend, and what to do about it.
 
     Attributes:
-        reason: BUDGET_EXHAUSTED, ACCOUNT_FROZEN, PARENT_HOLD_EXHAUSTED or HOLD_EXHAUSTED.
+        reason: BUDGET_EXHAUSTED, ACCOUNT_FROZEN, PARENT_HOLD_EXHAUSTED, HOLD_EXHAUSTED or RUNAWAY.
         account: The account that limits: the caller's own or an ancestor.
         unit: The unit that is short; empty when frozen.
         shortfall: By how much the request passes what is left.
@@ -272,11 +275,41 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """A runaway.
+
+    Attributes:
+        time: When it was found.
+        account: The account's path.
+        rule: velocity, depth, repeats, children, open_reservations or no_progress.
+        figure: What there was.
+        allowed: The most that is no finding.
+        unit: The unit of both; empty but for velocity.
+        action: What followed: warn, degrade, stop or freeze.
+    """
+
+    time: datetime | None
+    account: str
+    rule: str
+    figure: int
+    allowed: int
+    unit: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
 class AccountChanges:
-    """What `watch_accounts` saw change: accounts as they are now, and the paths that retired."""
+    """What `watch_accounts` saw change.
+
+    Attributes:
+        accounts: New or changed ones, as they are now.
+        retired: The paths of those that retired.
+        findings: Runaways since the last changes.
+    """
 
     accounts: tuple[Account, ...]
     retired: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +428,7 @@ class Entry:
         amount: How much, in the unit's base; for a crossing its share in thousandths.
         admit_time: When the window that it counts in was charged.
         model: The model, or empty.
+        detail: Of a runaway: what followed, the rule, and what it allows; else empty.
     """
 
     sequence: int
@@ -406,3 +440,4 @@ class Entry:
     amount: int
     admit_time: datetime | None
     model: str
+    detail: str = ""

@@ -287,9 +287,9 @@ def test_log_shows_the_newest_oldest_first(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_log_writes_csv_and_json_with_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     table = run(monkeypatch, "log", "--format", "csv", "--limit", "0")[0].stdout.splitlines()
-    assert table[0] == "sequence,time,account,reservation,unit,kind,amount,admit_time,model"
+    assert table[0] == "sequence,time,account,reservation,unit,kind,amount,admit_time,model,detail"
     stamp = "2026-05-01T12:00:00.500000+00:00"
-    assert table[1] == f"1,{stamp},acme,r1,usd_nanos,spend,1000000000,{stamp},m"
+    assert table[1] == f"1,{stamp},acme,r1,usd_nanos,spend,1000000000,{stamp},m,"
     rows = json.loads(run(monkeypatch, "log", "--json")[0].stdout)
     assert [row["amount"] for row in rows] == [10**9, 2 * 10**9, 3 * 10**9]
     monkeypatch.setattr(FakeClient, "list_entries", lambda *_, **__: iter(()), raising=False)

@@ -29,6 +29,9 @@ def budget(body: str) -> str:
     return f'[[accounts]]\npath = "acme"\n[[accounts.budgets]]\n{body}'
 
 
+ADVICE = ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model", "notice")
+
+
 def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
     assert core_of("") == {
         "store": {
@@ -61,6 +64,19 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
         "account_idle_ms": 3_600_000,
         "allow_unpriced": False,
         "rates": [],
+        "runaway": {
+            "action": "warn",
+            "interval_ms": 300_000,
+            "most": {
+                "velocity": 10,
+                "depth": 16,
+                "repeats": 50,
+                "children": 100,
+                "open_reservations": 1_000,
+                "no_progress": 100,
+            },
+            "advice": dict.fromkeys(ADVICE),
+        },
         "accounts": [],
     }
 
@@ -72,6 +88,7 @@ def test_a_budget_becomes_integers_in_base_units() -> None:
         '{percent = 90, verdict = "degrade", advice = {max_new_tokens = 64, temperature = 0}}]'
     )
     nothing = {"temperature": None, "repetition_penalty": None, "fallback_model": None}
+    nothing["notice"] = None
     assert core_of(text)["accounts"] == [
         {
             "path": "acme",
@@ -96,6 +113,24 @@ def test_a_budget_becomes_integers_in_base_units() -> None:
             ],
         }
     ]
+
+
+def test_an_account_says_only_what_differs_from_the_runaways_anywhere() -> None:
+    core = core_of(
+        "[runaway]\ndepth = 5\nrepeats = 0\n"
+        '[[accounts]]\npath = "a"\nrunaway = {action = "stop", interval = "1m", repeats = 9}\n'
+        '[[accounts]]\npath = "b"'
+    )
+    own, plain = core["accounts"]
+    assert "runaway" not in plain
+    most = {**core["runaway"]["most"], "repeats": 9}
+    assert (core["runaway"]["most"]["depth"], core["runaway"]["most"]["repeats"]) == (5, 0)
+    assert own["runaway"] == {
+        "action": "stop",
+        "interval_ms": 60_000,
+        "most": most,
+        "advice": core["runaway"]["advice"],
+    }
 
 
 def test_a_memory_store_has_no_path() -> None:
@@ -344,7 +379,7 @@ def test_the_example_is_valid(project: Path) -> None:
 
 def test_every_key_of_the_configuration_is_in_the_example(project: Path) -> None:
     text = (project / "sidecar/config.example.toml").read_text(encoding="utf-8")
-    for name in ("server", "store", "limits", "reservations", "rates", "watchdog"):
+    for name in ("server", "store", "limits", "reservations", "rates", "runaway", "watchdog"):
         section = type(getattr(Config(), name))
         for key in section.model_fields:
             if key not in {"models", "containers"}:  # tables of their own

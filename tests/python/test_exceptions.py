@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 
 from bursar import exceptions, models
 from bursar._errors import DETAILS_KEY, from_reason, from_status, refused
-from bursar.exceptions import ERRORS, AccountFrozen, BudgetExceeded, BursarError
+from bursar.exceptions import ERRORS, AccountFrozen, BudgetExceeded, BursarError, RunawayStopped
 from bursar.v1 import errors_pb2, ledger_pb2
 
 PREFIX = "ERROR_REASON_"
@@ -118,10 +118,23 @@ def test_a_refusal_becomes_budget_exceeded_with_all_that_is_known() -> None:
 def test_every_refusal_has_an_exception(reason: str) -> None:
     reason = reason.removeprefix("REASON_")
     error = refused(_refusal(reason))
-    assert type(error) is (AccountFrozen if reason == "ACCOUNT_FROZEN" else BudgetExceeded)
+    own = {"ACCOUNT_FROZEN": AccountFrozen, "RUNAWAY": RunawayStopped}
+    assert type(error) is own.get(reason, BudgetExceeded)
     assert error.reason == reason
     assert str(error).startswith("acme is ")
     assert str(error).endswith("; wait")
+
+
+def test_a_stopped_runaway_names_its_rule_and_until_when() -> None:
+    reset = datetime(2026, 5, 1, tzinfo=UTC)
+    hint = "repeats: 51 times the same prompt within an interval, 50 allowed"
+    error = refused(models.Refusal("RUNAWAY", "acme/a", "", 1, reset, hint))
+    assert isinstance(error, RunawayStopped)
+    assert (error.account, error.rule, error.reset_time) == ("acme/a", "repeats", reset)
+    assert str(error) == (
+        f"acme/a is stopped as a runaway; until 2026-05-01T00:00:00+00:00; {hint}"
+    )
+    assert (copy.copy(error).rule, copy.copy(error).reset_time) == ("repeats", reset)
 
 
 @pytest.mark.parametrize("clone", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301 -- our own bytes

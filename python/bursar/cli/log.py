@@ -18,7 +18,17 @@ from bursar.cli._shared import Moment, connect, json_option, target_option
 from bursar.models import Entry, EntryKind
 from bursar.units import UNITS, format_amount
 
-COLUMNS: Final = ("sequence", "time", "account", "kind", "amount", "unit", "reservation", "model")
+COLUMNS: Final = (
+    "sequence",
+    "time",
+    "account",
+    "kind",
+    "amount",
+    "unit",
+    "reservation",
+    "model",
+    "detail",
+)
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(Entry))
 _PAGE_SIZE: Final = 10_000
 _CHUNK_ROWS: Final = 1_000
@@ -104,6 +114,7 @@ def _cells(entry: Entry) -> list[str]:
         entry.unit,
         entry.reservation,
         entry.model,
+        entry.detail,
     ]
 
 

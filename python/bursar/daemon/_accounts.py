@@ -5,7 +5,9 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from bursar.daemon._advice import AdviceConfig
 from bursar.daemon._model import Section, right
+from bursar.daemon._runaway import RunawaySection
 from bursar.models import PERIOD_RIGHT, Period, PeriodKind
 from bursar.units import CAPACITY_UNITS, UNITS, parse_amount
 
@@ -14,38 +16,6 @@ THRESHOLDS_MAX: Final = 4
 BUDGETS_MAX: Final = 16
 PERMILLE_MAX: Final = 1000
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class AdviceConfig(Section):
-    """What to change about a generation once a threshold is passed."""
-
-    max_new_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="generate no more than so many further tokens",
-        json_schema_extra=right("write an integer from 1"),
-    )
-    temperature: float | None = Field(
-        default=None,
-        ge=0,
-        le=10,
-        description="sample at this temperature",
-        json_schema_extra=right("write a number from 0 to 10"),
-    )
-    repetition_penalty: float | None = Field(
-        default=None,
-        gt=0,
-        le=10,
-        description="sample with this repetition penalty",
-        json_schema_extra=right("write a number above 0, up to 10"),
-    )
-    fallback_model: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=256,
-        description="the model for new calls",
-        json_schema_extra=right('write a model\'s name, such as "gpt-4o-mini"'),
-    )
 
 
 class ThresholdConfig(Section):
@@ -183,6 +153,11 @@ class AccountPattern(Section):
         description="the budgets of each account that matches",
         json_schema_extra=right("write at most 16 [[accounts.budgets]] tables"),
     )
+    runaway: RunawaySection | None = Field(
+        default=None,
+        description="what is a runaway here; keys that are left out are as in [runaway]",
+        json_schema_extra=right('write a table such as { action = "stop", depth = 4 }'),
+    )
 
     @field_validator("path")
     @classmethod
@@ -212,9 +187,12 @@ class AccountPattern(Section):
             seen.add(key)
         return self
 
-    def to_core(self) -> dict[str, Any]:
-        """Writes the core's form."""
-        return {"path": self.path, "budgets": [budget.to_core() for budget in self.budgets]}
+    def to_core(self, runaway: RunawaySection) -> dict[str, Any]:
+        """Writes the core's form; `runaway` is what holds where nothing else is said."""
+        core = {"path": self.path, "budgets": [budget.to_core() for budget in self.budgets]}
+        if self.runaway is None:
+            return core
+        return {**core, "runaway": runaway.overridden(self.runaway).to_core()}
 
 
 def _zone_exists(name: str) -> bool:

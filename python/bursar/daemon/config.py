@@ -1,8 +1,8 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_watchdog` the watchdog, `_proxy` the proxy. `_explain` turns what is wrong into
-sentences. Relative paths are relative to the configuration file's folder.
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy. `_explain`
+turns what is wrong into sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import ipaddress
@@ -19,6 +19,7 @@ from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._proxy import ProxySection
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
+from bursar.daemon._runaway import RunawaySection
 from bursar.daemon._watchdog import WatchdogSection
 
 __all__ = ["Config", "ConfigError", "Problem", "load_config"]
@@ -272,6 +273,9 @@ class Config(Section):
     proxy: ProxySection = Field(
         default_factory=ProxySection, description="the endpoint for model calls"
     )
+    runaway: RunawaySection = Field(
+        default_factory=RunawaySection, description="what is a runaway, and what follows"
+    )
     accounts: tuple[AccountPattern, ...] = Field(
         default=(),
         strict=False,
@@ -365,7 +369,8 @@ class Config(Section):
             "account_idle_ms": self.limits.account_idle,
             "allow_unpriced": self.rates.allow_unpriced,
             "rates": [model.to_core() for model in self.rates.models],
-            "accounts": [account.to_core() for account in self.accounts],
+            "runaway": self.runaway.to_core(),
+            "accounts": [account.to_core(self.runaway) for account in self.accounts],
         }
         if listen:
             core["listen"] = self._listen_to_core()

@@ -163,7 +163,7 @@ class RetireAccountResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("sequence", "time", "account", "reservation", "unit", "kind", "amount", "admit_time", "model")
+    __slots__ = ("sequence", "time", "account", "reservation", "unit", "kind", "amount", "admit_time", "model", "detail")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Entry.Kind]
@@ -176,6 +176,7 @@ class Entry(_message.Message):
         KIND_UNFREEZE: _ClassVar[Entry.Kind]
         KIND_CROSSING: _ClassVar[Entry.Kind]
         KIND_CARVE: _ClassVar[Entry.Kind]
+        KIND_RUNAWAY: _ClassVar[Entry.Kind]
     KIND_UNSPECIFIED: Entry.Kind
     KIND_HOLD: Entry.Kind
     KIND_RETURN: Entry.Kind
@@ -186,6 +187,7 @@ class Entry(_message.Message):
     KIND_UNFREEZE: Entry.Kind
     KIND_CROSSING: Entry.Kind
     KIND_CARVE: Entry.Kind
+    KIND_RUNAWAY: Entry.Kind
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +197,7 @@ class Entry(_message.Message):
     AMOUNT_FIELD_NUMBER: _ClassVar[int]
     ADMIT_TIME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
     account: str
@@ -204,7 +207,8 @@ class Entry(_message.Message):
     amount: int
     admit_time: _timestamp_pb2.Timestamp
     model: str
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., account: _Optional[str] = ..., reservation: _Optional[str] = ..., unit: _Optional[str] = ..., kind: _Optional[_Union[Entry.Kind, str]] = ..., amount: _Optional[int] = ..., admit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
+    detail: str
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., account: _Optional[str] = ..., reservation: _Optional[str] = ..., unit: _Optional[str] = ..., kind: _Optional[_Union[Entry.Kind, str]] = ..., amount: _Optional[int] = ..., admit_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ListEntriesRequest(_message.Message):
     __slots__ = ("account", "reservation", "unit", "kinds", "start_time", "end_time", "page_size", "page_token")
@@ -243,9 +247,29 @@ class WatchAccountsRequest(_message.Message):
     def __init__(self, account: _Optional[str] = ..., min_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class WatchAccountsResponse(_message.Message):
-    __slots__ = ("accounts", "retired")
+    __slots__ = ("accounts", "retired", "findings")
     ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
     RETIRED_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
     accounts: _containers.RepeatedCompositeFieldContainer[Account]
     retired: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, accounts: _Optional[_Iterable[_Union[Account, _Mapping]]] = ..., retired: _Optional[_Iterable[str]] = ...) -> None: ...
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, accounts: _Optional[_Iterable[_Union[Account, _Mapping]]] = ..., retired: _Optional[_Iterable[str]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("time", "account", "rule", "figure", "allowed", "unit", "action")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    FIGURE_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    account: str
+    rule: str
+    figure: int
+    allowed: int
+    unit: str
+    action: str
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., account: _Optional[str] = ..., rule: _Optional[str] = ..., figure: _Optional[int] = ..., allowed: _Optional[int] = ..., unit: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...

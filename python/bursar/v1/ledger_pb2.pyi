@@ -68,16 +68,18 @@ class Usage(_message.Message):
     def __init__(self, model: _Optional[str] = ..., input_tokens: _Optional[int] = ..., cached_input_tokens: _Optional[int] = ..., cache_write_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., gpu_ms: _Optional[int] = ...) -> None: ...
 
 class Advice(_message.Message):
-    __slots__ = ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model")
+    __slots__ = ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model", "notice")
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     max_new_tokens: int
     temperature: float
     repetition_penalty: float
     fallback_model: str
-    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., fallback_model: _Optional[str] = ...) -> None: ...
+    notice: str
+    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., fallback_model: _Optional[str] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "account", "unit", "shortfall", "reset_time", "hint")
@@ -88,11 +90,13 @@ class Refusal(_message.Message):
         REASON_ACCOUNT_FROZEN: _ClassVar[Refusal.Reason]
         REASON_PARENT_HOLD_EXHAUSTED: _ClassVar[Refusal.Reason]
         REASON_HOLD_EXHAUSTED: _ClassVar[Refusal.Reason]
+        REASON_RUNAWAY: _ClassVar[Refusal.Reason]
     REASON_UNSPECIFIED: Refusal.Reason
     REASON_BUDGET_EXHAUSTED: Refusal.Reason
     REASON_ACCOUNT_FROZEN: Refusal.Reason
     REASON_PARENT_HOLD_EXHAUSTED: Refusal.Reason
     REASON_HOLD_EXHAUSTED: Refusal.Reason
+    REASON_RUNAWAY: Refusal.Reason
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]

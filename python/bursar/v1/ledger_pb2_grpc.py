@@ -97,6 +97,7 @@ class LedgerServiceServicer:
         Repeating it with the same `idempotency_key` and payload answers with the first reservation again
         (balances and verdict are read afresh); the same key with another payload fails with
         IDEMPOTENCY_MISMATCH. Refusals are not remembered: a repeat may be admitted.
+        A call that looks like a runaway is warned of, degraded or refused, as the account's policy says.
         When the budget is gone it answers verdict STOP with a refusal, and holds nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -27,7 +27,9 @@
 //! | 144 | f64 | `temperature`; NaN: leave as it is |
 //! | 152 | f64 | `repetition_penalty`; NaN: leave as it is |
 //! | 160 | u64 | the length of `fallback_model`; 0: leave as it is |
-//! | 168 | bytes | `fallback_model`, UTF-8, at most [`MODEL_BYTES`] |
+//! | 168 | bytes | `fallback_model`, UTF-8, at most [`TEXT_BYTES`] |
+//! | 424 | u64 | the length of `notice`; 0: there is none |
+//! | 432 | bytes | `notice`, UTF-8, at most [`TEXT_BYTES`] |
 //!
 //! Verdicts are 0 OK, 1 WARN, 2 DEGRADE, 3 STOP.
 //!
@@ -108,10 +110,12 @@ pub const PAGE_BYTES: usize = 4096;
 pub const WORD: usize = 64;
 /// Where the advice begins.
 pub const ADVICE: usize = 128;
-/// Where the name of the fallback model begins.
-pub const MODEL: usize = 168;
-/// The longest name of a fallback model.
-pub const MODEL_BYTES: usize = 256;
+/// Where the fallback model is: its length, and its name behind that.
+pub const MODEL: usize = 160;
+/// Where the notice is: its length, and its text behind that.
+pub const NOTICE: usize = 424;
+/// The longest name of a fallback model, and the longest notice.
+pub const TEXT_BYTES: usize = 256;
 /// The longest id of a reservation.
 pub const ID_BYTES: usize = 64;
 /// The longest message of an answer.

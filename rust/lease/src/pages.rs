@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::fence;
 
-use crate::layout::{ADVICE, COUNT_MAX, MAGIC, MODEL, MODEL_BYTES, VERSION, WORD};
+use crate::layout::{ADVICE, COUNT_MAX, MAGIC, MODEL, NOTICE, TEXT_BYTES, VERSION, WORD};
 use crate::map::Map;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{self, Control, Step};
@@ -23,8 +23,10 @@ pub struct Advice {
     pub temperature: Option<f64>,
     /// Sample with this repetition penalty.
     pub repetition_penalty: Option<f64>,
-    /// Use this model for new calls; at most [`MODEL_BYTES`], a longer name is not told.
+    /// Use this model for new calls; at most [`TEXT_BYTES`], a longer name is not told.
     pub fallback_model: Option<String>,
+    /// Say this at the end of what is cut off; at most [`TEXT_BYTES`], a longer one is not told.
+    pub notice: Option<String>,
 }
 
 /// The pages as the daemon has them.
@@ -86,8 +88,6 @@ impl DaemonPages {
 
     /// Writes the advice.
     pub fn advise(&self, advice: &Advice) {
-        let model = advice.fallback_model.as_deref().unwrap_or_default().as_bytes();
-        let model = if model.len() <= MODEL_BYTES { model } else { &[] };
         let sequence = self.control.word(ADVICE);
         let before = sequence.load(Ordering::Relaxed);
         sequence.store(before.wrapping_add(1), Ordering::Relaxed);
@@ -98,17 +98,25 @@ impl DaemonPages {
             advice.max_new_tokens.filter(|tokens| *tokens >= 0).unwrap_or(-1).cast_unsigned(),
             bits(advice.temperature),
             bits(advice.repetition_penalty),
-            model.len() as u64,
         ];
         for (offset, number) in (ADVICE + 8..).step_by(8).zip(numbers) {
             self.control.word(offset).store(number, Ordering::Relaxed);
         }
-        for (offset, bytes) in (MODEL..).step_by(8).zip(model.chunks(8)) {
+        self.write_text(MODEL, advice.fallback_model.as_deref());
+        self.write_text(NOTICE, advice.notice.as_deref());
+        sequence.store(before.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Writes a text: its length, and its bytes behind that.
+    fn write_text(&self, at: usize, text: Option<&str>) {
+        let text = text.unwrap_or_default().as_bytes();
+        let text = if text.len() <= TEXT_BYTES { text } else { &[] };
+        self.control.word(at).store(text.len() as u64, Ordering::Relaxed);
+        for (offset, bytes) in (at + 8..).step_by(8).zip(text.chunks(8)) {
             let mut eight = [0; 8];
             eight[..bytes.len()].copy_from_slice(bytes);
             self.control.word(offset).store(u64::from_le_bytes(eight), Ordering::Relaxed);
         }
-        sequence.store(before.wrapping_add(2), Ordering::Release);
     }
 }
 
@@ -183,19 +191,23 @@ impl ClientPages {
     fn read_advice(&self) -> Advice {
         let number = |index: usize| self.control.word(ADVICE + index * 8).load(Ordering::Relaxed);
         let float = |index| Some(f64::from_bits(number(index))).filter(|float| !float.is_nan());
-        let length = usize::try_from(number(4)).map_or(0, |length| length.min(MODEL_BYTES));
-        let words = (MODEL..MODEL + MODEL_BYTES).step_by(8);
-        let mut model: Vec<u8> = words
-            .take(length.div_ceil(8))
-            .flat_map(|offset| self.control.word(offset).load(Ordering::Relaxed).to_le_bytes())
-            .collect();
-        model.truncate(length);
         Advice {
             max_new_tokens: Some(number(1).cast_signed()).filter(|tokens| *tokens >= 0),
             temperature: float(2),
             repetition_penalty: float(3),
-            fallback_model: String::from_utf8(model).ok().filter(|model| !model.is_empty()),
+            fallback_model: self.read_text(MODEL),
+            notice: self.read_text(NOTICE),
         }
+    }
+
+    /// Reads a text: its length, and its bytes behind that.
+    fn read_text(&self, at: usize) -> Option<String> {
+        let word = |offset| self.control.word(offset).load(Ordering::Relaxed);
+        let length = usize::try_from(word(at)).map_or(0, |length| length.min(TEXT_BYTES));
+        let words = (at + 8..).step_by(8).take(length.div_ceil(8));
+        let mut text: Vec<u8> = words.flat_map(|offset| word(offset).to_le_bytes()).collect();
+        text.truncate(length);
+        String::from_utf8(text).ok().filter(|text| !text.is_empty())
     }
 }
 
@@ -244,10 +256,11 @@ mod tests {
             temperature: Some(0.25),
             repetition_penalty: None,
             fallback_model: Some("gpt-4o-mini".into()),
+            notice: Some("Das Budget ist aufgebraucht – bitte später.".into()),
         };
         daemon.advise(&advice);
         assert_eq!(client.advice(), Some(advice));
-        let long = "x".repeat(MODEL_BYTES + 1);
+        let long = "x".repeat(TEXT_BYTES + 1);
         daemon.advise(&Advice { fallback_model: Some(long), ..Advice::default() });
         assert_eq!(client.advice(), None);
     }

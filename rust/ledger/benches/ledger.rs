@@ -14,9 +14,10 @@ use std::thread;
 use std::time::Instant;
 
 use bursar_ledger::path::Pattern;
+use bursar_ledger::runaway::{Action, Policy};
 use bursar_ledger::{
     AccountPattern, Admission, Amounts, Ask, BudgetSpec, BudgetTerms, Ending, Ledger, NoJournal,
-    Now, Period, ReservationId, Settings, Unit, Wish,
+    Now, Period, PeriodKind, ReservationId, Settings, Unit, Wish,
 };
 
 const ROUNDS: usize = 9;
@@ -26,14 +27,15 @@ const NOW: Now = Now { wall_ms: 1_767_225_600_000, mono_ms: 1 };
 /// Far enough not to be used up by any case.
 const LIMIT: i64 = 1 << 60;
 
-fn ledger() -> Ledger<NoJournal> {
+fn ledger(period: &Period) -> Ledger<NoJournal> {
     let patterns = ["acme", "acme/**"].map(|text| AccountPattern {
         pattern: Pattern::parse(text).expect("a pattern"),
         budgets: vec![BudgetSpec {
             unit: Unit::Tokens,
-            period: Period::total(),
+            period: period.clone(),
             terms: BudgetTerms { limit: LIMIT, thresholds: Arc::new([]), manual: false },
         }],
+        runaway: None,
     });
     let settings = Settings {
         patterns: patterns.into(),
@@ -42,8 +44,15 @@ fn ledger() -> Ledger<NoJournal> {
         max_reservations: 1 << 20,
         key_retention_ms: 0,
         account_idle_ms: i64::MAX,
+        runaway: Arc::new(policy()),
     };
     Ledger::new(settings, NoJournal)
+}
+
+/// As the daemon has it by default.
+fn policy() -> Policy {
+    let most = [10, 16, 50, 100, 1_000, 100];
+    Policy { action: Action::Warn, interval_ms: 300_000, most, ..Policy::off() }
 }
 
 fn ask(account: &str, amount: i64, key: u128) -> Ask<'_> {
@@ -119,7 +128,7 @@ fn cas_floor() -> f64 {
 
 /// Debits of 1 on one reservation of an account with `levels` levels.
 fn debits(name: &str, floor: f64, path: &str) {
-    let ledger = ledger();
+    let ledger = ledger(&Period::total());
     let id = hold(&ledger, path, LIMIT / 2, 0);
     let mut used = 0;
     case(name, floor, OPS, || {
@@ -133,8 +142,8 @@ fn debits(name: &str, floor: f64, path: &str) {
     });
 }
 
-fn reserve_and_commit(name: &str, floor: f64, keyed: bool) {
-    let ledger = ledger();
+fn reserve_and_commit(name: &str, floor: f64, keyed: bool, period: &Period) {
+    let ledger = ledger(period);
     let mut key = 0;
     case(name, floor, OPS, || {
         let mut spent = 0.0;
@@ -154,7 +163,7 @@ fn reserve_and_commit(name: &str, floor: f64, keyed: bool) {
 
 /// The time per pair of calls on each of two threads that share three levels of the tree.
 fn two_threads(name: &str, floor: f64, keyed: bool) {
-    let ledger = ledger();
+    let ledger = ledger(&Period::total());
     let mut base = 0;
     case(name, floor, OPS, || {
         base += 1_u128 << 32;
@@ -190,8 +199,10 @@ fn main() {
     let floor = cas_floor();
     debits("debit_one_level", floor, "acme");
     debits("debit_four_levels", floor, PATH);
-    reserve_and_commit("reserve_commit_four_levels", floor, false);
-    reserve_and_commit("reserve_commit_four_levels_keyed", floor, true);
+    let (total, day) = (Period::total(), Period::calendar(PeriodKind::Day, "UTC"));
+    reserve_and_commit("reserve_commit_four_levels", floor, false, &total);
+    reserve_and_commit("reserve_commit_four_levels_keyed", floor, true, &total);
+    reserve_and_commit("reserve_commit_four_levels_by_day", floor, false, &day);
     two_threads("reserve_commit_two_threads", floor, false);
     two_threads("reserve_commit_two_threads_keyed", floor, true);
 }

@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use crate::budget::Budget;
 use crate::fact::{AccountId, ChainId};
+use crate::guard::Guard;
+use crate::period::PeriodKind;
+use crate::runaway::Policy;
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Advice, Verdict};
 use crate::window::Window;
@@ -40,6 +43,8 @@ pub(crate) struct Account {
     /// When it was last charged, to the coarseness of `tick`.
     pub(crate) last_used_ms: AtomicI64,
     pub(crate) budgets: Mutex<Vec<Arc<Budget>>>,
+    /// What tells whether it has run away.
+    pub(crate) guard: Guard,
     /// The newest chain; where charges find it is the tree.
     pub(crate) chain: Mutex<Option<Arc<Chain>>>,
 }
@@ -50,6 +55,7 @@ impl Account {
         path: &str,
         parent: Option<Arc<Account>>,
         automatic: bool,
+        policy: Arc<Policy>,
         now_ms: i64,
     ) -> Account {
         Account {
@@ -65,6 +71,7 @@ impl Account {
             open: AtomicI64::new(0),
             last_used_ms: AtomicI64::new(now_ms),
             budgets: Mutex::default(),
+            guard: Guard::new(policy),
             chain: Mutex::default(),
         }
     }
@@ -91,6 +98,8 @@ pub(crate) struct Chain {
     pub(crate) base: Option<(Arc<Chain>, u8)>,
     /// Whether one of all these windows is a rolling one.
     pub(crate) rolls: bool,
+    /// The units that one of all these windows has a pace for, one bit per unit index.
+    pub(crate) paced: u8,
     /// The first millisecond at which one of the windows has ended.
     pub(crate) valid_until_ms: i64,
     /// The version of the tree that it was built from.
@@ -127,6 +136,13 @@ pub(crate) fn available(windows: &[Arc<Window>]) -> Amounts {
 /// Whether spending leaves one of the windows by itself.
 pub(crate) fn any_rolls(windows: &[Arc<Window>], base: Option<&(Arc<Chain>, u8)>) -> bool {
     windows.iter().any(|window| window.rolls()) || base.is_some_and(|(base, _)| base.rolls)
+}
+
+/// The units that one of the windows has a pace for.
+pub(crate) fn paced_units(windows: &[Arc<Window>], base: Option<&(Arc<Chain>, u8)>) -> u8 {
+    let paced = windows.iter().filter(|window| window.budget.period.kind != PeriodKind::Total);
+    let own = paced.fold(0, |units, window| units | 1 << window.unit.index());
+    own | base.map_or(0, |(base, _)| base.paced)
 }
 
 impl Chain {

@@ -120,17 +120,28 @@ impl<J: Journal> Ledger<J> {
     ) -> Result<u64, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let (account, _next) = self.account_to_change(path, Opening::ByUse, now_ms)?;
+        Ok(self.mark_frozen(&account, frozen, reason, now_ms))
+    }
+
+    /// As above, for an account that cannot retire meanwhile.
+    pub(crate) fn mark_frozen(
+        &self,
+        account: &Arc<Account>,
+        frozen: bool,
+        reason: &str,
+        now_ms: i64,
+    ) -> u64 {
         let mut kept_reason = account.freeze_reason.lock();
         if account.frozen.load(Ordering::Acquire) == frozen {
-            return Ok(u64::MAX);
+            return u64::MAX;
         }
         let ticket = self.log(now_ms, || {
             vec![Fact::Frozen { account: account.id, frozen, reason: reason.to_owned() }]
         });
         reason.clone_into(&mut kept_reason);
-        self.tree.set_frozen(&account, frozen);
+        self.tree.set_frozen(account, frozen);
         self.changes.verdicts();
-        Ok(ticket)
+        ticket
     }
 
     /// One account.

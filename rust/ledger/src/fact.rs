@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::period::Period;
 use crate::rates::Rate;
+use crate::runaway::{Action, Finding};
 use crate::unit::{Amounts, Unit};
 use crate::verdict::Threshold;
 
@@ -245,6 +246,15 @@ pub enum Fact {
         settled: Box<Settled>,
         /// When it ended (Unix ms).
         ended_ms: i64,
+    },
+    /// An account was found to have run away.
+    Runaway {
+        /// The account.
+        account: AccountId,
+        /// By which rule, and the figures.
+        finding: Finding,
+        /// What followed.
+        action: Action,
     },
 }
 

@@ -16,11 +16,13 @@ use crate::changes::{Changes, Observer};
 use crate::charge::{Charges, Shortage};
 use crate::error::LedgerError;
 use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
+use crate::guard::Findings;
 use crate::keys::Keys;
 use crate::lease::ToppedUp;
 use crate::path::Pattern;
 use crate::period::Period;
 use crate::reservation::Reservation;
+use crate::runaway::Policy;
 use crate::slots::{Slot, Slots};
 use crate::tree::Tree;
 use crate::unit::{Amounts, Unit};
@@ -54,6 +56,8 @@ pub struct AccountPattern {
     pub pattern: Pattern,
     /// Their budgets.
     pub budgets: Vec<BudgetSpec>,
+    /// What is a runaway there; `None`: what is one anywhere.
+    pub runaway: Option<Arc<Policy>>,
 }
 
 /// The bounds and defaults of a ledger.
@@ -71,6 +75,17 @@ pub struct Settings {
     pub key_retention_ms: i64,
     /// How long an idle account without a budget of its own stays.
     pub account_idle_ms: i64,
+    /// What is a runaway where no pattern says otherwise.
+    pub runaway: Arc<Policy>,
+}
+
+impl Settings {
+    /// What is a runaway at a path: the first pattern that says so decides.
+    pub(crate) fn policy(&self, path: &str) -> Arc<Policy> {
+        let mut matching = self.patterns.iter().filter(|p| p.pattern.matches(path));
+        let own = matching.find_map(|p| p.runaway.as_ref());
+        Arc::clone(own.unwrap_or(&self.runaway))
+    }
 }
 
 /// The ledger.
@@ -88,6 +103,7 @@ pub struct Ledger<J> {
     /// Apart from what every call only reads.
     pub(crate) next_sequence: CachePadded<AtomicU64>,
     pub(crate) topped_up: ToppedUp,
+    pub(crate) findings: Findings,
     /// The latest wall time that was seen; time never goes back behind it (R14).
     time_ms: AtomicI64,
 }
@@ -155,6 +171,7 @@ impl<J: Journal> Ledger<J> {
             next_chain: AtomicU64::new(1),
             next_sequence: CachePadded::new(AtomicU64::new(1)),
             topped_up: ToppedUp::default(),
+            findings: Findings::default(),
             time_ms: AtomicI64::new(0),
             settings,
         }
@@ -270,6 +287,11 @@ impl Scope {
     /// What to change at the present verdict.
     pub fn advice(&self) -> Option<Advice> {
         self.0.as_ref().and_then(|chain| chain.advice())
+    }
+
+    /// What a call of the account is to change that looks like a runaway.
+    pub fn runaway_advice(&self) -> Option<&Advice> {
+        self.0.as_ref().map(|chain| &chain.account.guard.policy.advice)
     }
 
     /// Whether time alone may change what the windows say: one of them is a rolling one.

@@ -17,6 +17,7 @@ mod debit;
 mod error;
 pub mod fact;
 mod free;
+mod guard;
 mod keys;
 mod late;
 pub mod lease;
@@ -36,6 +37,7 @@ mod reserve;
 mod restore;
 mod retire;
 pub mod rolling;
+pub mod runaway;
 mod settle;
 mod slots;
 mod sync;
@@ -54,6 +56,7 @@ pub use channel::Channel;
 pub use debit::{Debited, Extended};
 pub use error::LedgerError;
 pub use fact::{Journal, NoJournal, Owner, ReservationId, State};
+pub use guard::Found;
 pub use ledger::{
     AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, Scope, Settings, View,
 };

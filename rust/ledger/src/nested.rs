@@ -10,8 +10,10 @@ use parking_lot::MutexGuard;
 use smallvec::{SmallVec, smallvec};
 
 use crate::account::{Account, Chain, available, covers};
+use crate::debit::pending;
 use crate::error::LedgerError;
-use crate::fact::{Fact, Journal, ReservationId, State};
+use crate::fact::{Fact, Journal, ReservationId};
+use crate::guard::Fork;
 use crate::lease::reopen_lease;
 use crate::ledger::{Ledger, body};
 use crate::path;
@@ -29,6 +31,9 @@ pub(crate) struct Carved<'a> {
     pub(crate) slices: Slices,
     /// The parent that it was carved from: locked until the journal has heard of both in one record.
     pub(crate) parent: MutexGuard<'a, Option<Reservation>>,
+    pub(crate) fork: Box<Fork>,
+    /// Whether it is to go on more cheaply: it looks like a runaway.
+    pub(crate) degrade: bool,
 }
 
 impl<J: Journal> Ledger<J> {
@@ -41,13 +46,21 @@ impl<J: Journal> Ledger<J> {
         now_ms: i64,
     ) -> Result<Result<(Portion, Carved<'_>), NoHold>, LedgerError> {
         let mut locked = self.slot(parent)?.body.lock();
-        let holder = body(&mut locked, parent)?;
+        let holder = pending(body(&mut locked, parent)?)?;
+        let fork = Fork::below(holder);
+        let degrade = match self.look_at_fork(&own.account, &fork, now_ms) {
+            Ok(degrade) => degrade,
+            Err(refusal) => return Ok(Err(NoHold::Refused(refusal))),
+        };
         // Nobody debits what is being carved.
         self.close_lease(holder, now_ms);
         let carved = self.carve_from(own, holder, wish, now_ms);
         reopen_lease(holder);
         let carved = carved?;
-        Ok(carved.map(|(slices, portion)| (portion, Carved { slices, parent: locked })))
+        Ok(carved.map(|(slices, portion)| {
+            let fork = Box::new(fork.enter());
+            (portion, Carved { slices, parent: locked, fork, degrade })
+        }))
     }
 
     fn carve_from(
@@ -58,9 +71,6 @@ impl<J: Journal> Ledger<J> {
         now_ms: i64,
     ) -> Result<Result<(Slices, Portion), NoHold>, LedgerError> {
         let (_, least) = wish.bounds()?;
-        if holder.state != State::Pending {
-            return Err(LedgerError::ReservationEnded(holder.state));
-        }
         if !path::is_within(&own.account.path, &holder.account.path) {
             let (parent, child) = (holder.account.path.to_string(), own.account.path.to_string());
             return Err(LedgerError::ParentElsewhere { parent, child });

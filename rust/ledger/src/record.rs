@@ -60,7 +60,11 @@ impl<J: Journal> Ledger<J> {
     fn record_once(&self, spending: Spending<'_>, now: Now) -> Result<Ended, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(spending.account, now_ms)?;
+        let amounts = spending.amounts;
         let ended = self.record_on(&chain, spending, now, now_ms);
+        if ended.is_ok() {
+            self.look_at_spending(&chain.account, &chain, &amounts, now_ms, now_ms);
+        }
         chain.account.last_used_ms.store(now_ms, Ordering::Relaxed);
         leave(&chain.account);
         ended

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::account::{Account, Chain, any_rolls};
+use crate::account::{Account, Chain, any_rolls, paced_units};
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::fact::{AccountId, BudgetId, ChainId, Fact, Journal, Record, Settled, WindowId};
 use crate::ledger::{HighIds, Ledger, Now, Settings};
@@ -118,6 +118,8 @@ impl<J: Journal> Replay<J> {
             Fact::Crossed { window, permille } => {
                 self.window(*window)?.replay_crossed(*permille);
             }
+            // What was found is history.
+            Fact::Runaway { .. } => {}
             Fact::WindowStood { window, spent, fired, buckets } => {
                 self.window(*window)?.restore(*spent, fired, buckets);
             }
@@ -142,7 +144,9 @@ impl<J: Journal> Replay<J> {
             return;
         }
         let parent = crate::path::parent(path).and_then(|path| self.ledger.tree.find(path));
-        let account = Arc::new(Account::new(id, path, parent, automatic, self.time_ms));
+        let policy = self.ledger.settings.policy(path);
+        let time_ms = self.time_ms;
+        let account = Arc::new(Account::new(id, path, parent, automatic, policy, time_ms));
         if let Some(parent) = &account.parent {
             parent.children.fetch_add(1, Ordering::Relaxed);
         }
@@ -219,6 +223,7 @@ impl<J: Journal> Replay<J> {
             id,
             account: Arc::clone(&account),
             rolls: any_rolls(&windows, base.as_ref()),
+            paced: paced_units(&windows, base.as_ref()),
             valid_until_ms: windows.iter().map(|window| window.end_ms).min().unwrap_or(i64::MAX),
             windows,
             base,

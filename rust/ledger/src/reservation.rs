@@ -6,12 +6,14 @@
 //! `settle`.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use smallvec::SmallVec;
 
 use crate::account::{Account, Chain, covers};
 use crate::channel::Channel;
 use crate::fact::{Owner, ReservationId, Reserved, Settled, SliceFact, State};
+use crate::guard::Fork;
 use crate::lease::Lease;
 use crate::rates::Rate;
 use crate::record::Spending;
@@ -70,6 +72,10 @@ pub(crate) struct Reservation {
     pub(crate) lease: Option<Box<Lease>>,
     /// How many leases it has had.
     pub(crate) leases: u32,
+    /// How many pending ones are carved from it; `None`: none ever was.
+    pub(crate) children: Option<Arc<AtomicI64>>,
+    /// Its place, when it is carved from another.
+    pub(crate) fork: Option<Box<Fork>>,
     pub(crate) end: End,
 }
 
@@ -113,6 +119,8 @@ impl Reservation {
             owner: None,
             lease: None,
             leases: 0,
+            children: None,
+            fork: None,
             end: End { payload: spending.payload, spent: spending.amounts, ..End::default() },
         }
     }
@@ -147,6 +155,8 @@ impl Reservation {
             owner: reserved.owner,
             lease: None,
             leases: 0,
+            children: None,
+            fork: None,
             end: End::default(),
         };
         reservation.finish(settled);

@@ -49,8 +49,10 @@ pub struct Granted {
     pub view: View,
     /// The windows that admitted it.
     pub scope: Scope,
-    /// Their verdict.
+    /// Their verdict; at least DEGRADE where it is degraded.
     pub verdict: Verdict,
+    /// Whether the call looks like a runaway that its policy degrades.
+    pub degraded: bool,
     /// What must be durable before the answer may leave.
     pub ticket: u64,
 }
@@ -137,6 +139,7 @@ impl<J: Journal> Ledger<J> {
             view: view(reservation, now.mono_ms),
             scope: Scope(Some(chain)),
             verdict,
+            degraded: false,
             ticket,
         })
     }
@@ -145,6 +148,13 @@ impl<J: Journal> Ledger<J> {
     fn admit(&self, ask: &mut Ask<'_>, now: Now) -> Result<Admission<Granted>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
         let chain = self.enter(ask.account, now_ms)?;
+        let degrade = match self.look(&chain.account, &ask.labels, now_ms) {
+            Ok(degrade) => degrade,
+            Err(refusal) => {
+                leave(&chain.account);
+                return Ok(Admission::Refused(refusal, Scope(Some(chain))));
+            }
+        };
         let mut held = self.hold_in_slot(&chain, ask, now_ms);
         for _ in 0..RECLAIMS {
             match &held {
@@ -155,7 +165,10 @@ impl<J: Journal> Ledger<J> {
             }
         }
         match held {
-            Ok(Ok(held)) => Ok(Admission::Granted(self.place(held, ask, chain, now, now_ms))),
+            Ok(Ok(held)) => {
+                let degrade = degrade || held.carved.as_ref().is_some_and(|carved| carved.degrade);
+                Ok(Admission::Granted(self.place(held, degrade, ask, chain, now, now_ms)))
+            }
             Ok(Err(none)) => {
                 leave(&chain.account);
                 Ok(Admission::Refused(none.refusal(), Scope(Some(chain))))
@@ -213,6 +226,7 @@ impl<J: Journal> Ledger<J> {
     fn place(
         &self,
         held: Held<'_>,
+        degraded: bool,
         ask: &mut Ask<'_>,
         chain: Arc<Chain>,
         now: Now,
@@ -243,12 +257,15 @@ impl<J: Journal> Ledger<J> {
             owner: ask.owner,
             lease: None,
             leases: 0,
+            children: None,
+            fork: None,
             end: End::default(),
         });
         // Written into their place: they are large.
         let mut parent = None;
         if let Some(carved) = carved {
             reservation.slices = carved.slices;
+            reservation.fork = Some(carved.fork);
             parent = Some(carved.parent);
         } else {
             reservation.slices.push(Slice::new(Arc::clone(&chain), portion.0));
@@ -261,9 +278,9 @@ impl<J: Journal> Ledger<J> {
             facts
         });
         self.slots.set_deadline(slot, reservation.deadline_ms);
-        let verdict = admitted(&chain);
+        let verdict = if degraded { Verdict::Degrade } else { admitted(&chain) };
         let view = view(reservation, now.mono_ms);
-        Granted { view, verdict, scope: Scope(Some(chain)), ticket }
+        Granted { view, verdict, scope: Scope(Some(chain)), degraded, ticket }
     }
 
     /// What Reserve would say; holds nothing.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::fact::{Journal, ReservationId, Reserved, Settled, SliceFact, State};
+use crate::guard::Fork;
 use crate::late::return_kept;
 use crate::replay::{Replay, ReplayError, missing};
 use crate::reservation::{End, Reservation, Slice, spend};
@@ -24,6 +25,8 @@ impl<J: Journal> Replay<J> {
         }
         let slices = self.slices(&reserved.slices)?;
         let mut reservation = self.blank(reserved)?;
+        let fork = reserved.parent.and_then(|parent| self.with(parent, Fork::below));
+        reservation.fork = fork.map(|fork| Box::new(fork.enter()));
         slices.iter().for_each(hold);
         reservation.slices = slices.into();
         reservation.granted = reservation.held();
@@ -54,6 +57,8 @@ impl<J: Journal> Replay<J> {
             owner: reserved.owner,
             lease: None,
             leases: 0,
+            children: None,
+            fork: None,
             end: End::default(),
         })
     }
@@ -153,6 +158,7 @@ impl<J: Journal> Replay<J> {
             if reservation.state == State::Pending {
                 turn_into_spending(reservation, settled, time_ms);
                 reservation.account.open.fetch_sub(1, Ordering::Relaxed);
+                reservation.fork.iter().for_each(|fork| fork.leave());
             } else if settled.kept.is_zero() {
                 let returned = reservation.end.returned;
                 return_kept(reservation);

@@ -53,10 +53,11 @@ impl<J: Journal> Ledger<J> {
             if used {
                 account.last_used_ms.store(now_ms, Ordering::Relaxed);
             }
-            !used
-                && account.automatic
-                && now_ms - account.last_used_ms.load(Ordering::Relaxed)
-                    >= self.settings.account_idle_ms
+            let since_ms = now_ms - account.last_used_ms.load(Ordering::Relaxed);
+            if !used && since_ms >= account.guard.policy.interval_ms {
+                account.guard.forget();
+            }
+            !used && account.automatic && since_ms >= self.settings.account_idle_ms
         };
         let mut accounts: Vec<Arc<Account>> = {
             let pinned = self.tree.accounts.pin();

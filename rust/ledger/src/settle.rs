@@ -184,6 +184,10 @@ impl<J: Journal> Ledger<J> {
             slice.held = slice.held.checked_sub(&back).expect("part of it");
         }
         self.report_crossings(now_ms, &crossed);
+        self.look_at_end(reservation, &spent, now_ms);
+        if let Some(fork) = &reservation.fork {
+            fork.leave();
+        }
         let account = &reservation.account;
         account.last_used_ms.store(now_ms, Ordering::Relaxed);
         leave(account);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::account::{Account, Chain, MAX_BUDGETS, any_rolls};
+use crate::account::{Account, Chain, MAX_BUDGETS, any_rolls, paced_units};
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::error::LedgerError;
 use crate::fact::{AccountId, BudgetId, Fact, Journal};
@@ -155,6 +155,7 @@ impl<J: Journal> Ledger<J> {
                 id: present.id,
                 account: Arc::clone(account),
                 rolls: present.rolls,
+                paced: present.paced,
                 windows: windows.into(),
                 base: None,
                 valid_until_ms: present.valid_until_ms,
@@ -205,6 +206,7 @@ impl<J: Journal> Ledger<J> {
             id,
             account,
             rolls: any_rolls(&windows, base.as_ref()),
+            paced: paced_units(&windows, base.as_ref()),
             windows,
             base,
             valid_until_ms,
@@ -275,7 +277,8 @@ impl<J: Journal> Ledger<J> {
         let parent = path::parent(path).and_then(|path| self.tree.find(path));
         let id = next.account;
         next.account += 1;
-        let account = Arc::new(Account::new(id, path, parent, automatic, now_ms));
+        let policy = self.settings.policy(path);
+        let account = Arc::new(Account::new(id, path, parent, automatic, policy, now_ms));
         self.log(now_ms, || {
             vec![Fact::AccountOpened { account: id, path: path.to_owned(), automatic }]
         });

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::runaway::Finding;
 use crate::unit::Unit;
 
 /// How a caller may go on; the order is the order of severity.
@@ -29,6 +30,9 @@ pub struct Advice {
     pub repetition_penalty: Option<String>,
     /// Use this model for new calls.
     pub fallback_model: Option<String>,
+    /// Say this at the end of what was cut off, or beside it.
+    #[serde(default)]
+    pub notice: Option<String>,
 }
 
 /// A share of the limit that, once spent, changes the verdict.
@@ -63,6 +67,8 @@ pub enum RefusalReason {
     ParentHoldExhausted,
     /// The reservation's own hold is used up.
     HoldExhausted,
+    /// The account has run away.
+    Runaway(Finding),
 }
 
 /// Why a call may not spend, and what limits it.

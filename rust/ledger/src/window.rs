@@ -151,6 +151,13 @@ impl Window {
         Standing { limit, held, spent, remaining: limit.saturating_sub(spent).saturating_sub(held) }
     }
 
+    /// What is spent and what is left: of the limit, all but what is held.
+    #[inline]
+    pub(crate) fn unheld(&self) -> i64 {
+        let spent = self.hot.spent.load(Ordering::Relaxed);
+        spent.saturating_add(self.hot.remaining.load(Ordering::Relaxed))
+    }
+
     /// Takes `amount` if so much is left; see `charge`.
     #[inline]
     pub(crate) fn take(&self, amount: i64) -> Result<(), Short> {

@@ -11,8 +11,8 @@ use pyo3::types::PyTuple;
 
 use crate::error::lease_error;
 
-/// `max_new_tokens`, `temperature`, `repetition_penalty`, `fallback_model`.
-type Advised = (Option<i64>, Option<f64>, Option<f64>, Option<String>);
+/// `max_new_tokens`, `temperature`, `repetition_penalty`, `fallback_model`, `notice`.
+type Advised = (Option<i64>, Option<f64>, Option<f64>, Option<String>, Option<String>);
 
 /// A lease; `bursar.lease` has the class that people see.
 #[pyclass(name = "Lease", frozen, subclass, module = "bursar._core")]
@@ -104,7 +104,7 @@ impl PyLease {
     fn advice_now(&self) -> Option<Advised> {
         let advice = self.lease.advice()?;
         let (tokens, model) = (advice.max_new_tokens, advice.fallback_model);
-        Some((tokens, advice.temperature, advice.repetition_penalty, model))
+        Some((tokens, advice.temperature, advice.repetition_penalty, model, advice.notice))
     }
 
     /// Ends the lease and returns what was debited; the reservation stays.

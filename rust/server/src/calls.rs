@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bursar_ledger::rates::Rate;
 use bursar_ledger::{
-    Admission, Amounts, Ask, Ended, Ending, Owner, Scope, Spending, Unit, Verdict, Wish,
-    usage_amounts,
+    Admission, Amounts, Ask, Ended, Ending, Owner, RefusalReason, Scope, Spending, Unit, Verdict,
+    Wish, usage_amounts,
 };
 use prost::Message;
 
@@ -55,7 +55,10 @@ impl Engine {
                 let body = v1::ReserveResponse {
                     verdict: convert::verdict(granted.verdict),
                     balances: balances(&granted.scope, &granted.view.granted),
-                    advice: advice(granted.verdict, &granted.scope),
+                    advice: match granted.scope.runaway_advice() {
+                        Some(runaway) if granted.degraded => Some(convert::advice(runaway.clone())),
+                        _ => advice(granted.verdict, &granted.scope),
+                    },
                     reservation: Some(self.reservation_message(&granted.view, now.wall_ms)),
                     refusal: None,
                 };
@@ -72,7 +75,9 @@ impl Engine {
                     reservation: None,
                     refusal: Some(convert::refusal(&refusal)),
                 };
-                Answer::new(body, 0)
+                // What was found, and a freeze, is kept like any other change.
+                let found = matches!(refusal.reason, RefusalReason::Runaway(_));
+                Answer::new(body, if found { u64::MAX } else { 0 })
             }
         })
     }

@@ -2,12 +2,13 @@
 //!
 //! What is checked here again is what the ledger relies on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bursar_ledger::path::Pattern;
 use bursar_ledger::rates::{RateCard, RateEntry};
+use bursar_ledger::runaway::{Action, Policy, Rule};
 use bursar_ledger::{
     AccountPattern, Advice, BudgetSpec, BudgetTerms, Calendar, MAX_THRESHOLDS, Period, PeriodKind,
     Settings, Threshold, Unit, Verdict,
@@ -49,6 +50,8 @@ pub struct Config {
     pub allow_unpriced: bool,
     /// The rate card.
     pub rates: Vec<RateEntry>,
+    /// What is a runaway.
+    pub runaway: RunawaySection,
     /// Which accounts there are.
     pub accounts: Vec<AccountSection>,
 }
@@ -135,6 +138,20 @@ pub struct AccountSection {
     pub path: String,
     /// Their budgets.
     pub budgets: Vec<BudgetSection>,
+    /// What is a runaway there; absent: what is one anywhere.
+    #[serde(default)]
+    pub runaway: Option<RunawaySection>,
+}
+
+/// What is a runaway, and what follows.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunawaySection {
+    action: String,
+    interval_ms: i64,
+    /// By the name of its rule, the most that is no finding; 0 or absent: the rule is off.
+    most: HashMap<String, i64>,
+    advice: AdviceSection,
 }
 
 /// A budget.
@@ -170,6 +187,7 @@ struct AdviceSection {
     temperature: Option<serde_json::Number>,
     repetition_penalty: Option<serde_json::Number>,
     fallback_model: Option<String>,
+    notice: Option<String>,
 }
 
 impl Config {
@@ -183,6 +201,7 @@ impl Config {
         let patterns: Result<Vec<_>, _> =
             self.accounts.iter().map(AccountSection::pattern).collect();
         Ok(Settings {
+            runaway: Arc::new(self.runaway.policy().map_err(ConfigError)?),
             patterns: patterns?,
             max_accounts: self.limits.max_accounts,
             max_children: self.limits.max_children,
@@ -211,7 +230,52 @@ impl AccountSection {
             }
             budgets.push(spec);
         }
-        Ok(AccountPattern { pattern, budgets })
+        let runaway = self.runaway.as_ref().map(RunawaySection::policy).transpose();
+        let runaway = runaway.map_err(at)?.map(Arc::new);
+        Ok(AccountPattern { pattern, budgets, runaway })
+    }
+}
+
+impl RunawaySection {
+    fn policy(&self) -> Result<Policy, String> {
+        let action = match self.action.as_str() {
+            "off" => return Ok(Policy::off()),
+            "warn" => Action::Warn,
+            "degrade" => Action::Degrade,
+            "stop" => Action::Stop,
+            "freeze" => Action::Freeze,
+            other => return Err(format!("unknown runaway action {other:?}")),
+        };
+        if self.interval_ms < 1 {
+            return Err(format!("a runaway interval of {} ms", self.interval_ms));
+        }
+        let mut policy = Policy {
+            action,
+            interval_ms: self.interval_ms,
+            advice: self.advice.advice(),
+            ..Policy::off()
+        };
+        for (name, most) in self.most.iter().filter(|(_, most)| **most != 0) {
+            let rule = Rule::ALL.into_iter().find(|rule| rule.name() == name);
+            let rule = rule.ok_or_else(|| format!("unknown runaway rule {name:?}"))?;
+            if *most < 0 {
+                return Err(format!("runaway {name}: {most} is negative"));
+            }
+            policy.most[rule as usize] = *most;
+        }
+        Ok(policy)
+    }
+}
+
+impl AdviceSection {
+    fn advice(&self) -> Advice {
+        Advice {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature.as_ref().map(ToString::to_string),
+            repetition_penalty: self.repetition_penalty.as_ref().map(ToString::to_string),
+            fallback_model: self.fallback_model.clone(),
+            notice: self.notice.clone(),
+        }
     }
 }
 
@@ -253,13 +317,7 @@ impl ThresholdSection {
             "degrade" => Verdict::Degrade,
             other => return Err(format!("unknown threshold verdict {other:?}")),
         };
-        let advice = Advice {
-            max_new_tokens: self.advice.max_new_tokens,
-            temperature: self.advice.temperature.as_ref().map(ToString::to_string),
-            repetition_penalty: self.advice.repetition_penalty.as_ref().map(ToString::to_string),
-            fallback_model: self.advice.fallback_model.clone(),
-        };
-        Ok(Threshold { permille: self.permille, verdict, advice })
+        Ok(Threshold { permille: self.permille, verdict, advice: self.advice.advice() })
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bursar_ledger::rates::Usage;
 use bursar_ledger::{
-    AccountView, Advice, Amounts, Balance, BudgetSpec, BudgetTerms, Period, PeriodKind, Refusal,
-    RefusalReason, ReservationId, State, Threshold, Unit, Verdict, View,
+    AccountView, Advice, Amounts, Balance, BudgetSpec, BudgetTerms, Found, Period, PeriodKind,
+    Refusal, RefusalReason, ReservationId, State, Threshold, Unit, Verdict, View,
 };
 
 use crate::error::ApiError;
@@ -182,6 +182,20 @@ pub(crate) fn advice(advice: Advice) -> v1::Advice {
         temperature: advice.temperature.and_then(|text| text.parse().ok()),
         repetition_penalty: advice.repetition_penalty.and_then(|text| text.parse().ok()),
         fallback_model: advice.fallback_model,
+        notice: advice.notice,
+    }
+}
+
+pub(crate) fn finding(found: &Found) -> v1::Finding {
+    let finding = &found.finding;
+    v1::Finding {
+        time: Some(timestamp(found.time_ms)),
+        account: found.account.to_string(),
+        rule: finding.rule.name().to_owned(),
+        figure: finding.figure,
+        allowed: finding.most,
+        unit: finding.unit.map(|unit| unit.name().to_owned()).unwrap_or_default(),
+        action: found.action.name().to_owned(),
     }
 }
 
@@ -203,6 +217,11 @@ pub(crate) fn refusal(refusal: &Refusal) -> v1::Refusal {
         RefusalReason::HoldExhausted => {
             (v1::refusal::Reason::HoldExhausted, "extend the reservation, or commit it")
         }
+        RefusalReason::Runaway(_) => (v1::refusal::Reason::Runaway, ""),
+    };
+    let hint = match &refusal.reason {
+        RefusalReason::Runaway(finding) => finding.to_string(),
+        _ => hint.to_owned(),
     };
     v1::Refusal {
         reason: reason.into(),
@@ -210,7 +229,7 @@ pub(crate) fn refusal(refusal: &Refusal) -> v1::Refusal {
         unit: refusal.unit.map_or(String::new(), |unit| unit.name().to_owned()),
         shortfall: refusal.shortfall,
         reset_time: refusal.reset_ms.map(timestamp),
-        hint: hint.to_owned(),
+        hint,
     }
 }
 
@@ -368,9 +387,13 @@ fn threshold_spec(threshold: &v1::Threshold) -> Result<Threshold, ApiError> {
     };
     let permille = u16::try_from(threshold.permille).unwrap_or(u16::MAX);
     let given = threshold.advice.clone().unwrap_or_default();
-    if given.fallback_model.as_ref().is_some_and(|model| model.len() > MAX_TEXT) {
-        let message = format!("longer than {MAX_TEXT} bytes");
-        return Err(ApiError::field("budget.thresholds.advice.fallback_model", message));
+    for (field, text) in [
+        ("budget.thresholds.advice.fallback_model", &given.fallback_model),
+        ("budget.thresholds.advice.notice", &given.notice),
+    ] {
+        if text.as_ref().is_some_and(|text| text.len() > MAX_TEXT) {
+            return Err(ApiError::field(field, format!("longer than {MAX_TEXT} bytes")));
+        }
     }
     if given.max_new_tokens.is_some_and(|tokens| tokens < 0) {
         let field = "budget.thresholds.advice.max_new_tokens";
@@ -389,6 +412,7 @@ fn threshold_spec(threshold: &v1::Threshold) -> Result<Threshold, ApiError> {
         temperature: given.temperature.map(|value| value.to_string()),
         repetition_penalty: given.repetition_penalty.map(|value| value.to_string()),
         fallback_model: given.fallback_model,
+        notice: given.notice,
     };
     Ok(Threshold { permille, verdict, advice })
 }

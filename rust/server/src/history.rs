@@ -155,12 +155,13 @@ impl Engine {
             amount: row.amount,
             admit_time: Some(convert::timestamp(row.admit_ms)),
             model: row.model.clone().unwrap_or_default(),
+            detail: row.detail.clone().unwrap_or_default(),
         }
     }
 }
 
 /// The kinds of entries on the wire and in the store.
-const KINDS: [(v1::entry::Kind, EntryKind); 9] = [
+const KINDS: [(v1::entry::Kind, EntryKind); 10] = [
     (v1::entry::Kind::Hold, EntryKind::Hold),
     (v1::entry::Kind::Return, EntryKind::Return),
     (v1::entry::Kind::Spend, EntryKind::Spend),
@@ -170,6 +171,7 @@ const KINDS: [(v1::entry::Kind, EntryKind); 9] = [
     (v1::entry::Kind::Unfreeze, EntryKind::Unfreeze),
     (v1::entry::Kind::Crossing, EntryKind::Crossing),
     (v1::entry::Kind::Carve, EntryKind::Carve),
+    (v1::entry::Kind::Runaway, EntryKind::Runaway),
 ];
 
 fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
@@ -186,11 +188,13 @@ fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
 pub(crate) struct Watch {
     account: String,
     seen: Option<HashMap<String, v1::Account>>,
+    /// The last finding that it was told of.
+    told: u64,
 }
 
 impl Watch {
     pub(crate) fn new(account: String) -> Watch {
-        Watch { account, seen: None }
+        Watch { account, seen: None, told: 0 }
     }
 
     /// The accounts that changed since the last look; everything at the first.
@@ -209,7 +213,19 @@ impl Watch {
         }
         self.seen = Some(seen);
         let retired: Vec<String> = before.into_keys().collect();
-        let changed = first || !accounts.is_empty() || !retired.is_empty();
-        changed.then_some(v1::WatchAccountsResponse { accounts, retired })
+        let findings = self.findings(engine, first);
+        let changed = first || !accounts.is_empty() || !retired.is_empty() || !findings.is_empty();
+        changed.then_some(v1::WatchAccountsResponse { accounts, retired, findings })
+    }
+
+    /// What was found since the last look; nothing at the first.
+    fn findings(&mut self, engine: &Engine, first: bool) -> Vec<v1::Finding> {
+        let mut found = engine.ledger.findings(self.told);
+        self.told = found.last().map_or(self.told, |last| last.sequence);
+        let within = |account: &str| {
+            self.account.is_empty() || bursar_ledger::path::is_within(account, &self.account)
+        };
+        found.retain(|found| !first && within(&found.account));
+        found.iter().map(convert::finding).collect()
     }
 }

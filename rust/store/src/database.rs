@@ -19,6 +19,10 @@ use crate::recovery::Database;
 const SCHEMA: &str = include_str!("schema.sql");
 /// The version of the schema that this code writes, and the newest that it reads.
 pub(crate) const SCHEMA_VERSION: i64 = 1;
+/// What came to the schema without changing what was there before.
+const DETAILS: &str = "CREATE TABLE IF NOT EXISTS details
+    (entry INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT";
+const RUNAWAY: (u8, &str) = (EntryKind::Runaway as u8, "runaway");
 /// Tells a store from other SQLite files: "BRSR".
 const APPLICATION_ID: i64 = 0x4252_5352;
 /// How long to wait for somebody else's lock on the database.
@@ -176,6 +180,9 @@ pub(crate) fn begin_session(conn: &Connection, durability: Durability) -> Result
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
         conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         conn.pragma_update(None, "synchronous", "full")?;
+        // A store of an earlier release has neither.
+        conn.execute_batch(DETAILS)?;
+        conn.execute("INSERT OR IGNORE INTO kinds VALUES (?1, ?2)", RUNAWAY)?;
         let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1";
         conn.execute(begun, [durability.name()])?;
         if durability == Durability::Memory {

@@ -35,11 +35,13 @@ pub enum EntryKind {
     Crossing = 8,
     /// Moved from a parent reservation's hold to a nested one's.
     Carve = 9,
+    /// An account was found to have run away; the amount is the figure, the detail says the rest.
+    Runaway = 10,
 }
 
 impl EntryKind {
     /// Every kind.
-    pub const ALL: [EntryKind; 9] = [
+    pub const ALL: [EntryKind; 10] = [
         EntryKind::Hold,
         EntryKind::Return,
         EntryKind::Spend,
@@ -49,6 +51,7 @@ impl EntryKind {
         EntryKind::Unfreeze,
         EntryKind::Crossing,
         EntryKind::Carve,
+        EntryKind::Runaway,
     ];
 
     /// The name in the database.
@@ -63,6 +66,7 @@ impl EntryKind {
             EntryKind::Unfreeze => "unfreeze",
             EntryKind::Crossing => "crossing",
             EntryKind::Carve => "carve",
+            EntryKind::Runaway => "runaway",
         }
     }
 
@@ -86,6 +90,7 @@ pub(crate) struct About {
 
 /// Writes the rows of one record.
 pub(crate) struct Rows<'a> {
+    conn: &'a Connection,
     insert: rusqlite::CachedStatement<'a>,
     seq: u64,
     time_ms: i64,
@@ -96,7 +101,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn new(conn: &'a Connection) -> Result<Rows<'a>, StoreError> {
         let insert = "INSERT INTO entry VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let insert = conn.prepare_cached(insert).doing("prepare entries")?;
-        Ok(Rows { insert, seq: 0, time_ms: 0, next: 0 })
+        Ok(Rows { conn, insert, seq: 0, time_ms: 0, next: 0 })
     }
 
     /// Goes on to the next record.
@@ -124,5 +129,12 @@ impl<'a> Rows<'a> {
             .execute((id, self.time_ms, account, reservation, chain, unit, kind, amount))
             .doing("add an entry")
             .map(|_| ())
+    }
+
+    /// Says more of the row before.
+    pub(crate) fn detail(&self, text: &str) -> Result<(), StoreError> {
+        let id = self.seq << ROW_BITS | self.next.saturating_sub(1);
+        let insert = self.conn.prepare_cached("INSERT INTO details VALUES (?1, ?2)");
+        insert.and_then(|mut insert| insert.execute((id, text))).doing("add a detail").map(|_| ())
     }
 }

@@ -151,6 +151,11 @@ impl Group<'_> {
                 self.rows.push(kind, about_account(*account), None, 0)
             }
             Fact::Crossed { window, permille } => self.cross(*window, *permille),
+            Fact::Runaway { account, finding, action } => {
+                let about = about_account(*account);
+                self.rows.push(EntryKind::Runaway, about, finding.unit, finding.figure)?;
+                self.rows.detail(&format!("{}: {finding}", action.name()))
+            }
             // For restoring only; they say nothing new.
             Fact::WindowStood { .. } | Fact::Remembered { .. } => Ok(()),
         }

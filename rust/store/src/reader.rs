@@ -70,6 +70,8 @@ pub struct EntryRow {
     pub admit_ms: i64,
     /// The model, if any.
     pub model: Option<String>,
+    /// What there is to say of it in words, if anything.
+    pub detail: Option<String>,
 }
 
 impl EntryRow {
@@ -209,11 +211,12 @@ impl<'a> Page<'a> {
         let only = if account.is_some() { " AND e.account = ?" } else { "" };
         let sql = format!(
             "SELECT e.id, e.time_ms, a.path, e.reservation, r.slot, e.unit, e.kind, e.amount,
-                coalesce(c.time_ms, e.time_ms), r.model
+                coalesce(c.time_ms, e.time_ms), r.model, d.text
             FROM entry e
             LEFT JOIN accounts a ON a.id = e.account
             LEFT JOIN chains c ON c.id = e.chain
             LEFT JOIN reservations r ON r.sequence = e.reservation
+            LEFT JOIN details d ON d.entry = e.id
             WHERE e.id > ? AND e.id < ?{}{only} ORDER BY e.id LIMIT ?",
             self.conditions
         );
@@ -250,6 +253,7 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<EntryRow> {
         amount: row.get(7)?,
         admit_ms: row.get(8)?,
         model: row.get(9)?,
+        detail: row.get(10)?,
     })
 }
 

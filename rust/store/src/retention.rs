@@ -121,6 +121,10 @@ fn entries(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
     tx.prepare_cached(&spent)
         .and_then(|mut prune| prune.execute(params))
         .doing("note what deleted entries spent")?;
+    let details = format!("DELETE FROM details WHERE entry IN (SELECT id {OLD})");
+    tx.prepare_cached(&details)
+        .and_then(|mut delete| delete.execute(params))
+        .doing("clean up details")?;
     let delete = format!("DELETE FROM entry WHERE id IN (SELECT id {OLD})");
     tx.prepare_cached(&delete).and_then(|mut delete| delete.execute(params)).doing("clean up")
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bursar_ledger::fact::Record;
 use bursar_ledger::path::Pattern;
+use bursar_ledger::runaway::Policy;
 use bursar_ledger::{
     AccountPattern, Admission, Advice, Amounts, Ask, BudgetSpec, BudgetTerms, Ending, Journal,
     Ledger, Now, Period, PeriodKind, Replay, ReservationId, Settings, Spending, Standing, State,
@@ -94,6 +95,7 @@ fn settings() -> Settings {
     let pattern = |text: &str, budgets| AccountPattern {
         pattern: Pattern::parse(text).expect("valid"),
         budgets,
+        runaway: None,
     };
     let day = || Period::calendar(PeriodKind::Day, "Europe/Berlin");
     Settings {
@@ -115,6 +117,7 @@ fn settings() -> Settings {
         max_reservations: 10_000,
         key_retention_ms: 2 * DAY_MS,
         account_idle_ms: DAY_MS / 2,
+        runaway: Arc::new(Policy::off()),
     }
 }
 

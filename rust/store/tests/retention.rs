@@ -5,8 +5,9 @@ mod support;
 use std::time::Duration;
 
 use bursar_ledger::fact::{Fact, Record};
+use bursar_ledger::runaway::{Action, Finding, Rule};
 use bursar_ledger::{Period, PeriodKind, Unit};
-use bursar_store::{EntryFilter, Store, StoreConfig, check_store};
+use bursar_store::{EntryFilter, EntryKind, Store, StoreConfig, check_store};
 use support::*;
 
 const DAY_MS: i64 = 86_400_000;
@@ -130,4 +131,45 @@ fn accounts_that_retired_go_with_their_history() {
     }
     let left = ["accounts", "budgets", "windows", "chains"].map(|table| count(&config, table));
     assert_eq!(left, [2, 3, 3, 1]);
+}
+
+/// A finding of account 1 at a time.
+fn finding(time_ms: i64, figure: i64) -> Record {
+    let (rule, action) = (Rule::Depth, Action::Stop);
+    let finding = Finding { rule, figure, most: 16, unit: None, until_ms: None };
+    at(time_ms, vec![Fact::Runaway { account: 1, finding, action }])
+}
+
+#[test]
+fn a_finding_reads_back_in_words_and_goes_with_its_entry() {
+    let folder = folder();
+    let config = StoreConfig { entry_retention_ms: DAY_MS, ..config(&folder) };
+    let store = open(&config);
+    add(&store, &world());
+    add(&store, &finding(T0 + 1, 17));
+    store.import_through(store.written()).expect("imported");
+    let filter = EntryFilter { kinds: vec![EntryKind::Runaway], ..EntryFilter::default() };
+    let rows = store.reader().expect("a reader").entries(&filter, None, 9).expect("entries");
+    let words = "stop: depth: 17 reservations nested in each other, 16 allowed";
+    assert_eq!((rows[0].amount, rows[0].detail.as_deref()), (17, Some(words)));
+    add(&store, &finding(T0 + 3 * DAY_MS, 18));
+    wait_for_oldest(&store, T0 + 3 * DAY_MS);
+    store.close().expect("closed");
+    assert_eq!(count(&config, "details"), 1);
+}
+
+#[test]
+fn a_store_that_was_made_before_there_were_findings_takes_them() {
+    let folder = folder();
+    let config = config(&folder);
+    open(&config).close().expect("closed");
+    let conn = rusqlite::Connection::open(&config.path).expect("opened");
+    let before = "DROP VIEW entries; DROP TABLE details; DELETE FROM kinds WHERE name = 'runaway'";
+    conn.execute_batch(before).expect("as it was");
+    drop(conn);
+    let store = open(&config);
+    add(&store, &world());
+    add(&store, &finding(T0 + 1, 17));
+    store.close().expect("closed");
+    assert_eq!((count(&config, "details"), count(&config, "kinds")), (1, 10));
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bursar_ledger::fact::{Fact, Record};
 use bursar_ledger::path::Pattern;
+use bursar_ledger::runaway::Policy;
 use bursar_ledger::{
     AccountPattern, Admission, Advice, Amounts, Ask, BudgetSpec, BudgetTerms, Debited, Ended,
     Ending, Extended, Granted, HighIds, Journal, Ledger, LedgerError, Now, Period, Refusal, Replay,
@@ -73,12 +74,13 @@ pub fn settings(patterns: Vec<AccountPattern>) -> Settings {
         max_reservations: 10_000,
         key_retention_ms: RETENTION,
         account_idle_ms: HOUR,
+        runaway: Arc::new(Policy::off()),
     }
 }
 
 pub fn pattern(text: &str, budgets: Vec<BudgetSpec>) -> AccountPattern {
     let pattern = Pattern::parse(text).unwrap();
-    AccountPattern { pattern, budgets }
+    AccountPattern { pattern, budgets, runaway: None }
 }
 
 pub fn terms(limit: i64) -> BudgetTerms {

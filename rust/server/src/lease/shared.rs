@@ -79,6 +79,7 @@ impl Pages for SharedPages {
             temperature: number(&advice.temperature),
             repetition_penalty: number(&advice.repetition_penalty),
             fallback_model: advice.fallback_model.clone(),
+            notice: advice.notice.clone(),
         });
         self.pages.advise(&advice.unwrap_or_default());
     }
