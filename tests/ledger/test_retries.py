@@ -86,6 +86,7 @@ def stages(root: str, ids: dict[str, str]) -> Iterator[list[tuple[str, Any]]]:
     yield ends + asking
     yield reserves + debits + extends + records + ends + asking
     yield [("AccountService/Unfreeze", ac.UnfreezeRequest(account=f"{root}/d")), *asking]
+    yield [("AccountService/RetireAccount", ac.RetireAccountRequest(account=f"{root}/d")), *asking]
 
 
 def reads(root: str, ids: dict[str, str]) -> list[tuple[str, Any]]:

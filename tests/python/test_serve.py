@@ -20,6 +20,7 @@ class FakeServer:
 
     addresses = ("unix:/run/x", "127.0.0.1:1")
     recovery = "recovered 3 reservations"
+    proxy_address: str | None = None
     stopped = False
     shut_down = 0
     failure: str | None = None
