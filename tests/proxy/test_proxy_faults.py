@@ -3,9 +3,12 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -411,3 +414,27 @@ def test_a_drain_lets_a_stream_finish() -> None:
         proxied.start()
         with proxied.client() as ledger:
             assert settled(ledger) > 0
+
+
+def test_an_upstream_behind_tls_is_trusted_by_the_systems_roots_only(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate")
+    make = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    about = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *make, *about, *files], check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    parts = (chunk("a"), chunk(finish="stop"), DONE)
+    with (
+        RawUpstream(streaming(*parts), tls=server) as upstream,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        with Proxied(upstream.url) as proxied, pytest.raises(openai.InternalServerError) as raised:
+            ask(proxied)
+        assert raised.value.status_code == 502
+        patch.setenv("SSL_CERT_FILE", str(certificate))
+        with Proxied(upstream.url) as proxied:
+            assert text_of(ask(proxied)) == "a"

@@ -19,8 +19,8 @@ class FakeServer:
     """Does as the extension's server does, without serving."""
 
     addresses = ("unix:/run/x", "127.0.0.1:1")
-    recovery = "recovered 3 reservations"
     proxy_address: str | None = None
+    recovery = "recovered 3 reservations"
     stopped = False
     shut_down = 0
     failure: str | None = None

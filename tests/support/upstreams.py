@@ -6,6 +6,7 @@ The socket answers whatever a test writes, so that it can do what no engine shou
 import json
 import multiprocessing
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -117,13 +118,21 @@ class RawUpstream:
 
     Args:
         answer: Gets the connection and the request's head and body.
+        tls: What makes its connections secure; None: nothing does.
     """
 
-    def __init__(self, answer: Callable[[socket.socket, str, bytes], None]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[socket.socket, str, bytes], None],
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.requests: list[tuple[str, bytes]] = []
         self._answer = answer
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._tls = tls
+        host = "http://127.0.0.1" if tls is None else "https://localhost"
+        self.url = f"{host}:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -140,8 +149,11 @@ class RawUpstream:
                 connection, _ = self._socket.accept()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
+    def _serve(self, accepted: socket.socket) -> None:
+        with accepted, suppress(OSError):
+            connection = accepted
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(accepted, server_side=True)
             data = b""
             while b"\r\n\r\n" not in data:
                 part = connection.recv(65536)
@@ -156,6 +168,8 @@ class RawUpstream:
                 body += connection.recv(65536)
             self.requests.append((text, body))
             self._answer(connection, text, body)
+            if isinstance(connection, ssl.SSLSocket):
+                connection.unwrap().close()
 
 
 def respond(connection: socket.socket, body: object, status: str = "200 OK") -> None:
