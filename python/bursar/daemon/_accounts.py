@@ -18,6 +18,23 @@ PERMILLE_MAX: Final = 1000
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def split_path(path: str) -> list[str]:
+    """The names of an account's path; raises ValueError when they are too many."""
+    names = path.split("/")
+    if len(names) > PATH_NAMES_MAX:
+        raise ValueError(f"it has {len(names)} names; at most {PATH_NAMES_MAX} are allowed")
+    return names
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for what is not one name of an account's path."""
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"{name!r} is not a name: 1 to 64 letters, digits and ._- that begin with a "
+            "letter or digit",
+        )
+
+
 class ThresholdConfig(Section):
     """A share of the limit that, once spent, changes the verdict."""
 
@@ -162,19 +179,13 @@ class AccountPattern(Section):
     @field_validator("path")
     @classmethod
     def _path(cls, value: str) -> str:
-        names = value.split("/")
-        if len(names) > PATH_NAMES_MAX:
-            raise ValueError(f"it has {len(names)} names; at most {PATH_NAMES_MAX} are allowed")
+        names = split_path(value)
         for index, name in enumerate(names):
             if name == "*" or (name == "**" and index == len(names) - 1):
                 continue
             if name == "**":
                 raise ValueError("** may only be the last name")
-            if _NAME.fullmatch(name) is None:
-                raise ValueError(
-                    f"{name!r} is not a name: 1 to 64 letters, digits and ._- that begin with a "
-                    "letter or digit",
-                )
+            check_name(name)
         return value
 
     @model_validator(mode="after")

@@ -5,12 +5,15 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
+from bursar.daemon._accounts import check_name, split_path
 from bursar.daemon._model import DurationMs, Section, right
 from bursar.watchdog.attribution import ContainerRule
 from bursar.watchdog.settings import Settings
 
 PATTERNS_MAX: Final = 100
 _PATTERN_CHARACTERS_MAX: Final = 256
+_POD_UID: Final = "0" * 36
+_CONTAINER_ID: Final = "0" * 12
 _PLACEHOLDER: Final = re.compile(r"\{(?!pod\}|container\})[^}]*\}?")
 
 
@@ -50,6 +53,8 @@ class ContainerConfig(Section):
             raise ValueError(
                 f"{unknown.group()} stands for nothing; write {{pod}} or {{container}}"
             )
+        for name in split_path(value):
+            check_name(name.replace("{pod}", _POD_UID).replace("{container}", _CONTAINER_ID))
         return value
 
 
