@@ -423,6 +423,7 @@ def test_an_upstream_behind_tls_is_trusted_by_the_systems_roots_only(tmp_path: P
         pytest.skip("there is no openssl to make a certificate")
     make = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     about = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    about += ["-addext", "basicConstraints=critical,CA:FALSE"]  # it is no authority's
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([openssl, *make, *about, *files], check=True, capture_output=True)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -146,7 +146,7 @@ pub(crate) fn timestamp(ms: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: ms.div_euclid(1000), nanos }
 }
 
-fn duration(ms: i64) -> prost_types::Duration {
+pub(crate) fn duration(ms: i64) -> prost_types::Duration {
     let nanos = i32::try_from(ms.rem_euclid(1000) * 1_000_000).expect("below a second");
     prost_types::Duration { seconds: ms.div_euclid(1000), nanos }
 }

@@ -42,6 +42,7 @@ struct Delta {
 }
 
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the interface names them so")]
 struct Usage {
     input_tokens: Option<i64>,
     cache_read_input_tokens: Option<i64>,

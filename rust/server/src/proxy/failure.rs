@@ -95,9 +95,11 @@ impl Failure {
             format!("the {unit} budget of {limiting} is used up: the call is {short} {unit} short")
         };
         if let Some(reset) = &reset {
-            message += &format!("; it starts anew at {reset}");
+            message.push_str("; it starts anew at ");
+            message.push_str(reset);
         }
-        message += &format!(". What to do: {}", refusal.hint);
+        message.push_str(". What to do: ");
+        message.push_str(&refusal.hint);
         let code = if frozen { "account_frozen" } else { "budget_exceeded" };
         let details = json!({
             "account": limiting, "unit": unit, "shortfall": refusal.shortfall, "reset_time": reset,

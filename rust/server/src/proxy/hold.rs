@@ -97,7 +97,7 @@ impl Hold {
                 min_output_tokens: Some(terms.min_output.min(terms.max_output)),
                 ..v1::UsageEstimate::default()
             }),
-            ttl: Some(seconds(terms.ttl_ms)),
+            ttl: Some(convert::duration(terms.ttl_ms)),
             labels: terms.labels.map(|(name, value)| (name.into(), value.into())).into(),
             ..v1::ReserveRequest::default()
         };
@@ -254,9 +254,4 @@ fn verdict(number: i32) -> Verdict {
         Ok(v1::Verdict::Degrade) => Verdict::Degrade,
         _ => Verdict::Stop,
     }
-}
-
-fn seconds(ms: i64) -> prost_types::Duration {
-    let nanos = i32::try_from(ms.rem_euclid(1000) * 1_000_000).expect("below a second");
-    prost_types::Duration { seconds: ms.div_euclid(1000), nanos }
 }

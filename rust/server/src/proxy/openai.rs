@@ -67,6 +67,7 @@ struct Details {
 
 /// llama.cpp's own: what was computed, after each token.
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the engine names them so")]
 struct Timings {
     #[serde(default)]
     cache_n: i64,

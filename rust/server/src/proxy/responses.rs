@@ -166,7 +166,7 @@ impl Dialect for Stream {
                 seen.place = Place::Last { by_length: is_by_length(&response) };
             }
             "error" => seen.is_error = true,
-            kind if kind.ends_with(".delta") => {
+            kind if kind.rsplit_once('.').is_some_and(|(_, last)| last == "delta") => {
                 let delta = event.delta.as_ref().and_then(Value::as_str).unwrap_or("");
                 text.push_str(delta);
                 if let Some((_, said)) = &mut self.open

@@ -114,8 +114,11 @@ fn account_of<'a>(token: &str, settings: &'a ProxySection) -> Option<&'a str> {
     if settings.tokens.is_empty() {
         return None;
     }
-    let hash = digest::digest(&digest::SHA256, token.as_bytes());
-    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut hash = String::with_capacity(64);
+    for byte in digest::digest(&digest::SHA256, token.as_bytes()).as_ref() {
+        let digit = |value: u8| char::from_digit(value.into(), 16).expect("half a byte");
+        hash.extend([digit(byte >> 4), digit(byte & 15)]);
+    }
     let found = settings.tokens.iter().find(|known| known.sha256 == hash);
     found.map(|known| known.account.as_str())
 }

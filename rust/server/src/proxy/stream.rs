@@ -192,11 +192,13 @@ impl Stream {
                     return;
                 }
             }
-            Place::Last { by_length } if !self.has_ended && event.data.as_ref() != b"[DONE]" => {
-                if is_cut(by_length, self) {
-                    out.extend_from_slice(self.end_with_notice(event).as_bytes());
-                    return;
-                }
+            Place::Last { by_length }
+                if !self.has_ended
+                    && event.data.as_ref() != b"[DONE]"
+                    && is_cut(by_length, self) =>
+            {
+                out.extend_from_slice(self.end_with_notice(event).as_bytes());
+                return;
             }
             _ => {}
         }

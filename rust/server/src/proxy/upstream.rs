@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::http::request::Parts;
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{HeaderMap, Method, Request, Response, Uri, header};
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::builderstates::WantsSchemes;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -207,10 +208,6 @@ impl Upstreams {
         Ok(whole.freeze())
     }
 }
-
-use hyper::body::Body as _;
-use hyper_rustls::builderstates::WantsSchemes;
-use hyper_rustls::{ConfigBuilderExt, HttpsConnectorBuilder};
 
 /// Whom to trust: those whom the system trusts, else Mozilla's list.
 fn roots(needed: bool) -> Result<HttpsConnectorBuilder<WantsSchemes>, ConfigError> {
