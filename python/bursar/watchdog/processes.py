@@ -34,6 +34,9 @@ _HOST_PID_NAMESPACE: Final = 0xEFFFFFFC
 """The inode of the initial pid namespace: PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 
 _COMMAND_BYTES: Final = 4096
+_STATUS_BYTES: Final = 1024
+"""What is read of /proc/PID/status: the users are among its first lines."""
+
 _COMMAND_CHARACTERS: Final = 120
 _ANCESTORS_MAX: Final = 64
 
@@ -96,11 +99,18 @@ def command_of(pid: int) -> str:
 
 
 def uid_of(pid: int) -> int | None:
-    """Who a process runs as."""
+    """Who a process runs as: its effective user.
+
+    Who owns its folder in /proc is no answer: that is root where a process may not be dumped, which
+    any may ask for, and which is so after each change of user.
+    """
     try:
-        return os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116 -- as in read_stat
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:  # noqa: PTH123 -- as in read_stat
+            text = file.read(_STATUS_BYTES)
     except OSError:
         return None
+    _, found, line = text.partition(b"\nUid:\t")
+    return int(line.split(b"\t", 2)[1]) if found else None
 
 
 def ancestors(pid: int) -> Iterator[int]:

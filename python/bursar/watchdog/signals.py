@@ -82,7 +82,8 @@ class Rules:
 
 def _program(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")
+        name = Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")
+        return os.fsencode(name).decode("utf-8", "replace")  # it ends up in what people read
     except OSError:
         return Path(command_of(pid).split(" ", 1)[0]).name
 

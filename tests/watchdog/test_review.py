@@ -1,0 +1,104 @@
+"""What hostile or unlucky surroundings do to the watchdog: names, descriptors, users, moves."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.bare import Bare
+from support.jobs import need_cgroups
+from support.scene import MANY, Scene, until
+
+from bursar.v1 import process_pb2 as pr
+from bursar.watchdog import cgroups, signals
+from bursar.watchdog.poller import Poller
+from bursar.watchdog.processes import uid_of
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(["/bin/sleep", "60"]) as started:
+        yield started
+        started.kill()
+
+
+def test_a_cgroup_whose_name_is_no_text_can_be_told(sleeper: "subprocess.Popen[bytes]") -> None:
+    need_cgroups()
+    mounted = cgroups.mount_point()
+    assert mounted is not None
+    folder = os.fsencode(mounted) + b"/bursar-review-\xff"
+    os.mkdir(folder)  # noqa: PTH102 -- a name in bytes
+    try:
+        Path(os.fsdecode(folder), "cgroup.procs").write_text(str(sleeper.pid), encoding="ascii")
+        path = cgroups.path_of(sleeper.pid)
+        assert path is not None
+        assert os.fsencode(path) == b"/bursar-review-\xff"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        os.rmdir(folder)  # noqa: PTH106 -- a name in bytes
+
+
+def test_the_refusal_of_a_program_whose_name_is_no_text_can_be_sent(tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/systemd-\xff"
+    shutil.copy(b"/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        name = signals._program(process.pid)
+        process.kill()
+    assert any(re.fullmatch(pattern, name) for pattern in signals.PROTECTED)
+    name.encode()
+
+
+def test_the_sampler_is_read_also_where_a_thousand_descriptors_are_open() -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
+        pytest.skip("this process may not open so many")
+    poller = Poller()
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+        stack.callback(poller.close)
+        poller.ask()
+        until(lambda: poller.take() is not None, "a sample")
+
+
+@as_root
+def test_a_process_that_may_not_be_dumped_is_its_users_all_the_same() -> None:
+    code = """if True:
+        import ctypes, os
+        os.setuid(65534)
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+        print(flush=True)
+        input()
+    """
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        proc_owner = Path(f"/proc/{process.pid}").stat().st_uid
+        found = uid_of(process.pid)
+        process.kill()
+    print(f"/proc says {proc_owner}")
+    assert found == 65534
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with Scene(watchdog=MANY) as scene:
+        yield scene
+
+
+def test_a_page_token_of_any_length_is_refused_and_the_watchdog_goes_on(scene: Scene) -> None:
+    for token in ("9" * 5000, "9" * 19, "-1", "x"):
+        request = pr.ListIncidentsRequest(page_token=token)
+        with Bare(scene.daemon.target) as bare:
+            error = bare.fails("ProcessService/ListIncidents", request)
+        assert error.reason == "INVALID_FIELD"
+    assert "starts again" not in scene.daemon.log
