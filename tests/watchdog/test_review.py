@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from support.bare import Bare
 from support.jobs import need_cgroups
-from support.scene import MANY, Scene, until
+from support.scene import MANY, Scene, lives, until
 
+from bursar.processes import IncidentState
 from bursar.v1 import process_pb2 as pr
-from bursar.watchdog import cgroups, signals
+from bursar.watchdog import cgroups, jobs, signals
+from bursar.watchdog.gpus import as_job
 from bursar.watchdog.poller import Poller
-from bursar.watchdog.processes import uid_of
+from bursar.watchdog.processes import ProcessTable, uid_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -102,3 +104,59 @@ def test_a_page_token_of_any_length_is_refused_and_the_watchdog_goes_on(scene: S
             error = bare.fails("ProcessService/ListIncidents", request)
         assert error.reason == "INVALID_FIELD"
     assert "starts again" not in scene.daemon.log
+
+
+def _in_parent_group(pid: int) -> None:
+    path = cgroups.path_of(pid)
+    mounted = cgroups.mount_point()
+    assert path is not None
+    assert mounted is not None
+    above = mounted / path.rpartition("/")[0].lstrip("/")
+    (above / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+@pytest.mark.parametrize("who", ["leader", "child"])
+def test_who_leaves_the_cgroup_of_a_job_is_stopped_with_it(scene: Scene, who: str) -> None:
+    need_cgroups()
+    account = f"left/{who}"
+    command = [sys.executable, "-m", "bursar", "run", "--target", scene.daemon.target]
+    options = ["--account", account, "--name", scene.job_name, "--grace", "100ms", "--"]
+    script = "trap '' TERM; sleep 60 & echo $! $$; while :; do sleep 0.1; done"
+    with subprocess.Popen(
+        [*command, *options, "/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        child, leader = map(int, run.stdout.readline().split())
+        pid = leader if who == "leader" else child
+        if who == "child":
+            scene.gpus.set_process(child, scene.gpu, vram_bytes=2**30)
+            until(lambda: scene.client.list_processes(account).processes[0].pid == child, "seen")
+        _in_parent_group(pid)
+        scene.client.kill_process(pid=leader)
+        until(lambda: not lives(pid), f"the end of the {who}")
+        until(lambda: not lives(leader), "the end of the leader")
+        if who == "child":
+            scene.gpus.remove(child)
+        assert scene.one_ended(account).state is IncidentState.RECLAIMED
+        run.wait(20)
+
+
+def test_many_jobs_look_at_all_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    real = jobs.all_children
+    monkeypatch.setattr(jobs, "all_children", lambda: looks.append(1) or real())
+    table = ProcessTable()
+    registered = jobs.Jobs(table)
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        held = table.hold(process.pid)
+        assert held is not None
+        for number in range(20):
+            kept = as_job(f"a/{number}", 0)
+            kept.job.pid, kept.start_ticks = held.identity
+            assert registered.members(kept) == [held]
+        assert len(looks) == 1
+        registered.look_anew()
+        registered.members(kept)
+        assert len(looks) == 2
+        process.kill()
+    table.close()

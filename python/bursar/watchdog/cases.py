@@ -207,12 +207,12 @@ class Cases:
         """The processes that may be signalled, and why the others may not."""
         targets, refusals = [], []
         group = kept.job.cgroup
-        is_kept = is_container(kept.job.id) or (
-            bool(group) and cgroups.inode(group) == kept.cgroup_inode
-        )
-        uid = None if is_kept else kept.job.uid
+        has_group = bool(group) and cgroups.inode(group) == kept.cgroup_inode
         for held in members if case.boot == self._boot else ():
-            refusal = self._rules.refusal(held, uid=uid)
+            is_kept = is_container(kept.job.id) or (
+                has_group and cgroups.is_inside(group, held.pid)
+            )
+            refusal = self._rules.refusal(held, uid=None if is_kept else kept.job.uid)
             if refusal:
                 refusals.append(refusal)
             else:
@@ -254,10 +254,10 @@ class Cases:
         elif action is Action.SIGKILL:
             case.killed |= {one.identity for one in targets}
             self._journal.save_case(case)
-            group = kept.job.cgroup if whole else ""
-            if not (group and signals.kill_group(group, kept.cgroup_inode)):
-                for held in targets:
-                    signals.send(held, signal.SIGKILL)
+            if whole and kept.job.cgroup:
+                signals.kill_group(kept.job.cgroup, kept.cgroup_inode)
+            for held in targets:  # the group may be gone, and who has left it is the job's too
+                signals.send(held, signal.SIGKILL)
 
     def _listed(self, case: Case, view: View) -> int | None:
         """How many victims NVML lists; None: it cannot be asked."""

@@ -18,6 +18,7 @@ __all__ = [
     "check_job_group",
     "inode",
     "is_empty",
+    "is_inside",
     "kill",
     "make",
     "members",
@@ -105,6 +106,11 @@ def inode(path: str) -> int:
         return _folder(path).stat().st_ino
     except (OSError, ValueError):
         return 0
+
+
+def is_inside(path: str, pid: int) -> bool:
+    """Whether a process is in a group or below it."""
+    return f"{path_of(pid)}/".startswith(f"{path}/")
 
 
 def is_empty(path: str) -> bool:

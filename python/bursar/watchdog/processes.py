@@ -7,7 +7,7 @@ in here signals.
 
 import os
 import select
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ __all__ = [
     "Held",
     "ProcessTable",
     "Stat",
+    "all_children",
     "boot_id",
     "command_of",
     "descendants",
@@ -56,6 +57,10 @@ class Stat:
     state: str
     ppid: int
     start_ticks: int
+
+
+Children = Mapping[int, Sequence[Stat]]
+"""Processes by the pid of their parent."""
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -130,15 +135,20 @@ def all_stats() -> Iterator[Stat]:
             yield stat
 
 
-def descendants(roots: Iterable[int]) -> set[tuple[int, int]]:
-    """The processes that descend from any of these, by one look at all processes.
+def all_children() -> Children:
+    """The children of every process, by one look at all of them."""
+    children: dict[int, list[Stat]] = {}
+    for stat in all_stats():
+        children.setdefault(stat.ppid, []).append(stat)
+    return children
+
+
+def descendants(roots: Iterable[int], children: Children) -> set[tuple[int, int]]:
+    """The processes that descend from any of these, which lived when `children` was looked at.
 
     Returns:
         Pids with start times: by the time that they are used, a pid may be another process's.
     """
-    children: dict[int, list[Stat]] = {}
-    for stat in all_stats():
-        children.setdefault(stat.ppid, []).append(stat)
     found: set[tuple[int, int]] = set()
     waiting = list(roots)
     while waiting:
