@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 from support.bare import Bare
+from support.gpu import GIB, Orders
 from support.jobs import need_cgroups
 from support.scene import MANY, Scene, lives, until
 
 from bursar.processes import IncidentState
 from bursar.v1 import process_pb2 as pr
-from bursar.watchdog import cgroups, jobs, signals
+from bursar.watchdog import cgroups, jobs, processes, signals
 from bursar.watchdog.gpus import as_job
 from bursar.watchdog.poller import Poller
-from bursar.watchdog.processes import ProcessTable, uid_of
+from bursar.watchdog.processes import Children, ProcessTable, uid_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -143,8 +144,13 @@ def test_who_leaves_the_cgroup_of_a_job_is_stopped_with_it(scene: Scene, who: st
 
 def test_many_jobs_look_at_all_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    real = jobs.all_children
-    monkeypatch.setattr(jobs, "all_children", lambda: looks.append(1) or real())
+    real = processes.all_children
+
+    def looked() -> Children:
+        looks.append(1)
+        return real()
+
+    monkeypatch.setattr(jobs, "all_children", looked)
     table = ProcessTable()
     registered = jobs.Jobs(table)
     with subprocess.Popen(["/bin/sleep", "60"]) as process:
@@ -160,3 +166,31 @@ def test_many_jobs_look_at_all_processes_once(monkeypatch: pytest.MonkeyPatch) -
         assert len(looks) == 2
         process.kill()
     table.close()
+
+
+@pytest.mark.parametrize("before", [0, 8 * GIB])
+def test_a_limit_of_memory_that_is_set_below_what_is_in_use_stops_the_job(
+    scene: Scene, before: int
+) -> None:
+    account = f"later/from{before}"
+    if before:
+        scene.limit_vram(account, before)
+    worker = scene.register(account, vram_bytes=6 * GIB)
+    until(lambda: scene.client.get_account(account).open_reservation_count, "a hold")
+    scene.limit_vram(account, 4 * GIB)
+    assert scene.one_ended(account).unit == "vram_bytes"
+    until(lambda: not lives(worker.pid), "its end")
+
+
+def test_an_account_stays_frozen_until_the_last_of_its_incidents_ends(scene: Scene) -> None:
+    account = "frozen/twice"
+    quick = scene.register(account)
+    slow = scene.register(account, orders=Orders(on_term="ignore"))
+    for worker in (quick, slow):
+        scene.client.kill_process(pid=worker.pid)
+    [first] = scene.ended(account)
+    assert lives(slow.pid)
+    assert scene.client.get_account(account).frozen
+    second = next(one for one in scene.ended(account, 2) if one.id != first.id)
+    assert second.victims[0].pid == slow.pid
+    assert not scene.client.get_account(account).frozen

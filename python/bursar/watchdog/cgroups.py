@@ -42,7 +42,7 @@ def mount_point() -> Path | None:
 
 def _read(path: Path) -> str:
     """The text of a file that holds paths: anybody may have made them of bytes that are no text."""
-    return os.fsdecode(path.read_bytes())
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def _find_mount(mountinfo: str) -> Path | None:

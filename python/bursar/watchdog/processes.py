@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 __all__ = [
+    "Children",
     "Held",
     "ProcessTable",
     "Stat",
