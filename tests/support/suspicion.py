@@ -208,11 +208,13 @@ class Suspicion:
     def look(self) -> None:
         """One look at everything."""
         dog: Any = self.watchdog
+        dog.jobs.look_anew()
         dog._look()
 
     def kill(self, kept: Kept) -> None:
         """An operator asks for a job's end."""
         incident = pb.Incident(cause=pb.Incident.CAUSE_OPERATOR, reason="asked")
+        self.watchdog.jobs.look_anew()
         if self.watchdog.cases.of_job(kept.job.id) is None:
             self.watchdog.stop_job(kept, incident, self.truth.now_ms)
 

@@ -253,9 +253,8 @@ def _anybody(self: Jobs, kept: Kept, also: Any = ()) -> list[Held]:
     return list(self._table._held.values())
 
 
-def _group_regardless(path: str, inode: int) -> bool:
+def _group_regardless(path: str, inode: int) -> None:
     cgroups.kill(path)
-    return True
 
 
 def _whole_group(

@@ -30,6 +30,7 @@ _VRAM: Final = "vram_bytes"
 _TTL_S: Final = 120
 _ROLL_MS: Final = 60_000
 _RENEW_MS: Final = 30_000
+_LOOK_MS: Final = 2_000
 _AHEAD: Final = 10  # samples' worth that is held before it is used
 _SLACK_BYTES: Final = (
     64 << 20
@@ -71,6 +72,8 @@ class _Memory:
     reservation: str
     granted_bytes: int
     renewed_ms: int
+    looked_ms: int = 0
+    is_over: bool = False
 
 
 def chain(account: str) -> list[str]:
@@ -205,6 +208,7 @@ class Books:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:
                 return self._raise(account, memory, size, now_ms)
+            return self._look(account, memory, now_ms)
         except AccountNotFound:
             self.unknown.add(account)
         except BursarError:
@@ -228,7 +232,7 @@ class Books:
         answer = self._reserve_vram(account, size, size)
         refused = None
         if not answer.HasField("reservation"):
-            refused = self._over(account, size, answer.refusal)
+            refused = self._over(chain(account), size, answer.refusal)
             answer = self._reserve_vram(account, size, 0)
         if answer.HasField("reservation"):
             granted = sum(one.value for one in answer.reservation.granted if one.unit == _VRAM)
@@ -255,7 +259,24 @@ class Books:
         if not answer.HasField("refusal"):
             memory.granted_bytes = size
             return None
-        return self._over(account, size - memory.granted_bytes, answer.refusal)
+        return self._over(chain(account), size - memory.granted_bytes, answer.refusal)
+
+    def _look(self, account: str, memory: _Memory, now_ms: int) -> Over | None:
+        """The limit that is passed although no more is in use: it was set since, or lowered.
+
+        A budget that is set counts what is held from then on: what was held before, is held anew.
+        """
+        if not memory.is_over and now_ms - memory.looked_ms < _LOOK_MS:
+            return None
+        memory.looked_ms = now_ms
+        windows = [one for one in self.windows(chain(account)) if one.unit == _VRAM]
+        is_counted = all(one.held >= memory.granted_bytes for one in windows)
+        if not is_counted and not self.check(account).HasField("refusal"):
+            self._give_up(account)
+            return self._take(account, memory.granted_bytes, now_ms)
+        over = self._over([account], 0)
+        memory.is_over = over is not None
+        return over
 
     def _extend(self, memory: _Memory, size: int, now_ms: int) -> lg.ExtendResponse:
         granted = [lg.Amount(unit=_VRAM, value=size)] if size else []
@@ -266,9 +287,11 @@ class Books:
         memory.renewed_ms = now_ms
         return answer
 
-    def _over(self, account: str, more: int, refusal: lg.Refusal) -> Over | None:
+    def _over(
+        self, accounts: Iterable[str], more: int, refusal: lg.Refusal | None = None
+    ) -> Over | None:
         """The limit that so many further bytes pass. A freeze refuses them too, and hides it."""
-        for balance in self.windows(chain(account)):
+        for balance in self.windows(accounts):
             short = more - balance.remaining
             if balance.unit == _VRAM and short > 0:
                 used = balance.limit + short
@@ -312,25 +335,34 @@ class Books:
             found += answer.account.balances
         return found
 
-    def freeze(self, account: str, reason: str) -> bool:
-        """Refuses new holds; False where that was so before, or there is no such account."""
+    def freeze(self, account: str, reason: str) -> None:
+        """Refuses new holds, unless that is so already, or there is no such account."""
         try:
             request = ac.GetAccountRequest(account=account)
             found = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
-            if found.account.frozen:
-                return False
-            freeze = ac.FreezeRequest(account=account, reason=reason)
-            self._ask("AccountService/Freeze", freeze, ac.FreezeResponse)
+            if not found.account.frozen:
+                freeze = ac.FreezeRequest(account=account, reason=reason)
+                self._ask("AccountService/Freeze", freeze, ac.FreezeResponse)
         except BursarError:
-            return False
-        return True
+            return
 
-    def unfreeze(self, account: str, reason: str) -> None:
-        """Ends a freeze of our own: one that somebody put there since stays."""
+    def unfreeze(self, account: str, reason: str, *, passed_on: str = "") -> None:
+        """Ends a freeze of our own: one that somebody put there since stays.
+
+        Args:
+            account: Whose.
+            reason: The freeze's.
+            passed_on: Why the account is to stay frozen; empty: it is not.
+        """
         try:
             request = ac.GetAccountRequest(account=account)
             found = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
-            if found.account.frozen and found.account.freeze_reason == reason:
+            if not found.account.frozen or found.account.freeze_reason != reason:
+                return
+            if passed_on:
+                freeze = ac.FreezeRequest(account=account, reason=passed_on)
+                self._ask("AccountService/Freeze", freeze, ac.FreezeResponse)
+            else:
                 thaw = ac.UnfreezeRequest(account=account)
                 self._ask("AccountService/Unfreeze", thaw, ac.UnfreezeResponse)
         except BursarError:

@@ -87,6 +87,8 @@ class Cases:
         """Takes over the incidents that a crash has cut off."""
         for case in self._journal.open_cases():
             self._open[case.incident.job] = case
+            if case.froze and not case.standing.phase.is_over:  # the crash may have come before
+                self._books.freeze(case.incident.account, _freeze_reason(case))
 
     def of_job(self, job_id: str) -> Case | None:
         """The incident of a job that may still change."""
@@ -140,11 +142,12 @@ class Cases:
         for held in members:
             self._add_victim(case, held, view)
         if not forbidden:
-            reason = f"watchdog: {incident.reason}"[:256]
-            case.froze = self._books.freeze(kept.job.account, reason)
+            case.froze = True
             self._acted.append((now_ms, kept.job.account))
         self._journal.save_case(case)
         self._open[kept.job.id] = case
+        if case.froze:
+            self._books.freeze(kept.job.account, _freeze_reason(case))
         self._announce(case)
         return case
 
@@ -207,12 +210,12 @@ class Cases:
         """The processes that may be signalled, and why the others may not."""
         targets, refusals = [], []
         group = kept.job.cgroup
-        is_kept = is_container(kept.job.id) or (
-            bool(group) and cgroups.inode(group) == kept.cgroup_inode
-        )
-        uid = None if is_kept else kept.job.uid
+        has_group = bool(group) and cgroups.inode(group) == kept.cgroup_inode
         for held in members if case.boot == self._boot else ():
-            refusal = self._rules.refusal(held, uid=uid)
+            is_kept = is_container(kept.job.id) or (
+                has_group and cgroups.is_inside(group, held.pid)
+            )
+            refusal = self._rules.refusal(held, uid=None if is_kept else kept.job.uid)
             if refusal:
                 refusals.append(refusal)
             else:
@@ -254,10 +257,10 @@ class Cases:
         elif action is Action.SIGKILL:
             case.killed |= {one.identity for one in targets}
             self._journal.save_case(case)
-            group = kept.job.cgroup if whole else ""
-            if not (group and signals.kill_group(group, kept.cgroup_inode)):
-                for held in targets:
-                    signals.send(held, signal.SIGKILL)
+            if whole and kept.job.cgroup:
+                signals.kill_group(kept.job.cgroup, kept.cgroup_inode)
+            for held in targets:  # the group may be gone, and who has left it is the job's too
+                signals.send(held, signal.SIGKILL)
 
     def _listed(self, case: Case, view: View) -> int | None:
         """How many victims NVML lists; None: it cannot be asked."""
@@ -327,11 +330,15 @@ class Cases:
         self._tell(event)
 
     def _finish(self, case: Case) -> None:
-        if case.froze:
-            reason = f"watchdog: {case.incident.reason}"[:256]
-            self._books.unfreeze(case.incident.account, reason)
         self._ended_ns.pop(case.incident.job, None)
         del self._open[case.incident.job]
+        if not case.froze:
+            return
+        account = case.incident.account
+        alike = (one for one in self if one.froze and one.incident.account == account)
+        heir = next(alike, None)
+        passed_on = _freeze_reason(heir) if heir else ""
+        self._books.unfreeze(account, _freeze_reason(case), passed_on=passed_on)
 
 
 def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> bool:
@@ -340,6 +347,10 @@ def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> b
         return False
     stat = read_stat(pid)
     return stat is None or stat.start_ticks == start_ticks or pid in view.disputed
+
+
+def _freeze_reason(case: Case) -> str:
+    return f"watchdog: {case.incident.id}: {case.incident.reason}"[:256]
 
 
 def over_incident(over: Over) -> pb.Incident:

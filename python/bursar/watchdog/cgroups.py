@@ -18,6 +18,7 @@ __all__ = [
     "check_job_group",
     "inode",
     "is_empty",
+    "is_inside",
     "kill",
     "make",
     "members",
@@ -36,7 +37,12 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # mountinfo writes blanks in path
 @functools.cache
 def mount_point() -> Path | None:
     """Where the whole cgroup v2 hierarchy is mounted; None: nowhere."""
-    return _find_mount(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    return _find_mount(_read(Path("/proc/self/mountinfo")))
+
+
+def _read(path: Path) -> str:
+    """The text of a file that holds paths: anybody may have made them of bytes that are no text."""
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def _find_mount(mountinfo: str) -> Path | None:
@@ -52,7 +58,7 @@ def _find_mount(mountinfo: str) -> Path | None:
 def path_of(pid: int) -> str | None:
     """The group of a process; None: it has ended, or its group cannot be named from here."""
     try:
-        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+        text = _read(Path(f"/proc/{pid}/cgroup"))
     except OSError:
         return None
     path = next((one[3:] for one in text.splitlines() if one.startswith("0::")), "")
@@ -100,6 +106,11 @@ def inode(path: str) -> int:
         return _folder(path).stat().st_ino
     except (OSError, ValueError):
         return 0
+
+
+def is_inside(path: str, pid: int) -> bool:
+    """Whether a process is in a group or below it."""
+    return f"{path_of(pid)}/".startswith(f"{path}/")
 
 
 def is_empty(path: str) -> bool:

@@ -11,7 +11,14 @@ from typing import Final
 
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups
-from bursar.watchdog.processes import Held, ProcessTable, ancestors, descendants
+from bursar.watchdog.processes import (
+    Children,
+    Held,
+    ProcessTable,
+    all_children,
+    ancestors,
+    descendants,
+)
 
 __all__ = ["JOBS_MAX", "Jobs", "Kept"]
 
@@ -52,12 +59,17 @@ class Jobs:
         self._by_id: dict[str, Kept] = {}
         self._by_root: dict[tuple[int, int], Kept] = {}
         self._by_group: dict[str, Kept] = {}
+        self._children: Children | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Kept]:
         return iter(list(self._by_id.values()))
+
+    def look_anew(self) -> None:
+        """Forgets who descends from whom: of all jobs, the next that asks looks at /proc again."""
+        self._children = None
 
     def get(self, job_id: str) -> Kept | None:
         """The job of that id."""
@@ -112,7 +124,10 @@ class Jobs:
         # By identity, not by pid: who was listed may have ended, and a stranger have its pid.
         found = {one.identity for one in also}
         if kept.job.cgroup and cgroups.inode(kept.job.cgroup) == kept.cgroup_inode:
-            found |= self._group(kept)
+            inside = self._group(kept)
+            found |= inside
+            if (kept.job.pid, kept.start_ticks) not in inside:  # it has ended, or has moved out
+                found |= self._descendants(kept)
         else:
             found |= self._descendants(kept)
         alive = self._table.alive(found)
@@ -123,18 +138,21 @@ class Jobs:
     def _group(self, kept: Kept) -> set[tuple[int, int]]:
         """Who is in the job's cgroup, and still is once it is held."""
         held = [self._table.hold(pid) for pid in cgroups.members(kept.job.cgroup)]
-        inside = f"{kept.job.cgroup}/"
         return {
             one.identity
             for one in held
-            if one is not None and f"{cgroups.path_of(one.pid)}/".startswith(inside)
+            if one is not None and cgroups.is_inside(kept.job.cgroup, one.pid)
         }
 
     def _descendants(self, kept: Kept) -> set[tuple[int, int]]:
         roots = {identity for identity in kept.found if self._table.is_alive(*identity)}
         if self._table.is_alive(kept.job.pid, kept.start_ticks):
             roots.add((kept.job.pid, kept.start_ticks))
-        return roots | descendants(pid for pid, _ in roots)
+        if not roots:
+            return roots
+        if self._children is None:
+            self._children = all_children()
+        return roots | descendants((pid for pid, _ in roots), self._children)
 
     def is_ended(self, kept: Kept) -> bool:
         """Whether nothing of a job lives any more. Cheap while its process lives."""

@@ -58,7 +58,7 @@ class Case:
         victims: The processes that were to be stopped, by pid and start time.
         killed: Those that SIGKILL was sent to.
         bytes_by_device: Device uuid → pid → bytes, when the intent was recorded.
-        froze: Whether the account was frozen for it.
+        froze: Whether the account is frozen for it, unless somebody else has frozen it.
         forbidden: Why nobody is signalled for it, as was found when it was opened.
     """
 

@@ -123,8 +123,10 @@ class Watchdog:
             for owned in (self.table, self.journal, self.books, self._poller):
                 stack.callback(owned.close)
             while not self._stop.is_set():
+                self.jobs.look_anew()
                 call = self._server.next_process_call(self._turn())
                 if call is not None:
+                    self.jobs.look_anew()
                     service.answer(*call)
 
     def _open(self) -> None:

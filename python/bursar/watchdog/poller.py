@@ -70,7 +70,9 @@ class Poller:
         if self._asked_s is None or self._process is None:
             return None
         descriptor = _descriptor(self._process.stdout)
-        while select.select([descriptor], [], [], 0)[0]:
+        poll = select.poll()  # select(2) takes no descriptor from 1024 on
+        poll.register(descriptor, select.POLLIN)
+        while poll.poll(0):
             part = os.read(descriptor, 1 << 20)
             self._answer += part
             if not part or len(self._answer) > _LINE_BYTES_MAX:

@@ -7,15 +7,17 @@ in here signals.
 
 import os
 import select
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 __all__ = [
+    "Children",
     "Held",
     "ProcessTable",
     "Stat",
+    "all_children",
     "boot_id",
     "command_of",
     "descendants",
@@ -34,6 +36,9 @@ _HOST_PID_NAMESPACE: Final = 0xEFFFFFFC
 """The inode of the initial pid namespace: PROC_PID_INIT_INO of include/linux/proc_ns.h."""
 
 _COMMAND_BYTES: Final = 4096
+_STATUS_BYTES: Final = 1024
+"""What is read of /proc/PID/status: the users are among its first lines."""
+
 _COMMAND_CHARACTERS: Final = 120
 _ANCESTORS_MAX: Final = 64
 
@@ -53,6 +58,10 @@ class Stat:
     state: str
     ppid: int
     start_ticks: int
+
+
+Children = Mapping[int, Sequence[Stat]]
+"""Processes by the pid of their parent."""
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -96,11 +105,18 @@ def command_of(pid: int) -> str:
 
 
 def uid_of(pid: int) -> int | None:
-    """Who a process runs as."""
+    """Who a process runs as: its effective user.
+
+    Who owns its folder in /proc is no answer: that is root where a process may not be dumped, which
+    any may ask for, and which is so after each change of user.
+    """
     try:
-        return os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116 -- as in read_stat
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:  # noqa: PTH123 -- as in read_stat
+            text = file.read(_STATUS_BYTES)
     except OSError:
         return None
+    _, found, line = text.partition(b"\nUid:\t")
+    return int(line.split(b"\t", 2)[1]) if found else None
 
 
 def ancestors(pid: int) -> Iterator[int]:
@@ -120,15 +136,20 @@ def all_stats() -> Iterator[Stat]:
             yield stat
 
 
-def descendants(roots: Iterable[int]) -> set[tuple[int, int]]:
-    """The processes that descend from any of these, by one look at all processes.
+def all_children() -> Children:
+    """The children of every process, by one look at all of them."""
+    children: dict[int, list[Stat]] = {}
+    for stat in all_stats():
+        children.setdefault(stat.ppid, []).append(stat)
+    return children
+
+
+def descendants(roots: Iterable[int], children: Children) -> set[tuple[int, int]]:
+    """The processes that descend from any of these, which lived when `children` was looked at.
 
     Returns:
         Pids with start times: by the time that they are used, a pid may be another process's.
     """
-    children: dict[int, list[Stat]] = {}
-    for stat in all_stats():
-        children.setdefault(stat.ppid, []).append(stat)
     found: set[tuple[int, int]] = set()
     waiting = list(roots)
     while waiting:

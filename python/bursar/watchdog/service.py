@@ -28,6 +28,7 @@ _GRACE_MS_MAX: Final = 300_000
 _WALL_MS_MAX: Final = 366 * 86_400_000
 _REASON_BYTES_MAX: Final = 256
 _PAGE: Final = (100, 1000)
+_PAGE_TOKEN: Final = re.compile(r"[0-9]{1,18}")
 
 Peer = tuple[int, int, int]  # pid, uid, start time in clock ticks
 
@@ -288,9 +289,9 @@ class Service:
             raise _field("page_size", f"has to be from 0 to {most}")
         before = None
         if request.page_token:
-            if not request.page_token.isascii() or not request.page_token.isdigit():
+            if not _PAGE_TOKEN.fullmatch(request.page_token):
                 raise _field("page_token", "is not one out of an answer")
-            before = min(int(request.page_token), 2**62)
+            before = int(request.page_token)
         # One more than the page tells whether there is another.
         rows = self._watchdog.journal.incidents(request.account, request.job, before, size + 1)
         page = rows[:size]

@@ -4,6 +4,7 @@ A wrong kill is the worst failure, so every rule of `refusal` is asked for every
 signal, and what is not provably the job's is left alone.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -82,7 +83,8 @@ class Rules:
 
 def _program(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")
+        name = Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")
+        return os.fsencode(name).decode("utf-8", "replace")  # it ends up in what people read
     except OSError:
         return Path(command_of(pid).split(" ", 1)[0]).name
 
@@ -98,20 +100,13 @@ def send(held: Held, number: signal.Signals) -> bool:
     return True
 
 
-def kill_group(path: str, inode: int) -> bool:
-    """Kills a job's cgroup at once, so that nobody can fork out of it.
+def kill_group(path: str, inode: int) -> None:
+    """Kills a job's cgroup at once, so that nobody can fork out of it, if the kernel lets us.
 
     Args:
         path: The group, below the root of the hierarchy.
         inode: Its folder's at registration: one of the same name is another group.
-
-    Returns:
-        False: it was not done; signal the processes one by one.
     """
-    if cgroups.inode(path) != inode:
-        return False
-    try:
-        cgroups.kill(path)
-    except OSError:
-        return False
-    return True
+    if cgroups.inode(path) == inode:
+        with contextlib.suppress(OSError):
+            cgroups.kill(path)

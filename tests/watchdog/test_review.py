@@ -1,0 +1,196 @@
+"""What hostile or unlucky surroundings do to the watchdog: names, descriptors, users, moves."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.bare import Bare
+from support.gpu import GIB, Orders
+from support.jobs import need_cgroups
+from support.scene import MANY, Scene, lives, until
+
+from bursar.processes import IncidentState
+from bursar.v1 import process_pb2 as pr
+from bursar.watchdog import cgroups, jobs, processes, signals
+from bursar.watchdog.gpus import as_job
+from bursar.watchdog.poller import Poller
+from bursar.watchdog.processes import Children, ProcessTable, uid_of
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(["/bin/sleep", "60"]) as started:
+        yield started
+        started.kill()
+
+
+def test_a_cgroup_whose_name_is_no_text_can_be_told(sleeper: "subprocess.Popen[bytes]") -> None:
+    need_cgroups()
+    mounted = cgroups.mount_point()
+    assert mounted is not None
+    folder = os.fsencode(mounted) + b"/bursar-review-\xff"
+    os.mkdir(folder)  # noqa: PTH102 -- a name in bytes
+    try:
+        Path(os.fsdecode(folder), "cgroup.procs").write_text(str(sleeper.pid), encoding="ascii")
+        path = cgroups.path_of(sleeper.pid)
+        assert path is not None
+        assert os.fsencode(path) == b"/bursar-review-\xff"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        os.rmdir(folder)  # noqa: PTH106 -- a name in bytes
+
+
+def test_the_refusal_of_a_program_whose_name_is_no_text_can_be_sent(tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/systemd-\xff"
+    shutil.copy(b"/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        name = signals._program(process.pid)
+        process.kill()
+    assert any(re.fullmatch(pattern, name) for pattern in signals.PROTECTED)
+    name.encode()
+
+
+def test_the_sampler_is_read_also_where_a_thousand_descriptors_are_open() -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
+        pytest.skip("this process may not open so many")
+    poller = Poller()
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+        stack.callback(poller.close)
+        poller.ask()
+        until(lambda: poller.take() is not None, "a sample")
+
+
+@as_root
+def test_a_process_that_may_not_be_dumped_is_its_users_all_the_same() -> None:
+    code = """if True:
+        import ctypes, os
+        os.setuid(65534)
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+        print(flush=True)
+        input()
+    """
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        proc_owner = Path(f"/proc/{process.pid}").stat().st_uid
+        found = uid_of(process.pid)
+        process.kill()
+    print(f"/proc says {proc_owner}")
+    assert found == 65534
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with Scene(watchdog=MANY) as scene:
+        yield scene
+
+
+def test_a_page_token_of_any_length_is_refused_and_the_watchdog_goes_on(scene: Scene) -> None:
+    for token in ("9" * 5000, "9" * 19, "-1", "x"):
+        request = pr.ListIncidentsRequest(page_token=token)
+        with Bare(scene.daemon.target) as bare:
+            error = bare.fails("ProcessService/ListIncidents", request)
+        assert error.reason == "INVALID_FIELD"
+    assert "starts again" not in scene.daemon.log
+
+
+def _in_parent_group(pid: int) -> None:
+    path = cgroups.path_of(pid)
+    mounted = cgroups.mount_point()
+    assert path is not None
+    assert mounted is not None
+    above = mounted / path.rpartition("/")[0].lstrip("/")
+    (above / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+@pytest.mark.parametrize("who", ["leader", "child"])
+def test_who_leaves_the_cgroup_of_a_job_is_stopped_with_it(scene: Scene, who: str) -> None:
+    need_cgroups()
+    account = f"left/{who}"
+    command = [sys.executable, "-m", "bursar", "run", "--target", scene.daemon.target]
+    options = ["--account", account, "--name", scene.job_name, "--grace", "100ms", "--"]
+    script = "trap '' TERM; sleep 60 & echo $! $$; while :; do sleep 0.1; done"
+    with subprocess.Popen(
+        [*command, *options, "/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        child, leader = map(int, run.stdout.readline().split())
+        pid = leader if who == "leader" else child
+        if who == "child":
+            scene.gpus.set_process(child, scene.gpu, vram_bytes=2**30)
+            until(lambda: scene.client.list_processes(account).processes[0].pid == child, "seen")
+        _in_parent_group(pid)
+        scene.client.kill_process(pid=leader)
+        until(lambda: not lives(pid), f"the end of the {who}")
+        until(lambda: not lives(leader), "the end of the leader")
+        if who == "child":
+            scene.gpus.remove(child)
+        assert scene.one_ended(account).state is IncidentState.RECLAIMED
+        run.wait(20)
+
+
+def test_many_jobs_look_at_all_processes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    real = processes.all_children
+
+    def looked() -> Children:
+        looks.append(1)
+        return real()
+
+    monkeypatch.setattr(jobs, "all_children", looked)
+    table = ProcessTable()
+    registered = jobs.Jobs(table)
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        held = table.hold(process.pid)
+        assert held is not None
+        for number in range(20):
+            kept = as_job(f"a/{number}", 0)
+            kept.job.pid, kept.start_ticks = held.identity
+            assert registered.members(kept) == [held]
+        assert len(looks) == 1
+        registered.look_anew()
+        registered.members(kept)
+        assert len(looks) == 2
+        process.kill()
+    table.close()
+
+
+@pytest.mark.parametrize("before", [0, 8 * GIB])
+def test_a_limit_of_memory_that_is_set_below_what_is_in_use_stops_the_job(
+    scene: Scene, before: int
+) -> None:
+    account = f"later/from{before}"
+    if before:
+        scene.limit_vram(account, before)
+    worker = scene.register(account, vram_bytes=6 * GIB)
+    until(lambda: scene.client.get_account(account).open_reservation_count, "a hold")
+    scene.limit_vram(account, 4 * GIB)
+    assert scene.one_ended(account).unit == "vram_bytes"
+    until(lambda: not lives(worker.pid), "its end")
+
+
+def test_an_account_stays_frozen_until_the_last_of_its_incidents_ends(scene: Scene) -> None:
+    account = "frozen/twice"
+    quick = scene.register(account)
+    slow = scene.register(account, orders=Orders(on_term="ignore"))
+    for worker in (quick, slow):
+        scene.client.kill_process(pid=worker.pid)
+    [first] = scene.ended(account)
+    assert lives(slow.pid)
+    assert scene.client.get_account(account).frozen
+    second = next(one for one in scene.ended(account, 2) if one.id != first.id)
+    assert second.victims[0].pid == slow.pid
+    assert not scene.client.get_account(account).frozen
