@@ -12,7 +12,14 @@ from support.suspicion import start_of
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups, processes
 from bursar.watchdog.jobs import Jobs, Kept
-from bursar.watchdog.processes import Held, ProcessTable, boot_id, descendants, read_stat
+from bursar.watchdog.processes import (
+    Held,
+    ProcessTable,
+    all_children,
+    boot_id,
+    descendants,
+    read_stat,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def test_all_that_descend_belong_and_nobody_else(cast: Cast, table: ProcessTable
     kept = a_job(cast.pids["a"], start_of(cast.pids["a"]))
     jobs.add(kept)
     assert names(cast, jobs.members(kept)) == cast.below("a")
-    assert {pid for pid, _ in descendants([cast.pids["a"]])} == {
+    assert {pid for pid, _ in descendants([cast.pids["a"]], all_children())} == {
         cast.pids[one] for one in cast.below("a") - {"a"}
     }
 
