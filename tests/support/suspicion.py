@@ -83,7 +83,7 @@ class CannedBooks:
 
     held_bytes = vram_of
 
-    def recover(self, *_: object) -> None:
+    def recover(self, *_: object, **__: object) -> None:
         """There is nothing to take over."""
 
     spend = unfreeze = settle = renew = close = recover

@@ -237,7 +237,7 @@ def test_no_more_jobs_than_there_may_be(
 def test_a_frozen_account_takes_no_job(cast: Cast, desk: Desk) -> None:
     desk.dog.books.check("acme/a")
     desk.register(peer_of(cast.pids["b"]))
-    assert desk.dog.books.freeze("acme/a", "audit")
+    desk.dog.books.freeze("acme/a", "audit")
     answer = desk.register(peer_of(cast.pids["a"]))
     assert answer.verdict == lg.VERDICT_STOP
     assert answer.refusal.reason == lg.Refusal.REASON_ACCOUNT_FROZEN
