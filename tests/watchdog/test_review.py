@@ -4,11 +4,14 @@ import os
 import re
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.bare import Bare
@@ -17,11 +20,14 @@ from support.jobs import need_cgroups
 from support.scene import MANY, Scene, lives, until
 
 from bursar.processes import IncidentState
-from bursar.v1 import process_pb2 as pr
+from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups, jobs, processes, signals
+from bursar.watchdog.escalation import Phase
 from bursar.watchdog.gpus import as_job
+from bursar.watchdog.limits import Limits
 from bursar.watchdog.poller import Poller
 from bursar.watchdog.processes import Children, ProcessTable, uid_of
+from bursar.watchdog.settings import Settings
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -100,7 +106,7 @@ def scene() -> Iterator[Scene]:
 
 def test_a_page_token_of_any_length_is_refused_and_the_watchdog_goes_on(scene: Scene) -> None:
     for token in ("9" * 5000, "9" * 19, "-1", "x"):
-        request = pr.ListIncidentsRequest(page_token=token)
+        request = pb.ListIncidentsRequest(page_token=token)
         with Bare(scene.daemon.target) as bare:
             error = bare.fails("ProcessService/ListIncidents", request)
         assert error.reason == "INVALID_FIELD"
@@ -193,4 +199,36 @@ def test_an_account_stays_frozen_until_the_last_of_its_incidents_ends(scene: Sce
     assert scene.client.get_account(account).frozen
     second = next(one for one in scene.ended(account, 2) if one.id != first.id)
     assert second.victims[0].pid == slow.pid
-    assert not scene.client.get_account(account).frozen
+    assert not scene.client.get_account(account).frozen, scene.daemon.log[-1500:]
+
+
+def test_a_journal_with_rows_that_cannot_be_read_is_used_all_the_same() -> None:
+    with Scene() as scene:
+        worker = scene.register("poison", vram_bytes=GIB)
+        scene.daemon.kill9()
+        with sqlite3.connect(scene.daemon.folder / "ledger.db.watchdog") as db:
+            db.execute("INSERT INTO jobs VALUES ('j0', x'ff', '{}'), ('j1', x'', '[1]')")
+            row = "INSERT INTO incidents VALUES (?, 'a', 'j', 0, ?, ?)"
+            bad = ((b"\xff", "{}"), (b"x", "nonsense"), (b"\x0a\x00", "[]"))
+            db.executemany(row, [(8 + number, *one) for number, one in enumerate(bad)])
+        db.close()
+        scene.daemon.start()
+        assert scene.job("poison").pid == worker.pid
+        assert "starts again" not in scene.daemon.log
+        assert scene.daemon.log.count("cannot be read and is left alone") == 5
+        scene.client.kill_process(pid=worker.pid)
+        assert scene.one_ended("poison").state is IncidentState.RECLAIMED
+
+
+def test_what_holds_back_for_a_time_does_not_let_a_runaway_go_for_good() -> None:
+    incident = pb.Incident(cause=pb.Incident.CAUSE_BUDGET, unit="vram_bytes", limit=1)
+    kept = as_job("acme", 0)
+    told: Any = SimpleNamespace(is_limited=lambda *_: "too often")
+    seen: Any = SimpleNamespace(view=SimpleNamespace(is_stale=False))
+    nothing: Any = None
+    settings = Settings(enforce=True, settle_ms=0)
+    limits = Limits(settings, nothing, nothing, told, tell=lambda _: None, start_ms=0)
+    limits.rest(kept, incident, Phase.OBSERVED, 0)
+    for now_ms in range(0, 600_000, 1000):  # over all the time
+        assert not limits._is_news(kept, incident, seen, now_ms)
+    assert limits._is_news(kept, incident, seen, 600_000)

@@ -31,6 +31,7 @@ _TTL_S: Final = 120
 _ROLL_MS: Final = 60_000
 _RENEW_MS: Final = 30_000
 _LOOK_MS: Final = 2_000
+_OURS: Final = "watchdog: "  # how the reason of a freeze begins that is ours
 _AHEAD: Final = 10  # samples' worth that is held before it is used
 _SLACK_BYTES: Final = (
     64 << 20
@@ -341,28 +342,17 @@ class Books:
             request = ac.GetAccountRequest(account=account)
             found = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
             if not found.account.frozen:
-                freeze = ac.FreezeRequest(account=account, reason=reason)
+                freeze = ac.FreezeRequest(account=account, reason=f"{_OURS}{reason}"[:256])
                 self._ask("AccountService/Freeze", freeze, ac.FreezeResponse)
         except BursarError:
             return
 
-    def unfreeze(self, account: str, reason: str, *, passed_on: str = "") -> None:
-        """Ends a freeze of our own: one that somebody put there since stays.
-
-        Args:
-            account: Whose.
-            reason: The freeze's.
-            passed_on: Why the account is to stay frozen; empty: it is not.
-        """
+    def unfreeze(self, account: str) -> None:
+        """Ends a freeze of our own: one that somebody put there since stays."""
         try:
             request = ac.GetAccountRequest(account=account)
             found = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
-            if not found.account.frozen or found.account.freeze_reason != reason:
-                return
-            if passed_on:
-                freeze = ac.FreezeRequest(account=account, reason=passed_on)
-                self._ask("AccountService/Freeze", freeze, ac.FreezeResponse)
-            else:
+            if found.account.frozen and found.account.freeze_reason.startswith(_OURS):
                 thaw = ac.UnfreezeRequest(account=account)
                 self._ask("AccountService/Unfreeze", thaw, ac.UnfreezeResponse)
         except BursarError:

@@ -88,7 +88,7 @@ class Cases:
         for case in self._journal.open_cases():
             self._open[case.incident.job] = case
             if case.froze and not case.standing.phase.is_over:  # the crash may have come before
-                self._books.freeze(case.incident.account, _freeze_reason(case))
+                self._books.freeze(case.incident.account, case.incident.reason)
 
     def of_job(self, job_id: str) -> Case | None:
         """The incident of a job that may still change."""
@@ -147,7 +147,7 @@ class Cases:
         self._journal.save_case(case)
         self._open[kept.job.id] = case
         if case.froze:
-            self._books.freeze(kept.job.account, _freeze_reason(case))
+            self._books.freeze(kept.job.account, incident.reason)
         self._announce(case)
         return case
 
@@ -332,13 +332,9 @@ class Cases:
     def _finish(self, case: Case) -> None:
         self._ended_ns.pop(case.incident.job, None)
         del self._open[case.incident.job]
-        if not case.froze:
-            return
         account = case.incident.account
-        alike = (one for one in self if one.froze and one.incident.account == account)
-        heir = next(alike, None)
-        passed_on = _freeze_reason(heir) if heir else ""
-        self._books.unfreeze(account, _freeze_reason(case), passed_on=passed_on)
+        if case.froze and not any(one.incident.account == account for one in self if one.froze):
+            self._books.unfreeze(account)
 
 
 def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> bool:
@@ -347,10 +343,6 @@ def _lists(view: View, pid: int, start_ticks: int, uuid: str | None = None) -> b
         return False
     stat = read_stat(pid)
     return stat is None or stat.start_ticks == start_ticks or pid in view.disputed
-
-
-def _freeze_reason(case: Case) -> str:
-    return f"watchdog: {case.incident.id}: {case.incident.reason}"[:256]
 
 
 def over_incident(over: Over) -> pb.Incident:

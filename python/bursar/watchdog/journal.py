@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog.escalation import Phase, Standing
 from bursar.watchdog.jobs import Kept
@@ -21,6 +23,7 @@ __all__ = ["Case", "Hold", "Journal"]
 INCIDENTS_MAX: Final = 100_000
 """The most incidents that are remembered; the oldest that are over go first."""
 
+_UNREADABLE: Final = (DecodeError, ValueError, KeyError, TypeError, AttributeError)
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -90,6 +93,8 @@ class Journal:
     """
 
     def __init__(self, path: str | Path | None) -> None:
+        self.unreadable: list[str] = []
+        """The rows that could not be read, and why."""
         try:
             self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
             if path is not None:
@@ -126,9 +131,12 @@ class Journal:
         self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def jobs(self) -> Iterator[Kept]:
-        """Yields the jobs that had not ended."""
-        for body, text in self._db.execute("SELECT body, extra FROM jobs").fetchall():
-            yield Kept(job=pb.Job.FromString(body), **json.loads(text))
+        """Yields the jobs that had not ended; a row that cannot be read is told of and left."""
+        for row_id, body, text in self._db.execute("SELECT id, body, extra FROM jobs").fetchall():
+            try:
+                yield Kept(job=pb.Job.FromString(body), **json.loads(text))
+            except _UNREADABLE as error:
+                self.unreadable.append(f"job {row_id}: {error!r}")
 
     def save_case(self, case: Case) -> None:
         """Writes an incident; a new one gets its number and its id."""
@@ -163,30 +171,16 @@ class Journal:
         )
 
     def open_cases(self) -> Iterator[Case]:
-        """Yields the incidents that may still change."""
+        """Yields the incidents that may still change; what cannot be read is told of and left."""
         rows = self._db.execute("SELECT number, body, extra FROM incidents WHERE final = 0")
         for number, body, text in rows.fetchall():
             if not body:  # cut off before the intent was whole: nothing was signalled
                 self._db.execute("DELETE FROM incidents WHERE number = ?", (number,))
                 continue
-            extra = json.loads(text)
-            standing = extra["standing"]
-            yield Case(
-                number=number,
-                incident=pb.Incident.FromString(body),
-                standing=Standing(
-                    Phase(standing["phase"]), standing["since_ms"], standing["detail"]
-                ),
-                boot=extra["boot"],
-                victims={(pid, start) for pid, start in extra["victims"]},
-                killed={(pid, start) for pid, start in extra["killed"]},
-                bytes_by_device={
-                    uuid: {int(pid): size for pid, size in sizes.items()}
-                    for uuid, sizes in extra["bytes_by_device"].items()
-                },
-                froze=extra["froze"],
-                forbidden=extra["forbidden"],
-            )
+            try:
+                yield _case(number, body, text)
+            except _UNREADABLE as error:
+                self.unreadable.append(f"incident i{number}: {error!r}")
 
     def incidents(
         self, account: str, job: str, before: int | None, count: int
@@ -220,3 +214,22 @@ class Journal:
         """The reservations that may be pending."""
         rows = self._db.execute("SELECT reservation, account, unit FROM holds").fetchall()
         return [Hold(*row) for row in rows]
+
+
+def _case(number: int, body: bytes, text: str) -> Case:
+    extra = json.loads(text)
+    standing = extra["standing"]
+    return Case(
+        number=number,
+        incident=pb.Incident.FromString(body),
+        standing=Standing(Phase(standing["phase"]), standing["since_ms"], standing["detail"]),
+        boot=extra["boot"],
+        victims={(pid, start) for pid, start in extra["victims"]},
+        killed={(pid, start) for pid, start in extra["killed"]},
+        bytes_by_device={
+            uuid: {int(pid): size for pid, size in sizes.items()}
+            for uuid, sizes in extra["bytes_by_device"].items()
+        },
+        froze=extra["froze"],
+        forbidden=extra["forbidden"],
+    )

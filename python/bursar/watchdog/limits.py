@@ -138,9 +138,13 @@ class Limits:
 
     def rest(self, kept: Kept, incident: pb.Incident, phase: Phase, now_ms: int) -> None:
         """Leaves a job alone after an incident that stopped nobody, until it is over anew."""
-        if phase in {Phase.CANCELLED, Phase.OBSERVED}:
-            quiet = _Quiet(_about(incident), now_ms + _COOL_DOWN_MS, phase is Phase.OBSERVED)
-            self._quiet[kept.job.id] = quiet
+        if phase not in {Phase.CANCELLED, Phase.OBSERVED}:
+            return
+        # What holds back for a time is no reason to let a runaway go on for good.
+        passes = self.held_back(now_ms) or self._cases.is_limited(kept.job.account, now_ms)
+        lasts = phase is Phase.OBSERVED and not (self._settings.enforce and passes)
+        until_ms = now_ms + (_COOL_DOWN_MS if lasts or phase is Phase.CANCELLED else _BREAKER_MS)
+        self._quiet[kept.job.id] = _Quiet(_about(incident), until_ms, lasts)
 
     def forget(self, job_id: str) -> None:
         """Forgets a job that has ended."""

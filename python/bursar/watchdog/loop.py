@@ -178,6 +178,8 @@ class Watchdog:
                 self.jobs.add(kept)
             elif self.cases.of_job(kept.job.id) is None:
                 self._forget(kept)
+        for row in self.journal.unreadable:
+            self._alarm(f"a row of the watchdog's journal cannot be read and is left alone: {row}")
 
     def _call(self, method: str, request: "Message", response: type["Message"]) -> "Message":
         from bursar import _core
