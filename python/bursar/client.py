@@ -379,6 +379,7 @@ class Client:
             BudgetExceeded: Its VRAM is not left, or the budget is gone; nothing is registered.
             AccountFrozen: The account or an ancestor is frozen; nothing is registered.
             IdempotencyMismatch: The process is registered for another account.
+            NotTheOwner: The process is neither the caller nor one of its user that it started.
             WatchdogUnavailable: The watchdog is off, or this client is embedded.
         """
         call = process_calls.register_process(

@@ -13,11 +13,12 @@ BursarError
 │  ├─ ReservationNotFound
 │  ├─ ReservationEnded
 │  ├─ ReservationExpired
-│  ├─ ReservationLeased      it is debited through another channel, or by another process
+│  ├─ ReservationLeased      it is debited through another channel
 │  └─ IdempotencyMismatch
 ├─ ProcessError
 │  ├─ ProcessNotFound
 │  └─ ProcessProtected       a rule forbids to signal it
+├─ NotTheOwner               it belongs to another process: a reservation, a process to register
 ├─ InvalidRequest            also a ValueError: the call itself is wrong
 ├─ GenerationTerminated      a hard limit in mid-stream, with the partial text
 └─ SidecarError
@@ -48,6 +49,7 @@ __all__ = [
     "IdempotencyMismatch",
     "InvalidRequest",
     "LimitReached",
+    "NotTheOwner",
     "ProcessError",
     "ProcessNotFound",
     "ProcessProtected",
@@ -215,7 +217,7 @@ class ReservationExpired(ReservationError):
 
 
 class ReservationLeased(ReservationError):
-    """The reservation is debited through another channel, or belongs to another process."""
+    """The reservation is debited through another channel, or by the process that forked us."""
 
 
 class IdempotencyMismatch(ReservationError):
@@ -232,6 +234,10 @@ class ProcessNotFound(ProcessError):
 
 class ProcessProtected(ProcessError):
     """A rule forbids to signal the process; the message says which."""
+
+
+class NotTheOwner(BursarError):
+    """What was named is another process's: a reservation to lease, a process to register."""
 
 
 class InvalidRequest(BursarError, ValueError):
@@ -325,7 +331,7 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "SHUTTING_DOWN": ErrorRow("UNAVAILABLE", SidecarUnavailable),
         "ACCOUNT_IN_USE": ErrorRow("FAILED_PRECONDITION", AccountInUse),
         "RESERVATION_LEASED": ErrorRow("FAILED_PRECONDITION", ReservationLeased),
-        "NOT_THE_OWNER": ErrorRow("PERMISSION_DENIED", ReservationLeased),
+        "NOT_THE_OWNER": ErrorRow("PERMISSION_DENIED", NotTheOwner),
         "LEASE_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
         "PROCESS_NOT_FOUND": ErrorRow("NOT_FOUND", ProcessNotFound),
         "PROCESS_PROTECTED": ErrorRow("FAILED_PRECONDITION", ProcessProtected),

@@ -230,7 +230,8 @@ class Reservation(Handle):
                 asked for; else what the budget gives.
 
         Raises:
-            ReservationLeased: It has a lease, or another process reserved it.
+            ReservationLeased: It has a lease.
+            NotTheOwner: Another process reserved it.
             LimitReached: The configured maximum of leases is reached.
             SidecarUnavailable: None answers, or it may have granted a lease that did not arrive.
         """

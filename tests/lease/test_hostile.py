@@ -144,7 +144,7 @@ import bursar, sys
 from bursar.lease import LeaseTerms, SharedStep
 try:
     SharedStep(sys.argv[1], LeaseTerms(sys.argv[2], "tokens", None, 0, None))
-except bursar.ReservationLeased as refused:
+except bursar.NotTheOwner as refused:
     print(refused.reason)
 """
     command = [sys.executable, "-c", thief, f"{daemon.socket_path}.lease", reservation.id]

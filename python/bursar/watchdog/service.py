@@ -28,7 +28,7 @@ _GRACE_MS_MAX: Final = 300_000
 _WALL_MS_MAX: Final = 366 * 86_400_000
 _REASON_BYTES_MAX: Final = 256
 _PAGE: Final = (100, 1000)
-_PAGE_TOKEN: Final = re.compile(r"[0-9]{1,18}")
+_PAGE_TOKEN: Final = re.compile(r"[0-9]{1,1000}")
 
 Peer = tuple[int, int, int]  # pid, uid, start time in clock ticks
 
@@ -291,7 +291,7 @@ class Service:
         if request.page_token:
             if not _PAGE_TOKEN.fullmatch(request.page_token):
                 raise _field("page_token", "is not one out of an answer")
-            before = int(request.page_token)
+            before = min(int(request.page_token), 2**62)
         # One more than the page tells whether there is another.
         rows = self._watchdog.journal.incidents(request.account, request.job, before, size + 1)
         page = rows[:size]
