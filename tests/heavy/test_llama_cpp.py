@@ -41,10 +41,6 @@ def never_ends(llm: Any) -> dict[str, Any]:
     return {"logit_bias": {llm.token_eos(): -100.0}}
 
 
-def cache_size(llm: Any) -> int:
-    return int(llm._ctx.get_state_size())
-
-
 def test_a_hundred_prompts_are_debited_to_the_engines_count(llm: Any, client: Any) -> None:
     seed = new_seed()
     print(f"BURSAR_SEED={seed}")
@@ -94,14 +90,15 @@ def test_a_chat_is_cut_alike(llm: Any, client: Any, *, streams: bool) -> None:
 
 
 def test_a_stream_that_is_dropped_settles_what_it_has_had(llm: Any, client: Any) -> None:
-    stream = llm.create_completion("the cat", max_tokens=200, stream=True, **never_ends(llm))
+    # With another seed the package may hold all 200 back, for want of a whole character.
+    asked = {"max_tokens": 200, "stream": True, "seed": 0, **never_ends(llm)}
+    stream = llm.create_completion("the cat", **asked)
     for _ in range(5):
         next(stream)
     stream.close()
     del stream
-    held, spent, _ = balance(client, "acme/l")
-    assert held == 0
-    assert 5 <= spent < 60
+    prompt = len(llm.tokenize(b"the cat"))
+    assert balance(client, "acme/l")[:2] == (0, prompt + 5)
 
 
 def test_advice_begins_anew_from_the_cache(llm: Any, client: Any, monkeypatch: Any) -> None:

@@ -1,7 +1,7 @@
 """The ASGI middleware before a relay to the real llama.cpp: cuts, refusals, a request that is gone.
 
-The relay answers as vLLM does, with the usage so far in every chunk; the engine behind it is real.
-vLLM itself is in `tests/heavy`.
+The relay answers as vLLM does, with the usage so far in every chunk, and aborts as it does; the
+engine behind it is real.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ adapter is a module of its own that needs the package it adapts, and is imported
 | `bursar.middleware.xllamacpp` | llama.cpp's own server, in this process |
 | `bursar.middleware.llama_cpp` | llama-cpp-python |
 | `bursar.middleware.transformers` | transformers |
-| `bursar.middleware.vllm` | vLLM's server: ASGI middleware and logits processor |
+| `bursar.middleware.vllm` | vLLM's server: ASGI middleware |
 | `bursar.middleware.langchain` | LangChain 1.x |
 | `bursar.middleware.openai_agents` | the OpenAI Agents SDK |
 | `bursar.middleware.pydantic_ai` | Pydantic AI |

@@ -4,8 +4,8 @@
 
 It counts the prompt by the server's own `/tokenize`, has every chunk tell the usage so far (chunks
 hold several tokens), and on STOP ends the stream well and then tells the server that the client
-has gone: that, and no exception, aborts the request and frees its blocks. It needs nothing of vLLM
-itself; the logits processor beside it is `bursar.middleware.vllm_logits`.
+has gone: that, and no exception, aborts the request and frees its blocks. It imports nothing of
+vLLM.
 """
 
 import contextlib
