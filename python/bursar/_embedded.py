@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 from google.protobuf.message import Message
 
-from bursar._errors import from_reason
+from bursar._errors import from_core, from_reason
 from bursar.exceptions import SidecarUnavailable
 from bursar.v1 import account_pb2
 from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 if TYPE_CHECKING:
-    from bursar._core import Engine
+    from bursar._core import Engine, Server
 
 _WATCH: Final = "AccountService/WatchAccounts"
 _WATCH_PROCESSES: Final = "ProcessService/WatchProcesses"
@@ -31,9 +31,20 @@ def open_engine(config_json: str) -> "Engine":
     try:
         return _core.Engine(config_json)
     except _core.CoreError as raised:
-        raise from_reason(
-            raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
-        ) from None
+        raise from_core(raised) from None
+
+
+def call_core(
+    core: "Engine | Server", method: str, request: Message, response: type[Message]
+) -> Message:
+    """Runs one call in this process to its end, without a socket."""
+    from bursar import _core
+
+    try:
+        answer = core.call(method, request.SerializeToString())
+    except _core.CoreError as raised:
+        raise from_core(raised) from None
+    return response.FromString(answer)
 
 
 class EmbeddedTransport:
@@ -46,17 +57,9 @@ class EmbeddedTransport:
 
     def call(self, method: str, request: Message, response: type[Message]) -> Message:
         """Runs one call to its end."""
-        from bursar import _core
-
         if self._engine is None:
             raise SidecarUnavailable("the client is closed", code="UNAVAILABLE")
-        try:
-            answer = self._engine.call(method, request.SerializeToString())
-        except _core.CoreError as raised:
-            raise from_reason(
-                raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
-            ) from None
-        return response.FromString(answer)
+        return call_core(self._engine, method, request, response)
 
     def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
         """Watches by polling: the engine has no connection that it could push to."""

@@ -1,7 +1,7 @@
 """Where wire errors, core errors and refusals become exceptions. The table is in `exceptions`."""
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
@@ -19,6 +19,9 @@ from bursar.exceptions import (
     SidecarUnavailable,
 )
 from bursar.units import UNITS, format_amount
+
+if TYPE_CHECKING:
+    from bursar._core import CoreError
 
 DOMAIN: Final = "bursar"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -39,6 +42,11 @@ def from_reason(
     row = ERRORS.get(reason)
     exception = row.exception if row else _BY_CODE.get(code, SidecarError)
     return exception(message or code, reason=reason, code=code, metadata=metadata)
+
+
+def from_core(raised: "CoreError") -> BursarError:
+    """Builds the exception for what the extension raised."""
+    return from_reason(raised.code, raised.message, reason=raised.reason, metadata=raised.metadata)
 
 
 def from_status(

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from bursar import _core
 from bursar._convert import invalid
-from bursar._errors import from_reason
+from bursar._errors import from_core
 from bursar.exceptions import (
     BudgetError,
     BursarError,
@@ -270,9 +270,7 @@ class SharedStep(_core.Lease):
                 code="UNAVAILABLE",
             ) from None
         except _core.CoreError as raised:
-            raise from_reason(
-                raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
-            ) from None
+            raise from_core(raised) from None
 
     def _stuck(self, count: int, why: str) -> Verdict:
         raise Stuck(count, why)

@@ -46,6 +46,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def in_a_shell(
+    command: str, folder: Path, environment: dict[str, str]
+) -> "subprocess.CompletedProcess[str]":
+    line = command.replace("bursar", f"{sys.executable} -m bursar", 1)
+    return subprocess.run(
+        ["/bin/sh", "-c", line],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_the_command_lines_run_against_the_configuration(folder: Path) -> None:
     (folder / "bursar.toml").write_text(blocks("toml")[0], encoding="utf-8")
     lines = blocks("sh")[1].splitlines()
@@ -56,15 +70,7 @@ def test_the_command_lines_run_against_the_configuration(folder: Path) -> None:
         commands = [line for line in lines if line.startswith(("bursar account", "bursar log"))]
         assert len(commands) == 5
         for command in commands:
-            line = command.replace("bursar", f"{sys.executable} -m bursar", 1)
-            ran = subprocess.run(
-                ["/bin/sh", "-c", line],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            ran = in_a_shell(command, folder, environment)
             assert ran.returncode == 0, (command, ran.stderr)
 
 
@@ -80,15 +86,7 @@ def test_the_commands_about_jobs_run_with_a_gpu_or_without(folder: Path) -> None
     with Sidecar(blocks("toml")[0], folder=folder) as sidecar:
         environment = os.environ | {"BURSAR_TARGET": sidecar.target, "PATH": programs}
         for command in commands:
-            line = command.replace("bursar", f"{sys.executable} -m bursar", 1)
-            ran = subprocess.run(
-                ["/bin/sh", "-c", line],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            ran = in_a_shell(command, folder, environment)
             expected = 5 if command.startswith("bursar kill") else 0
             assert ran.returncode == expected, (command, ran.stderr)
 

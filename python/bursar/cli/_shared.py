@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -93,11 +94,25 @@ def target_option(function: F) -> F:
     )(function)
 
 
+def store_option(function: F) -> F:
+    """Adds --store, for commands that can do without a sidecar."""
+    return click.option(
+        "--store",
+        type=click.Path(exists=True, path_type=Path),
+        help="Read this store itself; no sidecar may have it open.",
+    )(function)
+
+
 def json_option(function: F) -> F:
     """Adds --json."""
     return click.option(
         "--json", "as_json", is_flag=True, help="Write JSON: integers in base units."
     )(function)
+
+
+def in_base_unit(unit: str, amount: str) -> tuple[str, str]:
+    """A unit and an amount as `parse_amount` takes them; "usd" is short for dollars."""
+    return ("usd_nanos", f"{amount} USD") if unit == "usd" else (unit, amount)
 
 
 def connect(target: str | None) -> bursar.Client:

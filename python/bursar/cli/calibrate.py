@@ -14,7 +14,15 @@ from bursar.calibrate.runs import KINDS, By, History, TooMuchHistory, read_runs
 from bursar.calibrate.summary import QUANTILES, THRESHOLDS, Question, Summary, summarise
 from bursar.calibrate.words import advice, facts, left_out, run_in_words, tables
 from bursar.cli._output import echo_json, echo_table, safe
-from bursar.cli._shared import Amount, Moment, PeriodText, connect, json_option, target_option
+from bursar.cli._shared import (
+    Amount,
+    Moment,
+    PeriodText,
+    connect,
+    json_option,
+    store_option,
+    target_option,
+)
 from bursar.exceptions import ReservationNotFound
 from bursar.models import Period, PeriodKind, ReservationState
 from bursar.units import CAPACITY_UNITS, UNITS, parse_amount
@@ -117,11 +125,7 @@ class Percent(click.ParamType[Fraction]):
     help="Write an HTML page with plots. Needs bursar[report].",
 )
 @json_option
-@click.option(
-    "--store",
-    type=click.Path(exists=True, path_type=Path),
-    help="Read this store itself; no sidecar may have it open.",
-)
+@store_option
 @target_option
 def calibrate(
     account: str,

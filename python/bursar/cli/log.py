@@ -14,7 +14,7 @@ import click
 
 import bursar
 from bursar.cli._output import echo_table, plain
-from bursar.cli._shared import Moment, connect, json_option, target_option
+from bursar.cli._shared import Moment, connect, json_option, store_option, target_option
 from bursar.models import Entry, EntryKind
 from bursar.units import UNITS, format_amount
 
@@ -63,11 +63,7 @@ _CHUNK_ROWS: Final = 1_000
     help="CSV and JSON hold integers in base units.",
 )
 @json_option
-@click.option(
-    "--store",
-    type=click.Path(exists=True, path_type=Path),
-    help="Read this store itself; no sidecar may have it open.",
-)
+@store_option
 @target_option
 def log(
     account: str,

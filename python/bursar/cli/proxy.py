@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from bursar.cli._shared import in_base_unit
 from bursar.daemon.config import Config
 from bursar.units import UNITS
 
@@ -42,8 +43,7 @@ class Limit(click.ParamType[dict[str, Any]]):
         amount, _, period = rest.partition("/")
         if not equals or not amount:
             self.fail(f"{value!r} is no limit: write one such as usd=5/day", param, ctx)
-        if unit == "usd":
-            unit, amount = "usd_nanos", f"{amount} USD"
+        unit, amount = in_base_unit(unit, amount)
         if unit not in UNITS:
             self.fail(f"there is no unit {unit!r}: write usd, or one of {', '.join(UNITS)}")
         limit = int(amount.replace("_", "")) if amount.replace("_", "").isdigit() else amount

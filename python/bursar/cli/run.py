@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from bursar.cli._output import safe
-from bursar.cli._shared import target_option
+from bursar.cli._shared import in_base_unit, target_option
 from bursar.cli._words import in_words
 from bursar.units import UNITS, parse_amount, parse_duration_ms
 
@@ -44,9 +44,8 @@ class Limit(click.ParamType[tuple[str, int]]):
         """Reads the limit."""
         unit, _, amount = str(value).partition("=")
         try:
-            if unit == "usd":
-                return "usd_nanos", parse_amount("usd_nanos", f"{amount} USD")
-            return unit, parse_amount(unit, amount)
+            base, amount = in_base_unit(unit, amount)
+            return base, parse_amount(base, amount)
         except ValueError as error:
             if unit == "usd":
                 self.fail(f"{value!r} is no limit: write dollars such as usd=5 or usd=0.25")

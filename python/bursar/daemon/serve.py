@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from bursar._errors import from_reason
+from bursar._errors import from_core
 from bursar.daemon.config import Config
 from bursar.exceptions import BursarError
 
@@ -105,9 +105,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except _core.CoreError as raised:
-        raise from_reason(
-            raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
-        ) from None
+        raise from_core(raised) from None
     except OSError as raised:
         raise BursarError(raised.strerror or str(raised)) from None
 

@@ -33,9 +33,7 @@ _RENEW_MS: Final = 30_000
 _LOOK_MS: Final = 2_000
 _OURS: Final = "watchdog: "  # how the reason of a freeze begins that is ours
 _AHEAD: Final = 10  # samples' worth that is held before it is used
-_SLACK_BYTES: Final = (
-    64 << 20
-)  # less than this is not given back: it would come and go all the time
+_SLACK_BYTES: Final = 64 << 20  # less is not given back: it would come and go all the time
 
 A = TypeVar("A", bound=Message)
 Call = Callable[[str, Message, type[Message]], Message]

@@ -209,11 +209,10 @@ class Cases:
     ) -> tuple[list[Held], list[str]]:
         """The processes that may be signalled, and why the others may not."""
         targets, refusals = [], []
-        group = kept.job.cgroup
-        has_group = bool(group) and cgroups.inode(group) == kept.cgroup_inode
+        has_group = kept.has_group
         for held in members if case.boot == self._boot else ():
             is_kept = is_container(kept.job.id) or (
-                has_group and cgroups.is_inside(group, held.pid)
+                has_group and cgroups.is_inside(kept.job.cgroup, held.pid)
             )
             refusal = self._rules.refusal(held, uid=None if is_kept else kept.job.uid)
             if refusal:

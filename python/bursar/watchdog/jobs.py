@@ -50,6 +50,11 @@ class Kept:
     boot: str
     found: set[tuple[int, int]] = field(default_factory=set)
 
+    @property
+    def has_group(self) -> bool:
+        """Whether its cgroup is there: one of the same name that was made since is another."""
+        return bool(self.job.cgroup) and cgroups.inode(self.job.cgroup) == self.cgroup_inode
+
 
 class Jobs:
     """The jobs by id, by process, and by cgroup."""
@@ -97,7 +102,7 @@ class Jobs:
         """The job whose cgroup this is, or is above it."""
         while path:
             kept = self._by_group.get(path)
-            if kept is not None and cgroups.inode(path) == kept.cgroup_inode:
+            if kept is not None and kept.has_group:
                 return kept
             path = path.rpartition("/")[0]
         return None
@@ -123,7 +128,7 @@ class Jobs:
         """
         # By identity, not by pid: who was listed may have ended, and a stranger have its pid.
         found = {one.identity for one in also}
-        if kept.job.cgroup and cgroups.inode(kept.job.cgroup) == kept.cgroup_inode:
+        if kept.has_group:
             inside = self._group(kept)
             found |= inside
             if (kept.job.pid, kept.start_ticks) not in inside:  # it has ended, or has moved out
@@ -158,6 +163,6 @@ class Jobs:
         """Whether nothing of a job lives any more. Cheap while its process lives."""
         if self._table.is_alive(kept.job.pid, kept.start_ticks):
             return False
-        if kept.job.cgroup and cgroups.inode(kept.job.cgroup) == kept.cgroup_inode:
+        if kept.has_group:
             return cgroups.is_empty(kept.job.cgroup)
         return not self.members(kept)

@@ -7,12 +7,13 @@ nobody itself: `limits` says who is due, `cases` acts, after the journal.
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from bursar._errors import from_reason
+from bursar._embedded import call_core
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups
 from bursar.watchdog.attribution import Attributor
@@ -32,8 +33,6 @@ from bursar.watchdog.settings import Settings
 from bursar.watchdog.signals import Rules
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from bursar._core import Server
 
 __all__ = ["Watchdog", "boot_ms"]
@@ -84,6 +83,7 @@ class Watchdog:
     ) -> None:
         self.settings = settings
         self._server = server
+        self._call = functools.partial(call_core, server)
         self._say = say
         self._journal_path = journal_path
         self._stop = threading.Event()
@@ -180,17 +180,6 @@ class Watchdog:
                 self._forget(kept)
         for row in self.journal.unreadable:
             self._alarm(f"a row of the watchdog's journal cannot be read and is left alone: {row}")
-
-    def _call(self, method: str, request: "Message", response: type["Message"]) -> "Message":
-        from bursar import _core
-
-        try:
-            answer = self._server.call(method, request.SerializeToString())
-        except _core.CoreError as raised:
-            raise from_reason(
-                raised.code, raised.message, reason=raised.reason, metadata=raised.metadata
-            ) from None
-        return response.FromString(answer)
 
     def tell(self, event: pb.WatchProcessesResponse) -> None:
         """Sends an event to whoever watches; what an operator should know goes to the log, too."""
@@ -446,9 +435,9 @@ class Watchdog:
 
     def _forget(self, kept: Kept) -> None:
         """Takes down what was made for a job that has ended."""
-        account, group = kept.job.account, kept.job.cgroup
-        if group and kept.cgroup_inode and cgroups.inode(group) == kept.cgroup_inode:
-            cgroups.remove(group)
+        account = kept.job.account
+        if kept.has_group:
+            cgroups.remove(kept.job.cgroup)
         if kept.own_account:
             self._retiring[account] = kept.job.id
             return

@@ -6,15 +6,7 @@ None means that the driver did not tell; it is never the same as zero.
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Context", "DeviceSample", "GpuProcess", "Health", "Sample"]
-
-
-class Context(Enum):
-    """How a process uses a device."""
-
-    COMPUTE = "C"
-    GRAPHICS = "G"
-    MPS = "M"
+__all__ = ["DeviceSample", "GpuProcess", "Health", "Sample"]
 
 
 class Health(Enum):
@@ -31,7 +23,7 @@ class GpuProcess:
 
     Attributes:
         pid: The process id in the host's namespace; always above 2.
-        contexts: The kinds of contexts, such as ``"C"`` or ``"CG"``.
+        contexts: The kinds of contexts, C for compute, G for graphics, M for MPS: ``"CG"``.
         vram_bytes: Its memory on the device; the most that any list says.
         busy_permille: How busy it kept the device since the sample before.
     """

@@ -89,15 +89,12 @@ def _program(pid: int) -> str:
         return Path(command_of(pid).split(" ", 1)[0]).name
 
 
-def send(held: Held, number: signal.Signals) -> bool:
-    """Signals one process; False when it has ended, or is another user's and we may not."""
-    try:
+def send(held: Held, number: signal.Signals) -> None:
+    """Signals one process, unless it has ended, or is another user's and we may not."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         signal.pidfd_send_signal(held.pidfd, number)
         if number is signal.SIGTERM:  # a stopped process handles nothing until it goes on
             signal.pidfd_send_signal(held.pidfd, signal.SIGCONT)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
 
 
 def kill_group(path: str, inode: int) -> None:

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::reply::Reply;
 use super::settings::Api;
-use crate::convert;
 use crate::error::ApiError;
 use crate::v1::{self, ErrorReason};
 
@@ -193,25 +192,9 @@ impl From<ApiError> for Failure {
     }
 }
 
-/// UTC, as RFC 3339 writes it, by the days of the civil calendar.
+/// UTC, as RFC 3339 writes it, in whole seconds.
 pub(crate) fn rfc3339(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Eras of 400 years that begin in March: the day that leap years add is the last.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// A model's name, for an error message.
-pub(crate) fn shown(model: &str) -> String {
-    convert::cut(model)
+    prost_types::Timestamp { seconds, nanos: 0 }.to_string()
 }
 
 #[cfg(test)]

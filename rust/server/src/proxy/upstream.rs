@@ -16,11 +16,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 
-use super::failure::{Failure, shown};
+use super::failure::Failure;
 use super::reply::Reply;
 use super::route::passed_on;
 use super::settings::{Api, ProxySection, UpstreamSection};
 use crate::config::ConfigError;
+use crate::convert;
 
 /// Idle connections to one upstream that are kept, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
@@ -129,7 +130,7 @@ impl Upstreams {
     /// The same, or what is wrong.
     pub(crate) fn named(&self, api: Api, model: &str) -> Result<&Upstream, Failure> {
         self.find(api, model).ok_or_else(|| {
-            let model = shown(model);
+            let model = convert::cut(model);
             Failure::not_found(format!("no upstream serves {model:?} here (proxy.upstreams)"))
         })
     }
