@@ -14,16 +14,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 from support.bare import Bare
 from support.gpu import GIB, Orders
 from support.jobs import need_cgroups
 from support.scene import MANY, Scene, lives, until
 
+from bursar import _core
+from bursar.daemon.config import Config
 from bursar.processes import IncidentState
+from bursar.v1 import ledger_pb2 as lg
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups, jobs, processes, signals
+from bursar.watchdog.books import Books
 from bursar.watchdog.escalation import Phase
 from bursar.watchdog.gpus import as_job
+from bursar.watchdog.journal import Journal
 from bursar.watchdog.limits import Limits
 from bursar.watchdog.poller import Poller
 from bursar.watchdog.processes import Children, ProcessTable, uid_of
@@ -232,3 +238,35 @@ def test_what_holds_back_for_a_time_does_not_let_a_runaway_go_for_good() -> None
     for now_ms in range(0, 600_000, 1000):  # over all the time
         assert not limits._is_news(kept, incident, seen, now_ms)
     assert limits._is_news(kept, incident, seen, 600_000)
+
+
+def test_what_was_metered_is_committed_also_when_nothing_more_comes(tmp_path: Path) -> None:
+    config = {"store": {"path": ""}, "accounts": [{"path": "pods/**"}]}
+    engine = _core.Engine(Config.from_dict(config).to_core_json(listen=False))
+    journal = Journal(tmp_path / "journal")
+
+    def call(method: str, request: Message, answer: type[Message]) -> Any:
+        return answer.FromString(engine.call(method, request.SerializeToString()))
+
+    books = Books(call, journal)
+    for number in range(20):
+        books.spend(f"pods/{number}", {"gpu_ms": 100}, 0)
+    assert len(journal.holds()) == 20
+    books.renew(89_999)
+    assert len(journal.holds()) == 20
+    books.renew(90_000)
+    assert not journal.holds()
+    assert not books._meters
+    journal.close()
+    engine.close()
+
+
+def test_what_was_told_of_a_jobs_own_account_is_forgotten_with_it() -> None:
+    nothing: Any = None
+    limits = Limits(Settings(), nothing, nothing, nothing, tell=lambda _: None, start_ms=0)
+    kept = as_job("acme/run-1", 0)
+    kept.own_account = True
+    for account in ("acme", "acme/run-1"):
+        limits._warn(lg.Balance(account=account, unit="usd_nanos", limit=10, spent=9))
+    limits.forget(kept)
+    assert [account for account, *_ in limits._shares] == ["acme"]

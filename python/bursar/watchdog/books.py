@@ -217,7 +217,13 @@ class Books:
         return None
 
     def renew(self, now_ms: int) -> None:
-        """Keeps memory held, also while nobody can see whether it is still in use."""
+        """Keeps memory held, also while nobody can see whether it is still in use.
+
+        What was metered for accounts that use nothing any more, such as a pod's, is committed.
+        """
+        for account, meter in list(self._meters.items()):
+            if now_ms - meter.opened_ms >= _ROLL_MS + _RENEW_MS:
+                self._commit(account)
         for account, memory in list(self._memory.items()):
             if now_ms - memory.renewed_ms >= _RENEW_MS:
                 try:
@@ -375,12 +381,19 @@ class Books:
 
     def settle(self, account: str) -> None:
         """Commits what an account has used and gives its memory back."""
-        if (meter := self._meters.get(account)) is not None:
-            try:
-                self._close(account, meter.used)
-            except BursarError:
-                self._journal.drop_hold(meter.reservation)
+        self._commit(account)
         self._give_up(account)
+
+    def _commit(self, account: str) -> None:
+        """Ends the reservation of what was metered; what the ledger has debited is spent anyhow."""
+        meter = self._meters.get(account)
+        if meter is None:
+            return
+        try:
+            self._close(account, meter.used)
+        except BursarError:
+            self._journal.drop_hold(meter.reservation)
+            del self._meters[account]
 
     def retire(self, account: str) -> bool:
         """Takes a job's own account out of use; False while something of it is pending."""

@@ -146,9 +146,12 @@ class Limits:
         until_ms = now_ms + (_COOL_DOWN_MS if lasts or phase is Phase.CANCELLED else _BREAKER_MS)
         self._quiet[kept.job.id] = _Quiet(_about(incident), until_ms, lasts)
 
-    def forget(self, job_id: str) -> None:
-        """Forgets a job that has ended."""
-        self._quiet.pop(job_id, None)
+    def forget(self, kept: Kept) -> None:
+        """Forgets a job that has ended, and its account if that was its own."""
+        self._quiet.pop(kept.job.id, None)
+        if kept.own_account:
+            account = kept.job.account
+            self._shares = {key: one for key, one in self._shares.items() if key[0] != account}
 
     def _is_news(self, kept: Kept, incident: pb.Incident, gpus: Gpus, now_ms: int) -> bool:
         quiet = self._quiet.get(kept.job.id)

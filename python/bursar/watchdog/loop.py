@@ -423,7 +423,7 @@ class Watchdog:
     def _end_job(self, kept: Kept) -> None:
         self.jobs.remove(kept)
         self.attributor.forget_job(kept.job.id)
-        self.limits.forget(kept.job.id)
+        self.limits.forget(kept)
         self._forget(kept)
         text = f"job {kept.job.name} has ended"
         kind = pb.WatchProcessesResponse.KIND_JOB_ENDED
