@@ -44,10 +44,12 @@ def amounts(wire: Iterable[ledger_pb2.Amount]) -> dict[str, int]:
     return {amount.unit: amount.value for amount in wire}
 
 
-def duration(seconds: float | None, *, field: str) -> Duration | None:
+def duration(seconds: float | None, *, field: str, or_zero: bool = False) -> Duration | None:
     """Writes a duration given in seconds, to the millisecond."""
     if seconds is None:
         return None
+    if or_zero and seconds == 0:
+        return Duration()
     if not 0 < seconds <= DURATION_S_MAX or round(seconds * 1000) == 0:  # NaN is not between
         right = "it must be at least a millisecond and at most 10,000 years"
         raise invalid(f"{field} is {seconds!r}; {right}", field=field)

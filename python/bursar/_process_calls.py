@@ -46,7 +46,7 @@ def register_process(
         wall_limit=convert.duration(wall_limit_s, field="wall_limit_s"),
         cgroup=cgroup,
         enforce=enforce,
-        term_grace=convert.duration(term_grace_s, field="term_grace_s"),
+        term_grace=convert.duration(term_grace_s, field="term_grace_s", or_zero=True),
         reservation=reservation,
     )
     return Call("ProcessService/RegisterProcess", request, pr.RegisterProcessResponse, job)

@@ -369,7 +369,8 @@ class Client:
             wall_limit_s: How many seconds it may run; None: as long as it wants.
             cgroup: A cgroup v2 of the job alone that holds it, below the root of the hierarchy.
             enforce: Stop it at a hard limit of any unit, also in mode "observe".
-            term_grace_s: Seconds from SIGTERM to SIGKILL, at most 300; None: as configured.
+            term_grace_s: Seconds from SIGTERM to SIGKILL, at most 300, and 0: at once; None: as
+                configured.
             reservation: A pending reservation of vram_bytes, so that they are not held twice.
 
         Returns:

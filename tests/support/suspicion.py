@@ -69,6 +69,10 @@ class CannedBooks:
                 found.append(lg.Balance(account=account, unit=unit, limit=limit, spent=spent))
         return found
 
+    def is_spent(self, account: str, unit: str) -> bool:
+        """Whether its window, if it has one, is used up."""
+        return all(one.spent >= one.limit for one in self.windows([account]) if one.unit == unit)
+
     def freeze(self, *_: object) -> bool:
         """Freezes nothing."""
         return True
@@ -221,7 +225,8 @@ class Suspicion:
     def _send(self, pidfd: int, number: int) -> None:
         text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
         pid = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pid:"))
-        self._judge(pid, number)
+        if number:  # zero asks whether one may, and sends nothing
+            self._judge(pid, number)
 
     def _kill(self, path: str) -> None:
         for pid in cgroups.members(path):
@@ -250,7 +255,8 @@ class Suspicion:
             yield "the daemon or an ancestor"
         if parent_of(pid) in {2, os.getpid()}:
             yield "a kernel thread or the sampler"
-        if name in PROTECTED_NAMES or (name == "a-served" and self.settings.protect):
+        is_of_root = cast.is_root and name in PROTECTED_NAMES
+        if is_of_root or (name == "a-served" and self.settings.protect):
             yield "protected"
         is_member = pid in truth.members.get(kept.job.id, ()) or (
             truth.open_ended.get(kept.job.id) in lineage(pid)

@@ -240,6 +240,20 @@ def test_a_freeze_does_not_hide_that_memory_is_over_nor_makes_it_so(ledger: Ledg
     assert ledger.balance("acme", "vram_bytes").held == 2 * GIB
 
 
+def test_a_budget_that_is_none_any_more_is_not_spent_and_one_that_cannot_be_asked_for_is(
+    ledger: Ledger,
+) -> None:
+    ledger.limit("acme/a", "tokens", 5)
+    assert not ledger.books.is_spent("acme/a", "tokens")
+    assert not ledger.books.is_spent("acme/a", "usd_nanos")
+    assert not ledger.books.is_spent("acme/gone", "tokens")
+    ledger.failing = 1
+    assert ledger.books.is_spent("acme/a", "tokens")
+    record = lg.RecordRequest(account="acme/a", amounts=[lg.Amount(unit="tokens", value=5)])
+    ledger.call("LedgerService/Record", record, lg.RecordResponse)
+    assert ledger.books.is_spent("acme/a", "tokens")
+
+
 def test_what_somebody_has_ended_is_held_anew(ledger: Ledger) -> None:
     ledger.limit("acme", "vram_bytes", 4 * GIB)
     ledger.books.occupy("acme", GIB, 0)

@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -270,3 +271,20 @@ def test_what_was_told_of_a_jobs_own_account_is_forgotten_with_it() -> None:
         limits._warn(lg.Balance(account=account, unit="usd_nanos", limit=10, spent=9))
     limits.forget(kept)
     assert [account for account, *_ in limits._shares] == ["acme"]
+
+
+@as_root
+def test_a_process_that_may_not_be_signalled_is_told_of_as_such() -> None:
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with subprocess.Popen(command, user=65533, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        held = ProcessTable().hold(int(parent.stdout.readline()))
+        assert held is not None
+        os.seteuid(65534)
+        try:
+            refusal = signals.Rules(other_users=True).refusal(held, uid=65533)
+        finally:
+            os.seteuid(0)
+        assert "does not let the sidecar signal" in refusal
+        assert signals.Rules(other_users=True).refusal(held, uid=65533) == ""
+        signals.send(held, signal.SIGKILL)

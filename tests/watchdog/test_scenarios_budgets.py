@@ -153,6 +153,67 @@ def test_an_agent_that_did_not_ask_for_it_goes_on_without_tokens(scene: Scene) -
         agent.kill()
 
 
+def test_a_job_with_limits_of_its_own_is_stopped_when_the_account_above_is_spent(
+    scene: Scene,
+) -> None:
+    scene.client.set_budget("named", unit="tokens", limit=1_000)
+    with subprocess.Popen(["/bin/sleep", "60"]) as agent:
+        limits = {"tokens": 900_000}
+        scene.client.register_process(
+            "named", pid=agent.pid, name=scene.job_name, limits=limits, enforce=True
+        )
+        scene.client.record("named", amounts={"tokens": 1_000})
+        assert agent.wait(5) == -15
+    incident = scene.one_ended("named")
+    assert (incident.limit_account, incident.unit, incident.used) == ("named", "tokens", 1_000)
+
+
+def test_without_a_grace_period_sigkill_comes_at_once(scene: Scene) -> None:
+    scene.client.set_budget("graceless", unit="tokens", limit=1)
+    with subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"]) as agent:
+        job = scene.client.register_process(
+            "graceless", pid=agent.pid, name=scene.job_name, enforce=True, term_grace_s=0
+        )
+        assert job.term_grace_ms == 0
+        scene.client.record("graceless", amounts={"tokens": 1})
+        assert agent.wait(5) == -9
+    steps = scene.one_ended("graceless").steps
+    at_s = {str(step.state): step.time.timestamp() for step in steps if step.time}
+    assert at_s["kill"] - at_s["term"] < 0.3
+
+
+def test_wall_time_counts_from_the_registration(scene: Scene) -> None:
+    with subprocess.Popen(["/bin/sleep", "60"]) as agent:
+        time.sleep(0.7)
+        scene.client.register_process(
+            "patient", pid=agent.pid, name=scene.job_name, wall_limit_s=0.6
+        )
+        began = time.monotonic()
+        assert agent.wait(5) == -15
+        assert time.monotonic() - began > 0.5
+    assert 600 <= scene.one_ended("patient").used < 900
+
+
+def test_of_all_below_a_limit_that_is_lowered_the_largest_is_stopped_and_no_more(
+    scene: Scene,
+) -> None:
+    scene.limit_vram("dept", 20 * GIB)
+    small = scene.register("dept/small", vram_bytes=3 * GIB)
+    large = scene.register("dept/large", vram_bytes=6 * GIB)
+    middle = scene.register("dept/team/middle", vram_bytes=5 * GIB)
+    until(lambda: scene.held("dept") == 14 * GIB, "all is held")
+    scene.limit_vram("dept", 9 * GIB)
+    incident = scene.one("dept/large", IncidentState.RECLAIMED)
+    assert (incident.limit_account, incident.limit) == ("dept", 9 * GIB)
+    assert large.process.wait(5) == 0
+    until(lambda: scene.held("dept") == 8 * GIB, "what came back is not held")
+    time.sleep(2.5)  # longer than from one look at limits to the next
+    assert len(list(scene.client.list_incidents("dept"))) == 1
+    for worker in (small, middle):
+        assert lives(worker.pid)
+        worker.end()
+
+
 def test_a_job_without_a_gpu_has_its_wall_time_on_a_host_that_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

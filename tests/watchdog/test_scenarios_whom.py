@@ -215,6 +215,7 @@ def test_nobodys_process_cannot_be_stopped(scene: Scene) -> None:
     worker.end()
 
 
+@as_root
 def test_a_protected_program_is_not_registered_and_not_stopped(
     scene: Scene, tmp_path: Path
 ) -> None:
@@ -237,6 +238,20 @@ def test_a_protected_program_is_not_registered_and_not_stopped(
         os.kill(left, signal.SIGKILL)
         job.wait(10)
     scene.one_ended("guarded")
+
+
+@as_root
+def test_a_program_that_a_user_gave_a_protected_name_is_stopped_all_the_same(
+    scene: Scene, tmp_path: Path
+) -> None:
+    program = tmp_path / "sshd"
+    shutil.copy(shutil.which("sleep") or "", program)
+    os.chown(program, 65534, 65534)
+    command = [sys.executable, "-m", "bursar", "run", "--target", scene.daemon.target]
+    command += ["--name", scene.job_name, "--account", "sly", "--wall", "300ms", "--"]
+    with subprocess.Popen([*command, program, "30"]) as job:
+        assert job.wait(10) == 143
+    assert scene.one_ended("sly").state is IncidentState.RECLAIMED
 
 
 def _group(scene: Scene, account: str) -> list[int]:

@@ -220,6 +220,7 @@ def test_a_repeat_for_a_job_with_limits_names_the_account_above(cast: Cast, desk
     first = desk.register(peer, name="train_1.x", limits=limits)
     assert first.job.account.startswith("acme/a/train_1.x-")
     assert desk.register(peer, limits=limits) == first
+    assert desk.register(peer, account=first.job.account) == first
     with refused("IDEMPOTENCY_MISMATCH", first.job.account):
         desk.register(peer, account="acme")
 

@@ -12,6 +12,7 @@ from bursar.watchdog.cases import Cases
 from bursar.watchdog.escalation import Phase
 from bursar.watchdog.gpus import Gpus
 from bursar.watchdog.jobs import Jobs
+from bursar.watchdog.journal import Case
 from bursar.watchdog.metering import Meter, Metered
 from bursar.watchdog.samples import Sample
 
@@ -76,8 +77,21 @@ class Booking:
 
     @property
     def over_now(self) -> list[str]:
-        """The accounts that are over by what is seen now, not by what was there when last seen."""
-        return [one for one, over in self.over.items() if over.account not in self._unseen]
+        """The accounts that are over by what is seen now, not by what was there when last seen.
+
+        Not those whose limit was lowered while a job is being stopped for it: it may be enough.
+        """
+        stopping = {case.incident.limit_account for case in self._cases if _is_about_memory(case)}
+        return [
+            one
+            for one, over in self.over.items()
+            if over.account not in self._unseen and (over.has_grown or over.account not in stopping)
+        ]
+
+    def is_over(self, account: str, limit_account: str) -> bool:
+        """Whether memory is over: an account's own, or a limit above it that was lowered."""
+        lowered = (one.account for one in self.over.values() if not one.has_grown)
+        return account in self.over or limit_account in lowered
 
     def retire(self, account: str) -> None:
         """Adds what was metered for an account that is no more to the one above it."""
@@ -97,14 +111,36 @@ class Booking:
 
     def _occupy(self, in_use: Mapping[str, int], gpus: Gpus, now_ms: int) -> None:
         """Holds the memory that each account uses, was promised, or has stuck."""
+        stuck = self._stuck(gpus)
+        wanted, lost = self._wanted(in_use, gpus), stuck.copy()
+        self.over = {}
+        # Those below first: what passes an account's own limit is held on the one above it.
+        accounts = self._books.occupied | wanted.keys()
+        accounts |= {one.rpartition("/")[0] for one in wanted if "/" in one}
+        for account in sorted(accounts, key=lambda one: one.count("/"), reverse=True):
+            over = self._books.occupy(account, wanted.get(account, 0), now_ms)
+            if over is None:
+                continue
+            if over.account == account and "/" in account:
+                above = account.rpartition("/")[0]
+                beyond = wanted[account] - self._books.held_bytes(account)
+                wanted[above] = wanted.get(above, 0) + beyond
+                lost[above] = lost.get(above, 0) + beyond
+            # What a job that has ended leaves behind is held, but no other job can help it.
+            if over.has_grown:
+                nobodys = lost.get(account, 0)
+            else:
+                nobodys = sum(size for one, size in stuck.items() if over.account in chain(one))
+            if over.used - nobodys > over.limit:
+                self.over[account] = over
+
+    def _wanted(self, in_use: Mapping[str, int], gpus: Gpus) -> dict[str, int]:
+        """How much memory is to be held for each account."""
         wanted = dict(in_use)
-        lost: dict[str, int] = {}
         for case in self._cases:
             account = case.incident.account
             stuck = self._cases.stuck_bytes(case, gpus.view, but=gpus.whose)
             wanted[account] = wanted.get(account, 0) + stuck
-            if case.standing.phase in _ENDED:
-                lost[account] = lost.get(account, 0) + stuck
         for kept in self._jobs:
             account = kept.job.account
             if kept.reservation and account in wanted:
@@ -113,17 +149,18 @@ class Booking:
             promised = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
             if promised:
                 wanted[account] = max(wanted.get(account, 0), promised)
-        self.over = {}
-        # Those below first: what passes an account's own limit is held on the one above it.
-        accounts = self._books.occupied | wanted.keys()
-        accounts |= {one.rpartition("/")[0] for one in wanted if "/" in one}
-        for account in sorted(accounts, key=lambda one: one.count("/"), reverse=True):
-            over = self._books.occupy(account, wanted.get(account, 0), now_ms)
-            if over is not None and over.account == account and "/" in account:
-                above = account.rpartition("/")[0]
-                beyond = wanted[account] - self._books.held_bytes(account)
-                wanted[above] = wanted.get(above, 0) + beyond
-                lost[above] = lost.get(above, 0) + beyond
-            # What a job that has ended leaves behind is held, but no other job can help it.
-            if over is not None and over.used - lost.get(account, 0) > over.limit:
-                self.over[account] = over
+        return wanted
+
+    def _stuck(self, gpus: Gpus) -> dict[str, int]:
+        """What jobs that have ended have left on the GPUs, by account."""
+        found: dict[str, int] = {}
+        for case in self._cases:
+            if case.standing.phase in _ENDED:
+                account = case.incident.account
+                size = self._cases.stuck_bytes(case, gpus.view, but=gpus.whose)
+                found[account] = found.get(account, 0) + size
+        return found
+
+
+def _is_about_memory(case: Case) -> bool:
+    return case.incident.unit == "vram_bytes" and not case.standing.phase.is_over

@@ -6,8 +6,9 @@ them. Memory has one reservation an account, which follows what is in use; where
 the refusal says which limit was passed. The calls are those of any client, without a socket.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -48,6 +49,8 @@ class Over:
         unit: What it counts.
         limit: What is allowed.
         used: What is used.
+        has_grown: Whether it is what the account took in addition that passes it; otherwise the
+            limit was set or lowered below what was there.
         refusal: What the ledger said, if it was asked.
     """
 
@@ -55,6 +58,7 @@ class Over:
     unit: str
     limit: int
     used: int
+    has_grown: bool = True
     refusal: lg.Refusal | None = None
 
 
@@ -202,7 +206,7 @@ class Books:
             # What is frozen would not be granted again, and is in use all the same.
             if less and not self.check(account).HasField("refusal"):
                 self._give_up(account)
-                memory = None
+                return _lowered(self._take(account, size, now_ms))
             if memory is None:
                 return self._take(account, size, now_ms)
             if size > memory.granted_bytes:
@@ -237,7 +241,7 @@ class Books:
         answer = self._reserve_vram(account, size, size)
         refused = None
         if not answer.HasField("reservation"):
-            refused = self._over(chain(account), size, answer.refusal)
+            refused = _over(self.windows(chain(account)), size, answer.refusal)
             answer = self._reserve_vram(account, size, 0)
         if answer.HasField("reservation"):
             granted = sum(one.value for one in answer.reservation.granted if one.unit == _VRAM)
@@ -264,7 +268,8 @@ class Books:
         if not answer.HasField("refusal"):
             memory.granted_bytes = size
             return None
-        return self._over(chain(account), size - memory.granted_bytes, answer.refusal)
+        more = size - memory.granted_bytes
+        return _over(self.windows(chain(account)), more, answer.refusal)
 
     def _look(self, account: str, memory: _Memory, now_ms: int) -> Over | None:
         """The limit that is passed although no more is in use: it was set since, or lowered.
@@ -274,12 +279,13 @@ class Books:
         if not memory.is_over and now_ms - memory.looked_ms < _LOOK_MS:
             return None
         memory.looked_ms = now_ms
-        windows = [one for one in self.windows(chain(account)) if one.unit == _VRAM]
-        is_counted = all(one.held >= memory.granted_bytes for one in windows)
+        windows = self.windows(chain(account))
+        held = [one.held for one in windows if one.unit == _VRAM]
+        is_counted = all(one >= memory.granted_bytes for one in held)
         if not is_counted and not self.check(account).HasField("refusal"):
             self._give_up(account)
-            return self._take(account, memory.granted_bytes, now_ms)
-        over = self._over([account], 0)
+            return _lowered(self._take(account, memory.granted_bytes, now_ms))
+        over = _lowered(_over(windows, 0))
         memory.is_over = over is not None
         return over
 
@@ -291,17 +297,6 @@ class Books:
         answer = self._ask("LedgerService/Extend", request, lg.ExtendResponse)
         memory.renewed_ms = now_ms
         return answer
-
-    def _over(
-        self, accounts: Iterable[str], more: int, refusal: lg.Refusal | None = None
-    ) -> Over | None:
-        """The limit that so many further bytes pass. A freeze refuses them too, and hides it."""
-        for balance in self.windows(accounts):
-            short = more - balance.remaining
-            if balance.unit == _VRAM and short > 0:
-                used = balance.limit + short
-                return Over(balance.account, _VRAM, balance.limit, used, refusal)
-        return None
 
     @property
     def occupied(self) -> set[str]:
@@ -332,13 +327,24 @@ class Books:
         """The windows of these accounts alone, where they exist."""
         found: list[lg.Balance] = []
         for account in accounts:
-            request = ac.GetAccountRequest(account=account)
-            try:
-                answer = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
-            except BursarError:
-                continue
-            found += answer.account.balances
+            with contextlib.suppress(BursarError):
+                found += self._windows(account)
         return found
+
+    def _windows(self, account: str) -> Sequence[lg.Balance]:
+        request = ac.GetAccountRequest(account=account)
+        answer = self._ask("AccountService/GetAccount", request, ac.GetAccountResponse)
+        return answer.account.balances
+
+    def is_spent(self, account: str, unit: str) -> bool:
+        """Whether a budget of an account is used up; also while the ledger cannot be asked."""
+        try:
+            windows = self._windows(account)
+        except AccountNotFound:
+            return False
+        except BursarError:
+            return True
+        return any(one.unit == unit and one.spent >= one.limit for one in windows)
 
     def freeze(self, account: str, reason: str) -> None:
         """Refuses new holds, unless that is so already, or there is no such account."""
@@ -436,6 +442,22 @@ class Books:
 
     def _ask(self, method: str, request: Message, response: type[A]) -> A:
         return cast("A", self._call(method, request, response))
+
+
+def _over(
+    windows: Iterable[lg.Balance], more: int, refusal: lg.Refusal | None = None
+) -> Over | None:
+    """The limit that so many further bytes pass. A freeze refuses them too, and hides it."""
+    for balance in windows:
+        short = more - balance.remaining
+        if balance.unit == _VRAM and short > 0:
+            used = balance.limit + short
+            return Over(balance.account, _VRAM, balance.limit, used, refusal=refusal)
+    return None
+
+
+def _lowered(over: Over | None) -> Over | None:
+    return over and replace(over, has_grown=False)
 
 
 def _amounts(amounts: Mapping[str, int]) -> list[lg.Amount]:

@@ -12,7 +12,7 @@ from bursar.watchdog.jobs import Kept
 from bursar.watchdog.processes import Held
 from bursar.watchdog.samples import GpuProcess, Health, Sample
 
-__all__ = ["Gpus", "View", "container_id", "is_container"]
+__all__ = ["Gpus", "View", "account_of", "container_id", "is_container"]
 
 _CONTAINER: Final = "container:"
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -153,6 +153,11 @@ def as_job(account: str, term_grace_ms: int) -> Kept:
 def container_id(account: str) -> str:
     """The id of what is on the GPUs for an account without a job."""
     return f"{_CONTAINER}{account}"
+
+
+def account_of(container: str) -> str:
+    """The account that such an id was made of."""
+    return container.removeprefix(_CONTAINER)
 
 
 def is_container(job_id: str) -> bool:

@@ -36,7 +36,7 @@ class Kept:
         cgroup_inode: What its cgroup's folder was at registration; 0 without one.
         own_account: Whether its account was made for it and retires with it.
         reservation: The client's own hold of VRAM that covers it; empty: none.
-        start_boot_ms: When its process started, by CLOCK_BOOTTIME.
+        start_boot_ms: When it was registered, by CLOCK_BOOTTIME: its wall time counts from then.
         boot: The boot that it belongs to.
         found: Processes that were once found to descend from its process.
     """
@@ -51,6 +51,11 @@ class Kept:
     found: set[tuple[int, int]] = field(default_factory=set)
 
     @property
+    def named_account(self) -> str:
+        """The account that it was registered for: its own, or the one above its own."""
+        return self.job.account.rpartition("/")[0] if self.own_account else self.job.account
+
+    @property
     def has_group(self) -> bool:
         """Whether its cgroup is there: one of the same name that was made since is another."""
         return bool(self.job.cgroup) and cgroups.inode(self.job.cgroup) == self.cgroup_inode
@@ -63,6 +68,7 @@ class Jobs:
         self._table = table
         self._by_id: dict[str, Kept] = {}
         self._by_root: dict[tuple[int, int], Kept] = {}
+        self._root_pids: set[int] = set()
         self._by_group: dict[str, Kept] = {}
         self._children: Children | None = None
 
@@ -84,6 +90,7 @@ class Jobs:
         """Takes a job in."""
         self._by_id[kept.job.id] = kept
         self._by_root[kept.job.pid, kept.start_ticks] = kept
+        self._root_pids.add(kept.job.pid)
         if kept.job.cgroup:
             self._by_group[kept.job.cgroup] = kept
 
@@ -91,6 +98,7 @@ class Jobs:
         """Forgets a job."""
         del self._by_id[kept.job.id]
         self._by_root.pop((kept.job.pid, kept.start_ticks), None)
+        self._root_pids = {pid for pid, _ in self._by_root}
         if kept.job.cgroup:
             self._by_group.pop(kept.job.cgroup, None)
 
@@ -110,14 +118,11 @@ class Jobs:
     def of_ancestor(self, pid: int) -> Kept | None:
         """The job of the nearest ancestor that has one."""
         for parent in ancestors(pid):
-            held = self._table.hold(parent) if self._is_root(parent) else None
+            held = self._table.hold(parent) if parent in self._root_pids else None
             kept = self._by_root.get(held.identity) if held is not None else None
             if kept is not None and self._table.is_alive(kept.job.pid, kept.start_ticks):
                 return kept
         return None
-
-    def _is_root(self, pid: int) -> bool:
-        return any(root == pid for root, _ in self._by_root)
 
     def members(self, kept: Kept, also: Iterable[Held] = ()) -> list[Held]:
         """The processes of a job that live now, as far as can be seen.

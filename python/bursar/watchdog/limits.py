@@ -15,7 +15,7 @@ from bursar.v1 import process_pb2 as pb
 from bursar.watchdog.books import Books, Over, chain
 from bursar.watchdog.cases import GPU_UNITS, Cases, over_incident
 from bursar.watchdog.escalation import Guard, Phase
-from bursar.watchdog.gpus import Gpus, View, container_id, is_container
+from bursar.watchdog.gpus import Gpus, View, account_of, container_id, is_container
 from bursar.watchdog.jobs import Jobs, Kept
 from bursar.watchdog.processes import Held
 from bursar.watchdog.settings import Settings
@@ -190,7 +190,7 @@ class Limits:
                 self._warn(balance)
                 if not 0 < balance.spent >= balance.limit:
                     continue
-                mine = kept.job.enforce and account == kept.job.account
+                mine = kept.job.enforce and account in {kept.job.account, kept.named_account}
                 concerned = on_gpu if balance.unit in GPU_UNITS else mine
                 if concerned and balance.unit not in _CAPACITIES:
                     over = Over(account, balance.unit, balance.limit, balance.spent)
@@ -198,16 +198,28 @@ class Limits:
         return None
 
     def _memory_passed(self, gpus: Gpus, over: dict[str, Over]) -> dict[str, pb.Incident]:
-        """For each account whose memory has been over for long enough: its largest job."""
+        """For each account whose memory has been over for long enough: its largest job.
+
+        Where a limit is passed because it was lowered, nobody below it is to blame more than the
+        others: it is the largest job of them all.
+        """
         patience_ms = self._settings.vram_patience_ms
+        accounts = {container_id(account): account for account in self._guards}
+        accounts |= {job: account_of(job) for job in gpus.vram_by_job if is_container(job)}
+        accounts |= {kept.job.id: kept.job.account for kept in self._jobs}
         found = {}
         for account, guard in self._guards.items():
             # As of the latest sample: time alone, without another one, makes no breach.
-            if account in over and guard.is_breach(self._measured_ms, patience_ms):
-                jobs = [one.job.id for one in self._jobs if one.job.account == account]
-                sizes = gpus.vram_by_job
-                largest = max((*jobs, container_id(account)), key=lambda job: sizes.get(job, -1))
-                found[largest] = over_incident(over[account])
+            if account not in over or not guard.is_breach(self._measured_ms, patience_ms):
+                continue
+            passed = over[account]
+            concerned = (
+                job
+                for job, whose in accounts.items()
+                if whose == account or (not passed.has_grown and passed.account in chain(whose))
+            )
+            largest = max(concerned, key=lambda job: gpus.vram_by_job.get(job, -1))
+            found[largest] = over_incident(passed)
         return found
 
     def _warn(self, balance: "lg.Balance") -> None:

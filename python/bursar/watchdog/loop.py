@@ -413,12 +413,9 @@ class Watchdog:
         if incident.cause != pb.Incident.CAUSE_BUDGET:
             return True
         if incident.unit == "vram_bytes":
-            return incident.account in self.booking.over or not self.gpus.view.sees(
-                case.bytes_by_device
-            )
-        windows = self.books.windows([incident.limit_account])
-        balances = [one for one in windows if one.unit == incident.unit]
-        return not balances or any(one.spent >= one.limit for one in balances)
+            is_over = self.booking.is_over(incident.account, incident.limit_account)
+            return is_over or not self.gpus.view.sees(case.bytes_by_device)
+        return self.books.is_spent(incident.limit_account, incident.unit)
 
     def _end_job(self, kept: Kept) -> None:
         self.jobs.remove(kept)

@@ -1,6 +1,5 @@
 """Answers ProcessService, on the watchdog's thread. Who calls is known from the socket alone."""
 
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -83,8 +82,8 @@ class Service:
         held = self._process(request.pid, peer)
         known = watchdog.jobs.of_process(held)
         if known is not None:
-            account = known.job.account
-            if request.account != (account.rpartition("/")[0] if known.own_account else account):
+            if request.account not in {known.job.account, known.named_account}:
+                account = known.job.account
                 message = f"process {held.pid} is registered for {account}"
                 raise Refused("IDEMPOTENCY_MISMATCH", message, account=account)
             return pb.RegisterProcessResponse(verdict=lg.VERDICT_OK, job=known.job)
@@ -101,7 +100,7 @@ class Service:
             cgroup_inode=self._group(request.cgroup, held.pid),
             own_account=bool(job.limits),
             reservation=request.reservation,
-            start_boot_ms=held.start_ticks * 1000 // os.sysconf("SC_CLK_TCK"),
+            start_boot_ms=boot_ms(),
             boot=watchdog.boot,
         )
         if (refused := self._admit(request, kept)) is not None:

@@ -31,7 +31,10 @@ PROTECTED: Final = (
     r"nvidia-device-plugin|containerd(-shim.*)?|conmon|dockerd|crio|kubelet|runc",
     r"sshd|systemd.*|init|dbus-daemon|agetty|login",
 )
-"""Programs that are never signalled, by the name of their file."""
+"""Programs that are never signalled, by the name of their file, where that file is root's.
+
+Anybody can name a program of theirs as they like; who is root can end the sidecar as well.
+"""
 
 _KERNEL_PIDS_MAX: Final = 2
 _KTHREADD: Final = 2
@@ -42,7 +45,8 @@ class Rules:
     """Who is never signalled.
 
     Attributes:
-        protect: Patterns for the name of a program's file, beyond `PROTECTED`.
+        protect: Patterns for the name of a program's file, beyond `PROTECTED`; whose it is does not
+            matter.
         other_users: Whether a process may run as another user than its job was registered with.
     """
 
@@ -74,11 +78,34 @@ class Rules:
         if stat.ppid == os.getpid():
             yield f"pid {pid} is a part of the sidecar"
         program = _program(pid)
-        if any(re.fullmatch(pattern, program) for pattern in (*PROTECTED, *self.protect)):
+        patterns = (*PROTECTED, *self.protect) if _is_of_root(pid) else self.protect
+        if any(re.fullmatch(pattern, program) for pattern in patterns):
             yield f"{program} (pid {pid}) is protected"
+        if uid is None:
+            return
         owner = uid_of(pid)
-        if uid is not None and not self.other_users and owner not in {None, uid}:
+        if not self.other_users and owner not in {None, uid}:
             yield f"pid {pid} runs as user {owner}, its job as user {uid}"
+        if not _may_signal(held):
+            yield f"the kernel does not let the sidecar signal pid {pid}, which is user {owner}'s"
+
+
+def _may_signal(held: Held) -> bool:
+    try:
+        signal.pidfd_send_signal(held.pidfd, 0)  # asks, and sends nothing
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
+def _is_of_root(pid: int) -> bool:
+    """Whether the file of a program is root's; one that cannot be looked at counts as such."""
+    try:
+        return Path(f"/proc/{pid}/exe").stat().st_uid == 0
+    except OSError:
+        return True
 
 
 def _program(pid: int) -> str:
@@ -90,7 +117,7 @@ def _program(pid: int) -> str:
 
 
 def send(held: Held, number: signal.Signals) -> None:
-    """Signals one process, unless it has ended, or is another user's and we may not."""
+    """Signals one process, unless it has ended, or the kernel does not let us."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         signal.pidfd_send_signal(held.pidfd, number)
         if number is signal.SIGTERM:  # a stopped process handles nothing until it goes on
