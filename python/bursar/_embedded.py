@@ -38,12 +38,14 @@ def call_core(
     core: "Engine | Server", method: str, request: Message, response: type[Message]
 ) -> Message:
     """Runs one call in this process to its end, without a socket."""
-    from bursar import _core
-
     try:
         answer = core.call(method, request.SerializeToString())
-    except _core.CoreError as raised:
-        raise from_core(raised) from None
+    except Exception as raised:
+        from bursar import _core  # not above: a client of a sidecar never loads it
+
+        if isinstance(raised, _core.CoreError):
+            raise from_core(raised) from None
+        raise
     return response.FromString(answer)
 
 

@@ -73,6 +73,10 @@ class CannedBooks:
         """Whether its window, if it has one, is used up."""
         return all(one.spent >= one.limit for one in self.windows([account]) if one.unit == unit)
 
+    def seen(self, account: str) -> list[lg.Balance]:
+        """The window of an account."""
+        return self.windows([account])
+
     def freeze(self, *_: object) -> bool:
         """Freezes nothing."""
         return True
@@ -90,7 +94,7 @@ class CannedBooks:
     def recover(self, *_: object, **__: object) -> None:
         """There is nothing to take over."""
 
-    spend = unfreeze = settle = renew = close = recover
+    spend = unfreeze = settle = renew = close = look_anew = recover
 
 
 @dataclass

@@ -99,6 +99,7 @@ class Books:
         self._meters: dict[str, _Meter] = {}
         self._memory: dict[str, _Memory] = {}
         self._owed: dict[str, dict[str, int]] = {}
+        self._seen: dict[str, Sequence[lg.Balance]] = {}
         self.unknown: set[str] = set()
         """Accounts that do not exist and that no pattern creates: what they owe is kept apart."""
 
@@ -279,7 +280,7 @@ class Books:
         if not memory.is_over and now_ms - memory.looked_ms < _LOOK_MS:
             return None
         memory.looked_ms = now_ms
-        windows = self.windows(chain(account))
+        windows = [one for account in chain(account) for one in self.seen(account)]
         held = [one.held for one in windows if one.unit == _VRAM]
         is_counted = all(one >= memory.granted_bytes for one in held)
         if not is_counted and not self.check(account).HasField("refusal"):
@@ -329,6 +330,17 @@ class Books:
         for account in accounts:
             with contextlib.suppress(BursarError):
                 found += self._windows(account)
+        return found
+
+    def look_anew(self) -> None:
+        """Forgets what was `seen`."""
+        self._seen = {}
+
+    def seen(self, account: str) -> Sequence[lg.Balance]:
+        """The windows of an account, as of the first time since `look_anew`."""
+        found = self._seen.get(account)
+        if found is None:
+            found = self._seen[account] = self.windows([account])
         return found
 
     def _windows(self, account: str) -> Sequence[lg.Balance]:

@@ -98,7 +98,7 @@ class Gpus:
             held = hold(pid)
             if held is None:
                 continue
-            if self._is_disputed(held):
+            if self.held.get(pid) is not held and self._is_disputed(held):
                 view.disputed.add(pid)
             else:
                 gpus.held[pid] = held
@@ -108,7 +108,7 @@ class Gpus:
 
     def _is_disputed(self, held: Held) -> bool:
         """Whether a pid was listed before the process that has it now had started."""
-        if held.pid not in self.view.by_pid or self.held.get(held.pid) is held:
+        if held.pid not in self.view.by_pid:
             return False
         if held.pid in self.view.disputed:
             return True
@@ -125,14 +125,16 @@ class Gpus:
             self.pids_by_job[job], self.devices_by_job[job] = set(), set()
             self.vram_by_job[job] = 0
         self.pids_by_job[job].add(pid)
+        devices, size = self.devices_by_job[job], 0
         for uuid, process in self.view.by_pid[pid]:
-            self.devices_by_job[job].add(uuid)
-            self.vram_by_job[job] += process.vram_bytes or 0
+            devices.add(uuid)
+            size += process.vram_bytes or 0
+        self.vram_by_job[job] += size
 
     def containers(self, term_grace_ms: int) -> list[Kept]:
         """The accounts without a job that have processes here, each as if it were a job."""
-        accounts = {one.account for one in self.whose.values() if one.account and not one.job_id}
-        return [as_job(account, term_grace_ms) for account in sorted(accounts)]
+        accounts = sorted(account_of(job) for job in self.pids_by_job if is_container(job))
+        return [as_job(account, term_grace_ms) for account in accounts]
 
 
 def as_job(account: str, term_grace_ms: int) -> Kept:

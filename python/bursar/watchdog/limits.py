@@ -94,13 +94,12 @@ class Limits:
 
     def due(self, gpus: Gpus, over: dict[str, Over], now_ms: int) -> list[Due]:
         """The jobs that are to be stopped from now on, and why."""
-        windows: dict[str, list[lg.Balance]] = {}
         passed = self._memory_passed(gpus, over)
         due = []
         for kept in (*self._jobs, *gpus.containers(self._settings.term_grace_ms)):
             if self._cases.of_job(kept.job.id) is not None:
                 continue
-            incident = self._wall(kept, now_ms) or self._spent(kept, gpus, windows)
+            incident = self._wall(kept, now_ms) or self._spent(kept, gpus)
             incident = incident or passed.get(kept.job.id)
             if incident is not None and self._is_news(kept, incident, gpus, now_ms):
                 due.append((kept, incident))
@@ -178,15 +177,11 @@ class Limits:
             reason=f"it ran for {show_duration(used_ms)} and may run for {show_duration(limit_ms)}",
         )
 
-    def _spent(
-        self, kept: Kept, gpus: Gpus, windows: dict[str, list["lg.Balance"]]
-    ) -> pb.Incident | None:
+    def _spent(self, kept: Kept, gpus: Gpus) -> pb.Incident | None:
         """A budget that is used up: of GPUs for who is on one, any for who is to be enforced."""
         on_gpu = kept.job.id in gpus.pids_by_job
         for account in chain(kept.job.account):
-            if account not in windows:
-                windows[account] = self._books.windows([account])
-            for balance in windows[account]:
+            for balance in self._books.seen(account):
                 self._warn(balance)
                 if not 0 < balance.spent >= balance.limit:
                     continue

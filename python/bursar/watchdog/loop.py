@@ -321,6 +321,7 @@ class Watchdog:
         """Looks at every incident, job and budget."""
         now_ms = boot_ms()
         self.books.renew(now_ms)
+        self.books.look_anew()
         self._advance()
         for kept in self.jobs:
             # What it used since the latest sample is booked with the next one: not ended before.
