@@ -164,12 +164,12 @@ def test_a_minutes_worth_is_committed_in_the_window_that_it_fell_into(ledger: Le
 def test_nobodys_account_is_told_of_and_owes(ledger: Ledger) -> None:
     ledger.books.spend("nobody", {"gpu_ms": 5}, 0)
     ledger.books.occupy("nobody", GIB, 0)
-    assert ledger.books.unknown == {"nobody"}
+    assert ledger.books.unknown == {"nobody": None}
     assert ledger.journal.holds() == []
     ledger.limit("nobody", "gpu_ms", 100)
     ledger.books.spend("nobody", {"gpu_ms": 1}, 1000)
     ledger.books.settle("nobody")
-    assert ledger.books.unknown == set()
+    assert ledger.books.unknown == {}
     assert ledger.balance("nobody", "gpu_ms").spent == 6
 
 

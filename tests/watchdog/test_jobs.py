@@ -93,7 +93,9 @@ def test_of_a_root_that_is_another_process_nobody_belongs(cast: Cast, table: Pro
     assert held is not None
     assert jobs.members(kept) == []
     assert jobs.of_process(held) is None
-    assert jobs.of_ancestor(cast.pids["a-child"]) is None
+    child = table.hold(cast.pids["a-child"])
+    assert child is not None
+    assert jobs.of_ancestor(child) is None
     assert jobs.is_ended(kept)
 
 

@@ -75,7 +75,7 @@ def test_what_is_written_is_read_back_as_it_was(journal: Journal, path: Path) ->
     case.standing = Standing(Phase.RECLAIMED, 2000, "")
     journal.save_case(case)
     assert (list(journal.open_cases()), list(journal.jobs()), journal.holds()) == ([], [], [])
-    assert [number for number, _ in journal.incidents("", "", None, 10)] == [case.number]
+    assert [one.id for one in journal.incidents("", "", None, 10)[0]] == [case.incident.id]
 
 
 @pytest.mark.parametrize("phase", Phase)
@@ -118,29 +118,27 @@ def test_what_is_no_journal_is_said_to_be_none(path: Path, tmp_path: Path) -> No
         Journal(tmp_path / "no" / "folder")
 
 
-def test_an_intent_that_was_cut_off_is_dropped(journal: Journal, path: Path) -> None:
-    whole = a_case(job="j2")
-    journal.save_case(whole)
-    with sqlite3.connect(path) as db:
-        db.execute(
-            "INSERT INTO incidents (account, job, final, body, extra)"
-            " VALUES ('a', 'j', 0, x'', '{}')"
-        )
-    db.close()
-    assert list(journal.open_cases()) == [whole]
-    assert len(journal.incidents("", "", None, 10)) == 1
-    assert list(journal.open_cases()) == [whole]
+def test_a_new_incident_is_written_in_one_piece(journal: Journal) -> None:
+    written: list[str] = []
+    journal._db.set_trace_callback(written.append)
+    journal.save_case(a_case())
+    assert [one.split()[0] for one in written] == ["DELETE", "INSERT"]
+
+
+def ids(page: tuple[list[pb.Incident], int]) -> tuple[list[str], int]:
+    return [one.id for one in page[0]], page[1]
 
 
 def test_pages_go_back_in_time_within_an_account(journal: Journal) -> None:
     accounts = ["acme", "acme/a", "acme-2", "acme/a/b", "acme0", "b"]
     for number, account in enumerate(accounts):
         journal.save_case(a_case(account, f"j{number % 2}"))
-    found = [one.account for _, one in journal.incidents("acme", "", None, 10)]
+    found = [one.account for one in journal.incidents("acme", "", None, 10)[0]]
     assert found == ["acme/a/b", "acme/a", "acme"]
-    assert [number for number, _ in journal.incidents("", "", 4, 2)] == [3, 2]
-    assert [number for number, _ in journal.incidents("", "j1", None, 10)] == [6, 4, 2]
-    assert journal.incidents("", "", 1, 10) == []
+    assert ids(journal.incidents("", "", 4, 2)) == (["i3", "i2"], 2)
+    assert ids(journal.incidents("", "", 3, 2)) == (["i2", "i1"], 0)
+    assert ids(journal.incidents("", "j1", None, 10)) == (["i6", "i4", "i2"], 0)
+    assert journal.incidents("", "", 1, 10) == ([], 0)
 
 
 def test_the_oldest_that_are_over_go_first(
@@ -150,7 +148,8 @@ def test_the_oldest_that_are_over_go_first(
     journal.save_case(a_case(job="open"))
     for number in range(6):
         journal.save_case(a_case(job=f"j{number}", phase=Phase.OBSERVED))
-    assert [one.job for _, one in journal.incidents("", "", None, 10)] == ["j5", "j4", "j3", "open"]
+    found, _ = journal.incidents("", "", None, 10)
+    assert [one.job for one in found] == ["j5", "j4", "j3", "open"]
 
 
 _DEEDS = """
