@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,3 +182,124 @@ def test_no_deed_is_ahead_of_the_journal_when_it_is_killed(path: Path) -> None:
         assert case.standing.since_ms in {done, done + 1}
         assert case.victims == {(case.standing.since_ms, case.standing.since_ms)}
         journal.close()
+
+
+def full(journal: Journal) -> None:
+    """From now on, it may not grow: SQLite itself says that it is full."""
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def room(journal: Journal) -> None:
+    """Lets it grow again, and writes what waits."""
+    journal._db.execute("PRAGMA max_page_count = 1000000")
+    journal.retry()
+
+
+def big_case(job: str) -> Case:
+    """One that needs pages of its own."""
+    case = a_case(job=job)
+    case.incident.reason = "x" * 10_000
+    return case
+
+
+def test_what_cannot_be_written_is_kept_and_shown_and_written_later(
+    journal: Journal, path: Path
+) -> None:
+    written = a_case(job="written")
+    journal.save_case(written)
+    full(journal)
+    waiting = [big_case(f"j{number}") for number in range(3)]
+    for case in waiting:
+        journal.save_case(case)
+    assert "full" in journal.failure
+    assert journal.has(written)
+    assert not journal.has(waiting[0])
+    waiting[1].standing = Standing(Phase.RECLAIMED, 9, "")
+    journal.save_case(waiting[1])
+    journal.save_job(a_job())
+    assert ids(journal.incidents("", "", None, 10)) == (["i4", "i3", "i2", "i1"], 0)
+    assert ids(journal.incidents("acme", "j1", None, 10)) == (["i3"], 0)
+    assert ids(journal.incidents("acm", "", None, 10)) == ([], 0)
+    assert ids(journal.incidents("", "", 4, 2)) == (["i3", "i2"], 2)
+    journal.retry()
+    assert journal.failure
+    room(journal)
+    assert not journal.failure
+    other = Journal(path)
+    assert list(other.open_cases()) == [written, waiting[0], waiting[2]]
+    assert list(other.jobs()) == [a_job()]
+    assert ids(other.incidents("", "", None, 10)) == (["i4", "i3", "i2", "i1"], 0)
+    other.close()
+
+
+def test_what_waits_to_be_written_is_bounded(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OWED_MAX", 5)
+    full(journal)
+    journal.save_case(big_case("first"))
+    for number in range(20):
+        journal.add_hold(Hold(f"r-{number}", "acme", ""))
+    assert len(journal._owed) == 5
+    room(journal)
+    assert [one.reservation for one in journal.holds()] == [f"r-{n}" for n in range(15, 20)]
+
+
+def test_a_file_that_somebody_has_locked_is_not_waited_for(journal: Journal, path: Path) -> None:
+    with sqlite3.connect(path, isolation_level=None) as db:
+        db.execute("BEGIN IMMEDIATE")
+        began_s = time.monotonic()
+        for number in range(20):
+            journal.add_hold(Hold(f"r-{number}", "acme", ""))
+        assert time.monotonic() - began_s < 2
+        assert "locked" in journal.failure
+        db.execute("ROLLBACK")
+    db.close()
+    journal.retry()
+    assert len(journal.holds()) == 20
+
+
+def test_a_page_comes_to_no_more_bytes_than_clients_take(journal: Journal) -> None:
+    for number in range(12):
+        case = a_case(job=f"j{number}")
+        case.incident.reason = "x" * 400_000
+        journal.save_case(case)
+    seen: list[str] = []
+    before: int | None = None
+    pages = 0
+    while before != 0:
+        page, before = journal.incidents("", "", before, 1000)
+        size = pb.ListIncidentsResponse(incidents=page).ByteSize()
+        assert size <= module.PAGE_BYTES_MAX + 10_000
+        seen += [one.job for one in page]
+        pages += 1
+    assert seen == [f"j{number}" for number in reversed(range(12))]
+    assert pages == 3
+
+
+def test_one_incident_that_is_larger_than_a_page_comes_alone(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE_BYTES_MAX", 10)
+    for _ in range(2):
+        journal.save_case(a_case())
+    assert ids(journal.incidents("", "", None, 10)) == (["i2"], 2)
+    assert ids(journal.incidents("", "", 2, 10)) == (["i1"], 0)
+
+
+def test_the_latest_of_this_boot_are_those_of_this_boot_and_the_latest(journal: Journal) -> None:
+    for boot, opened_ms in (("before", 900), ("boot", 100), ("boot", 500), ("boot", 700)):
+        case = a_case()
+        case.boot, case.opened_ms = boot, opened_ms
+        journal.save_case(case)
+    assert [one.opened_ms for one in journal.recent("boot", 0)] == [700, 500, 100]
+    assert [one.opened_ms for one in journal.recent("boot", 500)] == [700]
+    assert list(journal.recent("after", 0)) == []
+
+
+def test_a_job_is_read_back_with_whom_was_found_of_it(journal: Journal) -> None:
+    kept = a_job()
+    kept.found = {(4002, 78), (4003, 79)}
+    journal.save_job(kept)
+    assert list(journal.jobs()) == [kept]
