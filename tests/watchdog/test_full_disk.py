@@ -143,6 +143,7 @@ def test_an_incident_that_was_written_goes_on_when_the_disk_is_full(disk: Disk) 
         incident = scene.one_ended("half")
         assert incident.state is IncidentState.RECLAIMED
         assert not lives(worker.pid)
+        assert "journal cannot be written" in scene.daemon.log
         assert incident.end_time is not None
         assert incident.create_time is not None
         assert incident.end_time - incident.create_time < PATIENCE

@@ -6,6 +6,7 @@ Real processes, a real daemon of each test's own and the stand-in for NVML.
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -167,10 +168,13 @@ def test_the_breaker_stays_open_over_a_restart() -> None:
         workers = [scene.register(account, vram_bytes=GIB) for account in ("one", "two")]
         until(lambda: all(scene.held(one) for one in ("one", "two")), "both are seen")
         with scene.daemon.stopped():
+            time.sleep(0.5)  # the sample that it has asked for sees neither
             for worker in workers:
                 scene.gpus.set_process(worker.pid, scene.gpu, vram_bytes=TOO_MUCH)
         until(lambda: scene.client.list_processes().watchdog.held_back, "the breaker opens")
         scene.daemon.kill9()
+        for worker in workers:  # so that nothing opens it anew
+            scene.gpus.set_process(worker.pid, scene.gpu, vram_bytes=GIB)
         scene.daemon.start()
         until(lambda: scene.client.list_processes().devices, "the GPUs are seen")
         assert "the breaker is open" in scene.client.list_processes().watchdog.held_back

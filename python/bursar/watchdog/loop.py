@@ -163,6 +163,7 @@ class Watchdog:
         self._health: Health | None = None
         self._next_sample_s = 0.0
         self._next_look_s = 0.0
+        self._next_find_s = 0.0
         self._ended_ns: dict[int, int] = {}
         self._unread: set[str] = set()
         self._alarmed: set[str] = set()
@@ -335,8 +336,10 @@ class Watchdog:
         """Looks at every incident, job and budget."""
         now_ms = boot_ms()
         self.journal.retry()
-        for kept in self.jobs.find():
-            self.journal.save_job(kept)
+        if time.monotonic() >= self._next_find_s:
+            self._next_find_s = time.monotonic() + _LOOK_S
+            for kept in self.jobs.find():
+                self.journal.save_job(kept)
         self._tell_journal()
         self.books.renew(now_ms)
         self._advance()
