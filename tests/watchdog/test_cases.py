@@ -87,6 +87,21 @@ def test_the_ancestors_of_the_sidecar_are_looked_up_once_for_all_members(
     assert len(looked) == 1
 
 
+def test_who_ends_while_it_is_looked_at_is_no_reason_not_to_signal_the_others(
+    bench: Bench, sleepers: list[Held]
+) -> None:
+    table = ProcessTable()
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        held = table.hold(process.pid)
+        assert held is not None
+        process.kill()
+        process.wait()
+    case, kept = bench.stop("acme", sleepers, now_ms=0), as_job("acme", 0)
+    assert bench.cases._sort(case, kept, [*sleepers, held]) == (sleepers, [])
+    assert bench.cases._sort(case, kept, [held]) == ([], [])
+    table.close()
+
+
 def test_each_step_is_written_once_also_that_of_the_kill(
     bench: Bench, sleepers: list[Held], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,8 @@ from bursar.watchdog.processes import Held, command_of, uid_of
 __all__ = ["Attribution", "Attributor", "ContainerRule", "container_of"]
 
 _CONTAINER: Final = re.compile(
-    r"(?:^|/)(?:cri-containerd-|crio-|docker-|libpod-|nerdctl-)?(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|\Z)"
+    r"(?:^|/)(?:cri-containerd-|crio-|docker-|libpod-|nerdctl-)?"
+    r"(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|\Z)"
 )
 _POD: Final = re.compile(
     r"pod(?P<uid>[0-9a-f]{8}[-_](?:[0-9a-f]{4}[-_]){3}[0-9a-f]{12})(?:\.slice)?(?=/|\Z)"

@@ -237,10 +237,10 @@ class Cases:
             )
             uid = None if is_kept else kept.job.uid
             refusal = self._rules.refusal(held, uid=uid, family=family)
-            if refusal:
-                refusals.append(refusal)
-            else:
+            if not refusal:
                 targets.append(held)
+            elif not held.has_ended:  # of who has, while it was looked at, nothing more can be said
+                refusals.append(refusal)
         return targets, refusals
 
     def _must_wait(self, case: Case, kept: Kept, view: View, targets: Sequence[Held]) -> bool:

@@ -236,7 +236,7 @@ class Journal:
             "SELECT number, body, extra FROM incidents ORDER BY number DESC LIMIT ?",
             (_RECENT_MAX,),
         )
-        for row in rows.fetchall():
+        for row in rows:
             try:
                 case = _case(*row)
             except _UNREADABLE:  # `open_cases` tells of it, if it matters

@@ -221,6 +221,11 @@ class Held:
         """What names the process for good, within one boot."""
         return self.pid, self.start_ticks
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last thread has ended; a zombie whose threads live on has not."""
+        return _is_readable(self.pidfd)
+
 
 class ProcessTable:
     """Holds processes by pidfd and tells which have ended. Not safe to share between threads."""
@@ -297,9 +302,9 @@ class ProcessTable:
         return [one for one in found if one is not None]
 
     def is_alive(self, pid: int, start_ticks: int) -> bool:
-        """Whether that process still runs; a zombie whose threads live on does."""
+        """Whether that process still runs."""
         held = self.hold(pid, start_ticks)
-        return held is not None and not _is_readable(held.pidfd)
+        return held is not None and not held.has_ended
 
 
 def _is_readable(pidfd: int) -> bool:
