@@ -287,7 +287,7 @@ class Incident:
         used: What was used.
         reason: Why, for a person to read.
         steps: Everything that happened, in order.
-        victims: The processes that were to be stopped.
+        victims: The processes that were to be stopped; the first 100 of them.
         vram_bytes: The bytes that the victims had.
         vram_returned_bytes: The bytes of them that have come back.
         vram_quarantined_bytes: The bytes of them that are not sold again until they come back.

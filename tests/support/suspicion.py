@@ -53,7 +53,7 @@ class CannedBooks:
     def __init__(self, *_: object) -> None:
         self.over: dict[str, Over] = {}
         self.spent: dict[str, tuple[str, int, int]] = {}
-        self.unknown: set[str] = set()
+        self.unknown: dict[str, None] = {}
         self.occupied: set[str] = set()
 
     def occupy(self, account: str, size: int, _: int) -> Over | None:
@@ -109,6 +109,7 @@ class Truth:
         strangers_in: Pids that the kernel says are in a job's cgroup, and only a rule keeps out.
         ghosts: Pids whose process at the last sample has ended, and which are another's now.
         seen: The last sample.
+        mps: Who used a GPU through MPS when every device could last be read, or since.
         started_ms: When the watchdog started.
         acted: When somebody was first signalled: by incident, with its account.
     """
@@ -120,6 +121,7 @@ class Truth:
     strangers_in: dict[int, str] = field(default_factory=dict)
     ghosts: dict[int, Held] = field(default_factory=dict)
     seen: Sample | None = None
+    mps: set[int] = field(default_factory=set)
     started_ms: int = 0
     acted: dict[int, tuple[int, str]] = field(default_factory=dict)
     tried: int = 0
@@ -200,6 +202,15 @@ class Suspicion:
                 )
         table.hold = hold
         self.truth.seen = sample
+        readable = [one.processes for one in sample.devices if one.processes is not None]
+        if sample.health is Health.WATCHING and len(readable) == len(sample.devices):
+            self.truth.mps.clear()
+        self.truth.mps |= {
+            one.pid
+            for processes in readable
+            for one in processes
+            if "M" in one.contexts and one.pid not in ghosts and not self.namespaced
+        }
         try:
             dog._see(sample)
         finally:
@@ -281,10 +292,9 @@ class Suspicion:
         truth.acted.setdefault(case.number, (truth.now_ms, incident.account))
         if incident.cause == pb.Incident.CAUSE_OPERATOR:
             return
-        listed = self._listed(kept.job.id)
         if is_container(kept.job.id) and not settings.signal_containers:
             yield "a container's"
-        if any("M" in one for one in listed.values()):
+        if truth.mps & truth.members.get(kept.job.id, set()):
             yield "a client of MPS"
         if not kept.job.enforce and not settings.enforce:
             yield "the mode is observe"
@@ -302,16 +312,6 @@ class Suspicion:
             yield wrong
         if not kept.job.enforce and first and (wrong := self._too_often(incident.account)):
             yield wrong
-
-    def _listed(self, job: str) -> dict[int, str]:
-        seen, members = self.truth.seen, self.truth.members.get(job, ())
-        ghosts = self.truth.ghosts
-        return {
-            process.pid: process.contexts
-            for device in (seen.devices if seen and not self.namespaced else ())
-            for process in device.processes or ()
-            if process.pid in members and process.pid not in ghosts
-        }
 
     def _stale(self) -> str:
         seen = self.truth.seen

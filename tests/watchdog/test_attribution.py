@@ -21,6 +21,10 @@ BURST: Final = "/kubepods.slice/kubepods-burstable.slice"
 EFFORT: Final = "/kubepods.slice/kubepods-besteffort.slice"
 SNAKE: Final = UID.replace("-", "_")
 
+NODE: Final = "f" * 64
+KIND: Final = "kubelet.slice/kubelet-kubepods.slice"
+BELOW: Final = f"kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{SNAKE}.slice"
+
 SHAPES: Final = {
     # containerd, CRI-O and cri-dockerd in Kubernetes, by systemd and by cgroupfs
     f"{BURST}/kubepods-burstable-pod{SNAKE}.slice/cri-containerd-{ID}.scope": (UID, ID),
@@ -42,6 +46,17 @@ SHAPES: Final = {
     f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope": ("", ID),
     f"/libpod_parent/libpod-{ID}": ("", ID),
     f"/ecs/task/{ID}": ("", ID),
+    # kind, seen from within a node and from the host of the node
+    f"/{KIND}/{BELOW}/cri-containerd-{ID}.scope": (UID, ID),
+    f"/{KIND}/kubelet-kubepods-pod{SNAKE}.slice/cri-containerd-{ID}.scope": (UID, ID),
+    f"/system.slice/docker-{NODE}.scope/{KIND}/{BELOW}/cri-containerd-{ID}.scope": (UID, ID),
+    f"/system.slice/nerdctl-{NODE}.scope/{KIND}/{BELOW}/cri-containerd-{ID}.scope": (UID, ID),
+    f"/docker/{NODE}/{KIND}/{BELOW}/cri-containerd-{ID}.scope": (UID, ID),
+    f"/docker/{NODE}/kubelet/kubepods/besteffort/pod{UID}/{ID}": (UID, ID),
+    f"/docker/{NODE}/{KIND}/{BELOW}/cri-containerd-{ID}.scope/kubepods/pod{'e' * 36}": (UID, ID),
+    f"/system.slice/docker-{NODE}.scope/init.scope": ("", NODE),
+    f"/system.slice/docker-{NODE}.scope/kubelet.slice/kubelet.service": ("", NODE),
+    f"/system.slice/nerdctl-{ID}.scope": ("", ID),
 }  # fmt: skip
 
 NO_SHAPES: Final = [
@@ -87,6 +102,13 @@ def test_a_container_cannot_name_itself_into_a_pod() -> None:
     """Docker inside Docker may name its groups as Kubernetes does."""
     found = container_of(f"/system.slice/docker-{ID}.scope/kubepods/pod{UID}/{'f' * 64}")
     assert found == ("", ID)
+    for outer in (
+        f"/user.slice/user-1000.slice/docker-{ID}.scope",
+        f"/machine.slice/libpod-{ID}.scope/container",
+        f"/system.slice/docker-{ID}.scope/inner",
+    ):
+        inner = f"{KIND}/{BELOW}/cri-containerd-{'e' * 64}.scope"
+        assert container_of(f"{outer}/{inner}") == ("", ID), outer
 
 
 class World:

@@ -15,6 +15,7 @@ from bursar._errors import from_reason
 from bursar.daemon.config import Config
 from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
+from bursar.watchdog import books
 from bursar.watchdog.books import Books
 from bursar.watchdog.journal import Journal
 
@@ -164,12 +165,12 @@ def test_a_minutes_worth_is_committed_in_the_window_that_it_fell_into(ledger: Le
 def test_nobodys_account_is_told_of_and_owes(ledger: Ledger) -> None:
     ledger.books.spend("nobody", {"gpu_ms": 5}, 0)
     ledger.books.occupy("nobody", GIB, 0)
-    assert ledger.books.unknown == {"nobody"}
+    assert ledger.books.unknown == {"nobody": None}
     assert ledger.journal.holds() == []
     ledger.limit("nobody", "gpu_ms", 100)
     ledger.books.spend("nobody", {"gpu_ms": 1}, 1000)
     ledger.books.settle("nobody")
-    assert ledger.books.unknown == set()
+    assert ledger.books.unknown == {}
     assert ledger.balance("nobody", "gpu_ms").spent == 6
 
 
@@ -294,3 +295,21 @@ def test_after_a_crash_what_has_ended_is_forgotten(ledger: Ledger) -> None:
     ledger.books.recover(0)
     assert ledger.books.occupied == set()
     assert ledger.journal.holds() == []
+
+
+def test_nothing_is_kept_of_an_account_that_owes_nothing(ledger: Ledger) -> None:
+    for number in range(50):
+        ledger.books.spend(f"acme/{number}", {"gpu_ms": 5}, 0)
+        ledger.books.spend(f"acme/{number}", {}, 0)
+    assert ledger.books._owed == {}
+
+
+def test_what_cannot_be_charged_is_kept_for_so_many_accounts(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books, "OWED_MAX", 10)
+    for number in range(30):
+        ledger.books.spend(f"nobody/{number}", {"gpu_ms": 5}, 0)
+        ledger.books.occupy(f"nobody/{number}", GIB, 0)
+    kept = [f"nobody/{number}" for number in range(20, 30)]
+    assert list(ledger.books._owed) == list(ledger.books.unknown) == kept

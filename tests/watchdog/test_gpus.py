@@ -67,3 +67,20 @@ def test_a_process_that_is_new_on_a_gpu_is_known_at_once() -> None:
     assert after(Gpus(), view(PID), started_before).held == {PID: started_before}
     gpus = after(Gpus(), view(seconds_ago=2))
     assert after(gpus, view(PID), Held(PID, ticks(1), 9)).view.disputed == set()
+
+
+def test_who_uses_a_gpu_through_mps_does_so_while_nobody_sees_it() -> None:
+    held = Held(PID, ticks(60), 9)
+    client = DeviceSample(uuid="GPU-0", index=0, processes=(GpuProcess(PID, "M", 0),))
+    gpus = after(Gpus(), View.of(Sample(1, Health.WATCHING, (client,))), held)
+    assert gpus.mps == {held.identity}
+    lost = DeviceSample(uuid="GPU-0", index=0, error="lost")
+    for sample in (
+        Sample(2, Health.BLIND),
+        Sample(3, Health.NO_NVML),
+        Sample(4, Health.WATCHING, (lost,)),
+    ):
+        gpus = after(gpus, View.of(sample), held)
+        assert gpus.mps == {held.identity}, sample
+    assert after(gpus, View.of(Sample(5, Health.BLIND)), Held(PID, ticks(1), 10)).mps == set()
+    assert after(gpus, view(PID), held).mps == set()

@@ -1,21 +1,27 @@
 """Who belongs to a job: by identity, never by a pid that somebody else has by now."""
 
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from support.cast import Cast
+from support.scene import until
 from support.suspicion import start_of
 
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups, processes
+from bursar.watchdog import jobs as module
 from bursar.watchdog.jobs import Jobs, Kept
 from bursar.watchdog.processes import (
     Held,
     ProcessTable,
     all_children,
+    ancestors,
     boot_id,
     descendants,
     read_stat,
@@ -93,7 +99,9 @@ def test_of_a_root_that_is_another_process_nobody_belongs(cast: Cast, table: Pro
     assert held is not None
     assert jobs.members(kept) == []
     assert jobs.of_process(held) is None
-    assert jobs.of_ancestor(cast.pids["a-child"]) is None
+    child = table.hold(cast.pids["a-child"])
+    assert child is not None
+    assert jobs.of_ancestor(child) is None
     assert jobs.is_ended(kept)
 
 
@@ -173,3 +181,95 @@ def test_a_name_cannot_be_taken_for_more_fields(tmp_path: Path) -> None:
         assert stat.start_ticks == start_of(pid)
     finally:
         end(pid)
+
+
+LEAVES: Final = """
+import os, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        os.close(1)
+        os.read(0, 1)
+        os._exit(0)
+    os.read(int(sys.argv[1]), 1)
+    os._exit(0)
+os.wait()
+os.read(0, 1)
+"""
+"""Starts a grandchild whose parent ends when the pipe that it is given does."""
+
+
+@pytest.fixture
+def leaver() -> Iterator[tuple[int, int, Callable[[], None]]]:
+    """A process, its grandchild, and what leaves the grandchild without a parent."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-S", "-c", LEAVES, str(reader)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[reader]
+    ) as process:
+        os.close(reader)
+        assert process.stdout is not None
+        grandchild = int(process.stdout.readline())
+
+        def leave() -> None:
+            os.close(writer)
+            until(lambda: process.pid not in ancestors(grandchild), "it has left")
+
+        yield process.pid, grandchild, leave
+        process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_who_was_found_once_stays_found_without_its_parents(
+    leaver: tuple[int, int, Callable[[], None]], table: ProcessTable
+) -> None:
+    root, grandchild, leave = leaver
+    jobs = Jobs(table)
+    kept = a_job(root, start_of(root))
+    jobs.add(kept)
+    assert jobs.find() == [kept], "it is to be written down"
+    leave()
+    jobs.look_anew()
+    assert jobs.find() == [], "there is nobody new"
+    assert grandchild in {one.pid for one in jobs.members(kept)}
+    held = table.hold(grandchild)
+    assert held is not None
+    assert jobs.of_ancestor(held) is kept
+    kept.found = {(pid, start - 1) for pid, start in kept.found}  # the pids are others' by now
+    assert jobs.of_ancestor(held) is None
+    assert grandchild not in {one.pid for one in jobs.members(kept)}
+
+
+def test_looking_for_who_belongs_holds_nobody_and_is_bounded(
+    cast: Cast, table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(table)
+    kept = a_job(cast.stage, start_of(cast.stage))
+    jobs.add(kept)
+    jobs.find()
+    assert {pid for pid, _ in kept.found} == {cast.stage, *cast.pids.values()}
+    assert len(table) == 0
+    monkeypatch.setattr(module, "FOUND_MAX", 3)
+    jobs.look_anew()
+    jobs.find()
+    assert len(kept.found) == 3
+    assert (cast.stage, start_of(cast.stage)) in kept.found
+
+
+def test_jobs_in_cgroups_cost_no_look_at_proc(
+    table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "all_children", None)
+    jobs = Jobs(table)
+    assert jobs.find() == []
+    jobs.add(a_job(os.getpid(), start_of(os.getpid()), "/bursar-x"))
+    assert jobs.find() == []
+
+
+def test_everybody_descends_from_pid_1() -> None:
+    line = list(ancestors(os.getpid()))
+    assert line[0] == os.getppid()
+    assert line[-1] == 1
+    assert list(ancestors(1)) == []

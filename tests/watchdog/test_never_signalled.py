@@ -230,8 +230,8 @@ def _without(*said: str) -> Callable[[pytest.MonkeyPatch], None]:
     """Switches off the rules of `signals.Rules` that say so."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        def refusal(self: signals.Rules, held: Held, *, uid: int | None) -> str:
-            reasons = self._reasons(held, uid)
+        def refusal(self: signals.Rules, held: Held, *, uid: int | None, family: Any) -> str:
+            reasons = self._reasons(held, uid, family)
             return next((one for one in reasons if not any(word in one for word in said)), "")
 
         patch.setattr(signals.Rules, "refusal", refusal)
@@ -257,10 +257,8 @@ def _group_regardless(path: str, inode: int) -> None:
     cgroups.kill(path)
 
 
-def _whole_group(
-    self: Any, action: Any, case: Any, kept: Kept, targets: Any, *, whole: bool
-) -> None:
-    _ACT(self, action, case, kept, targets, whole=True)
+def _whole_group(self: Any, action: Any, kept: Kept, targets: Any, *, whole: bool) -> None:
+    _ACT(self, action, kept, targets, whole=True)
 
 
 _ACT: Final = cases.Cases._act
@@ -291,6 +289,7 @@ PLANTS: Final[dict[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "nothing is forbidden": _instead(limits.Limits, "forbidden", lambda *_: ""),
     "nothing is too often": _instead(cases.Cases, "is_limited", lambda *_: ""),
     "MPS is not looked at": _instead(gpus.View, "has_mps", lambda *_: False),
+    "MPS is forgotten while nobody sees": _instead(gpus.View, "is_whole", True),
     "the first seconds are as any": _instead(
         limits.Limits,
         "_is_news",
@@ -311,18 +310,22 @@ def test_the_property_finds_out_when(plant: str, cast: Cast) -> None:
 
 
 def test_each_rule_holds_by_itself(cast: Cast) -> None:
-    rules = signals.Rules()
+    rules, family = signals.Rules(), signals.own_family()
     pid = cast.pids["a"]
     pidfd = os.pidfd_open(pid)
     try:
         held = Held(pid, start_of(pid), pidfd)
-        assert not rules.refusal(held, uid=owner_of(pid))
-        assert "runs as user" in rules.refusal(held, uid=owner_of(pid) + 1)
-        assert "another process" in rules.refusal(replace(held, start_ticks=1), uid=None)
-        assert "another process" in rules.refusal(replace(held, pid=4_194_303), uid=None)
+        assert not rules.refusal(held, uid=owner_of(pid), family=family)
+        assert "runs as user" in rules.refusal(held, uid=owner_of(pid) + 1, family=family)
+        assert "another process" in rules.refusal(
+            replace(held, start_ticks=1), uid=None, family=family
+        )
+        assert "another process" in rules.refusal(
+            replace(held, pid=4_194_303), uid=None, family=family
+        )
         protected = cast.pids["a-sshd"]
         sshd = replace(held, pid=protected, start_ticks=start_of(protected))
-        assert "sshd (pid" in rules.refusal(sshd, uid=owner_of(pid))
+        assert "sshd (pid" in rules.refusal(sshd, uid=owner_of(pid), family=family)
         assert parent_of(pid) == cast.stage
     finally:
         os.close(pidfd)

@@ -127,6 +127,35 @@ def test_memory_of_a_gpu_that_is_lost_meanwhile_is_quarantined_until_it_is_seen_
         assert states(incident)[-3:] == ["verify", "unverified", "reclaimed"]
 
 
+def test_a_gpu_that_is_lost_keeps_its_name_also_for_the_next_sampler() -> None:
+    machine = StandIn()
+    first, second = machine.add_gpu(), machine.add_gpu()
+    with Watched(machine) as watched:
+        eventually(lambda: len(watched.client.list_processes().devices) == 2)
+        machine.fail("nvmlDeviceGetHandleByIndex_v2", 15, gpu=second)
+        machine.lose(second)
+
+        def told() -> dict[str, bool]:
+            devices = watched.client.list_processes().devices
+            return {one.uuid: bool(one.error) for one in devices}
+
+        eventually(lambda: told() == {first: False, second: True})
+        old = sampler(watched)
+        os.kill(old, signal.SIGKILL)
+        eventually(lambda: sampler(watched) not in {0, old})
+        eventually(lambda: told() == {first: False, second: True})
+        assert "unreadable" not in watched.daemon.log
+
+
+def test_a_gpu_that_was_never_read_has_the_name_of_its_place() -> None:
+    machine = StandIn()
+    machine.lose(machine.add_gpu())
+    machine.fail("nvmlDeviceGetHandleByIndex_v2", 15)
+    with Watched(machine) as watched:
+        eventually(lambda: bool(watched.client.list_processes().devices))
+        assert [one.uuid for one in watched.client.list_processes().devices] == ["unreadable-0"]
+
+
 def test_a_driver_that_does_not_fit_the_library_is_blind_with_words() -> None:
     machine = StandIn()
     machine.add_gpu()

@@ -227,6 +227,26 @@ def test_a_journal_with_rows_that_cannot_be_read_is_used_all_the_same() -> None:
         assert scene.one_ended("poison").state is IncidentState.RECLAIMED
 
 
+def test_incidents_of_any_size_are_listed_also_next_to_what_cannot_be_read() -> None:
+    with Scene() as scene:
+        scene.daemon.kill9()
+        with sqlite3.connect(scene.daemon.folder / "ledger.db.watchdog") as db:
+            row = "INSERT INTO incidents VALUES (?, 'a', 'j', 1, ?, '{}')"
+            for number in range(1, 13):
+                incident = pb.Incident(id=f"i{number}", account="a", reason="x" * 500_000)
+                db.execute(row, (number, incident.SerializeToString()))
+            db.execute(row, (13, b"\xff"))
+        db.close()
+        scene.daemon.start()
+        with Bare(scene.daemon.target) as bare:
+            request = pb.ListIncidentsRequest(page_size=1000)
+            first = bare("ProcessService/ListIncidents", request)
+        assert 0 < first.ByteSize() < 4 << 20
+        assert first.next_page_token
+        found = [one.id for one in scene.client.list_incidents()]
+        assert found == [f"i{number}" for number in range(12, 0, -1)]
+
+
 def test_what_holds_back_for_a_time_does_not_let_a_runaway_go_for_good() -> None:
     incident = pb.Incident(cause=pb.Incident.CAUSE_BUDGET, unit="vram_bytes", limit=1)
     kept = as_job("acme", 0)
@@ -282,9 +302,14 @@ def test_a_process_that_may_not_be_signalled_is_told_of_as_such() -> None:
         assert held is not None
         os.seteuid(65534)
         try:
-            refusal = signals.Rules(other_users=True).refusal(held, uid=65533)
+            refusal = signals.Rules(other_users=True).refusal(
+                held, uid=65533, family=signals.own_family()
+            )
         finally:
             os.seteuid(0)
         assert "does not let the sidecar signal" in refusal
-        assert signals.Rules(other_users=True).refusal(held, uid=65533) == ""
+        assert (
+            signals.Rules(other_users=True).refusal(held, uid=65533, family=signals.own_family())
+            == ""
+        )
         signals.send(held, signal.SIGKILL)

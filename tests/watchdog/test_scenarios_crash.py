@@ -6,6 +6,7 @@ Real processes, a real daemon of each test's own and the stand-in for NVML.
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from support.scene import MODES, Scene, lives, until
 from support.watched import states
 
 from bursar.processes import Incident, IncidentCause, IncidentState
+from bursar.watchdog.processes import ancestors, command_of
 
 LIMIT = 4 * GIB
 TOO_MUCH = 5 * GIB
@@ -112,6 +114,73 @@ def test_a_job_that_ends_while_the_daemon_is_down_leaves_nothing_behind() -> Non
         assert not list(scene.client.list_incidents())
 
 
+STRAYS = """if True:
+    import os, time
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            time.sleep(2.5)  # long enough to be seen
+            os._exit(0)
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_who_leaves_its_parents_before_anything_happens_is_stopped_with_the_job(
+    *, restarts: bool
+) -> None:
+    """It uses no GPU, is in no cgroup, and nothing but having been found leads to it."""
+    command = [sys.executable, "-S", "-c", STRAYS]
+    with Scene() as scene, subprocess.Popen(command, stdout=subprocess.PIPE) as root:
+        assert root.stdout is not None
+        scene.client.register_process("stray", pid=root.pid)
+        stray = int(root.stdout.readline())
+        until(lambda: root.pid not in ancestors(stray), "it has left")
+        if restarts:
+            scene.daemon.kill9()
+            scene.daemon.start()
+        assert lives(stray)
+        scene.client.kill_process(pid=root.pid)
+        incident = scene.one_ended("stray")
+        assert {one.pid for one in incident.victims} == {root.pid, stray}
+        assert not lives(stray)
+
+
+def test_how_often_somebody_may_be_stopped_is_counted_over_a_restart() -> None:
+    with Scene(watchdog={"max_incidents_per_account": 1}) as scene:
+        scene.limit_vram("often", LIMIT)
+        scene.register("often", vram_bytes=TOO_MUCH)
+        scene.one("often", IncidentState.RECLAIMED)
+        scene.daemon.kill9()
+        scene.daemon.start()
+        worker = scene.register("often", vram_bytes=TOO_MUCH)
+        observed = scene.ended("often", 2)[1]
+        assert observed.state is IncidentState.OBSERVED
+        assert "1 incidents of often within ten minutes" in observed.steps[-1].detail
+        assert lives(worker.pid)
+
+
+def test_the_breaker_stays_open_over_a_restart() -> None:
+    with Scene() as scene:
+        for account in ("one", "two"):
+            scene.limit_vram(account, LIMIT)
+        workers = [scene.register(account, vram_bytes=GIB) for account in ("one", "two")]
+        until(lambda: all(scene.held(one) for one in ("one", "two")), "both are seen")
+        with scene.daemon.stopped():
+            time.sleep(0.5)  # the sample that it has asked for sees neither
+            for worker in workers:
+                scene.gpus.set_process(worker.pid, scene.gpu, vram_bytes=TOO_MUCH)
+        until(lambda: scene.client.list_processes().watchdog.held_back, "the breaker opens")
+        scene.daemon.kill9()
+        for worker in workers:  # so that nothing opens it anew
+            scene.gpus.set_process(worker.pid, scene.gpu, vram_bytes=GIB)
+        scene.daemon.start()
+        until(lambda: scene.client.list_processes().devices, "the GPUs are seen")
+        assert "the breaker is open" in scene.client.list_processes().watchdog.held_back
+        assert all(lives(worker.pid) for worker in workers)
+
+
 def test_what_is_quarantined_stays_so_over_a_restart() -> None:
     with Scene() as scene:
         scene.limit_vram("stuck", LIMIT)
@@ -136,6 +205,7 @@ def test_a_launcher_that_is_killed_leaves_its_job_under_its_limits() -> None:
         with subprocess.Popen([*command, "sleep", "60"]) as launcher:
             until(lambda: scene.client.list_processes("left").jobs, "it is registered")
             job = scene.job("left")
+            until(lambda: command_of(job.pid) == "sleep 60", "it is registered before it starts")
             launcher.kill()
         assert lives(job.pid)
         incident = scene.one_ended("left")

@@ -4,8 +4,11 @@ Real processes, a real daemon and the stand-in for NVML. The tests share one dae
 account of its own, and leaves nothing behind.
 """
 
+import secrets
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.gpu import GIB, NEVER, Orders
@@ -207,3 +210,24 @@ def test_a_registered_process_that_respawns_ends_whole_too(scene: Scene) -> None
     worker.process.wait(5)
     assert {one.pid for one in incident.victims} >= set(worker.members()[:2])
     until(lambda: not any(map(lives, worker.members())), "nobody is left")
+
+
+def test_who_has_a_gpu_open_unlisted_is_named_with_the_quarantine() -> None:
+    device = Path(f"/dev/nvidia-{secrets.token_hex(4)}")
+    try:
+        device.touch(exist_ok=False)
+    except OSError as error:
+        pytest.skip(f"no file can be made in /dev: {error}")
+    try:
+        with Scene() as scene:
+            scene.limit_vram("held", LIMIT)
+            worker = scene.register("held", vram_bytes=TOO_MUCH, free_after_ms=-1)
+            command = ["/bin/sh", "-c", f"exec sleep 60 <{device}"]
+            with subprocess.Popen(command) as holder:
+                incident = scene.one("held", IncidentState.RECLAIM_FAILED)
+                holder.kill()
+            assert f"has a GPU open: sleep 60 (pid {holder.pid})" in incident.steps[-1].detail
+            scene.gpus.remove(worker.pid)
+            scene.one("held", IncidentState.RECLAIMED)
+    finally:
+        device.unlink()

@@ -149,6 +149,7 @@ def test_a_pid_that_means_another_process_by_now_is_not_signalled() -> None:
         time.sleep(0.5)
         assert lives(worker.pid)
         assert not list(scene.client.list_incidents())
+        until(lambda: scene.client.list_processes().processes, "the GPU is seen")
         [process] = scene.client.list_processes().processes
         assert (process.pid, process.account) == (worker.pid, "")
         with pytest.raises(bursar.ProcessNotFound):

@@ -1,6 +1,7 @@
 """`bursar check` and `bursar doctor`: is the configuration right, the store whole, the host fit."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ _DECISIONS: Final = {
     "keep_database": "go on from the database without the log",
     "refuse": "be refused",
 }
+_ROOM: Final = 1 << 20  # bytes: with less, a log or a journal soon cannot be written
 _COLUMNS: Final = ("accounts", "unit", "period", "limit", "thresholds")
 
 
@@ -85,6 +87,7 @@ def doctor(store: Path | None, *, as_json: bool) -> None:
     from bursar import _core
 
     report: dict[str, Any] = json.loads(_core.check_store(str(store)))
+    report["unwritable"] = _unwritable(store)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -108,6 +111,15 @@ def _examine_host(*, as_json: bool) -> None:
         sys.exit(EXIT_ERROR)
 
 
+def _unwritable(store: Path) -> str:
+    """What keeps everybody from writing beside a store, as far as can be seen without trying."""
+    system = os.statvfs(store.parent)
+    if system.f_flag & os.ST_RDONLY:
+        return "the file system is read-only"
+    free_bytes = system.f_bavail * system.f_frsize
+    return f"the file system is full: {free_bytes:,} bytes are left" if free_bytes < _ROOM else ""
+
+
 def _findings(store: Path, report: dict[str, Any]) -> list[str]:
     """What a person wants to know of a diagnosis."""
     lines = [f"{store}: {'whole' if report['ok'] else 'DAMAGED'}"]
@@ -116,6 +128,9 @@ def _findings(store: Path, report: dict[str, Any]) -> list[str]:
     lines.append(f"recovery: {report['case']}; opening it would {_DECISIONS[report['decision']]}")
     if report["refusal"]:
         lines.append(f"refused: {report['refusal']}")
+    if report["unwritable"]:
+        told = "nothing is granted, and the watchdog cannot write down whom it stops"
+        lines.append(f"{report['unwritable']}: {told}")
     log = report["log"]
     lines.append(f"log: {log['log']}, {len(log['segments'])} segments")
     if log["spot"]:

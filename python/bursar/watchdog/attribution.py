@@ -19,10 +19,19 @@ from bursar.watchdog.processes import Held, command_of, uid_of
 __all__ = ["Attribution", "Attributor", "ContainerRule", "container_of"]
 
 _CONTAINER: Final = re.compile(
-    r"(?:^|/)(?:cri-containerd-|crio-|docker-|libpod-)?(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|\Z)"
+    r"(?:^|/)(?:cri-containerd-|crio-|docker-|libpod-|nerdctl-)?"
+    r"(?P<id>[0-9a-f]{64})(?:\.scope)?(?=/|\Z)"
 )
 _POD: Final = re.compile(
     r"pod(?P<uid>[0-9a-f]{8}[-_](?:[0-9a-f]{4}[-_]){3}[0-9a-f]{12})(?:\.slice)?(?=/|\Z)"
+)
+
+# A node of kind is a container whose kubelet makes the groups of pods right below the node's own.
+# To make them, one has to be root in a container of Docker's or nerdctl's that may write to
+# cgroups, which is no container any more. Other groups that were made inside of one name no pod.
+_NODE: Final = re.compile(
+    r"^/(?:docker/|system\.slice/(?:docker|nerdctl)-)[0-9a-f]{64}(?:\.scope)?"
+    r"(?=/kubelet\.slice/kubelet-kubepods\.slice/|/kubelet/kubepods/)"
 )
 
 
@@ -65,8 +74,9 @@ def container_of(path: str) -> tuple[str, str] | None:
     """The pod's uid and the container's id of a cgroup; None: it is no container's.
 
     Knows the shapes of containerd, CRI-O, Docker and Podman, with the systemd and the cgroupfs
-    driver. Outside of Kubernetes the pod's uid is empty.
+    driver, and those within a node of kind. Outside of Kubernetes the pod's uid is empty.
     """
+    path = _NODE.sub("", path)
     container = _CONTAINER.search(path)
     pod = _POD.search(path)
     if container is None and pod is None:
@@ -122,7 +132,7 @@ class Attributor:
         contained = self._contained(held, path)
         if contained is not None:
             return contained
-        above = self._jobs.of_ancestor(held.pid)
+        above = self._jobs.of_ancestor(held)
         if above is not None:
             return self._of_job(held, above, pb.Process.SOURCE_ANCESTOR)
         return self._made("", pb.Process.SOURCE_UNSPECIFIED, "", held)

@@ -18,6 +18,9 @@ from bursar.watchdog.samples import Sample
 
 __all__ = ["Booking"]
 
+TOTALS_MAX: Final = 4096
+"""The most accounts whose totals are kept apart; the one idle longest is added to the one above."""
+
 _ENDED: Final = frozenset({Phase.VERIFY, Phase.UNVERIFIED, Phase.RECLAIM_FAILED})
 
 
@@ -32,7 +35,7 @@ class Booking:
         period_ns: How far apart samples are meant to be.
 
     Attributes:
-        totals: By account and meter, since the start; "" is nobody.
+        totals: By account and meter, since the start, the one idle longest first; "" is nobody.
         over: The accounts whose memory is over a limit.
     """
 
@@ -51,7 +54,8 @@ class Booking:
         self._gpu_time = gpu_time
         self._meter = Meter(period_ns=period_ns)
         self._unseen: set[str] = set()
-        self.totals: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._retired: set[str] = set()
+        self.totals: dict[str, dict[str, int]] = {}
         self.over: dict[str, Over] = {}
 
     def step(self, sample: Sample, gpus: Gpus, ended_ns: Mapping[int, int], now_ms: int) -> Metered:
@@ -65,15 +69,35 @@ class Booking:
         """
         owners = {pid: whose.account for pid, whose in gpus.whose.items()}
         metered = self._meter.step(sample, owners, ended=ended_ns)
-        for account, amounts in (*metered.amounts.items(), ("", metered.unattributed)):
-            for meter, amount in amounts.items():
-                self.totals[account][meter] += amount
-            if account:
-                self._books.spend(account, self._in_ledger_units(amounts), now_ms)
-        self.totals[""]["host_idle_mj"] += metered.host_idle_mj
+        for account, amounts in metered.amounts.items():
+            payer = self._payer(account)
+            self._add(payer, amounts)
+            self._books.spend(payer, self._in_ledger_units(amounts), now_ms)
+        self._add("", metered.unattributed | {"host_idle_mj": metered.host_idle_mj})
+        while len(self.totals) > TOTALS_MAX:
+            self._fold(next(iter(self.totals)))
         self._unseen = {one for account in metered.unseen for one in chain(account)}
-        self._occupy(metered.vram_bytes, gpus, now_ms)
+        in_use: dict[str, int] = defaultdict(int)
+        for account, size in metered.vram_bytes.items():
+            in_use[self._payer(account)] += size
+        self._retired &= self._meter.accounts
+        self._occupy(in_use, gpus, now_ms)
         return metered
+
+    def _payer(self, account: str) -> str:
+        """Who pays for an account: the one above it, where it is no more and would come back."""
+        return account.rpartition("/")[0] if account in self._retired else account
+
+    def _add(self, account: str, amounts: Mapping[str, int]) -> None:
+        totals = self.totals.pop(account, None) or defaultdict(int)
+        for meter, amount in amounts.items():
+            totals[meter] += amount
+        self.totals[account] = totals
+
+    def only_held(self, ended_ns: Mapping[int, int]) -> dict[int, int]:
+        """Those of the processes that have ended which are still to be charged."""
+        held = self._meter.pids
+        return {pid: when for pid, when in ended_ns.items() if pid in held}
 
     @property
     def over_now(self) -> list[str]:
@@ -94,10 +118,16 @@ class Booking:
         return account in self.over or limit_account in lowered
 
     def retire(self, account: str) -> None:
-        """Adds what was metered for an account that is no more to the one above it."""
-        above = self.totals[account.rpartition("/")[0]]
-        for meter, amount in self.totals.pop(account, {}).items():
-            above[meter] += amount
+        """Makes the account above pay for one that is no more, also for what is still to come."""
+        if account in self._meter.accounts:
+            self._retired.add(account)
+        self._fold(account)
+
+    def _fold(self, account: str) -> None:
+        """Adds the totals of an account to the one above it; without one, they are forgotten."""
+        amounts, above = self.totals.pop(account, None), account.rpartition("/")[0]
+        if amounts and above:
+            self._add(above, amounts)
 
     def _in_ledger_units(self, amounts: dict[str, int]) -> dict[str, int]:
         busy = amounts.get("gpu_busy_ms", 0) + amounts.get("gpu_estimated_ms", 0)

@@ -9,7 +9,7 @@ the refusal says which limit was passed. The calls are those of any client, with
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -34,6 +34,8 @@ _RENEW_MS: Final = 30_000
 _LOOK_MS: Final = 2_000
 _OURS: Final = "watchdog: "  # how the reason of a freeze begins that is ours
 _AHEAD: Final = 10  # samples' worth that is held before it is used
+OWED_MAX: Final = 4096
+"""The most accounts that what the ledger does not take is kept for; what is owed longest goes."""
 _SLACK_BYTES: Final = 64 << 20  # less is not given back: it would come and go all the time
 
 A = TypeVar("A", bound=Message)
@@ -100,7 +102,7 @@ class Books:
         self._memory: dict[str, _Memory] = {}
         self._owed: dict[str, dict[str, int]] = {}
         self._seen: dict[str, Sequence[lg.Balance]] = {}
-        self.unknown: set[str] = set()
+        self.unknown: dict[str, None] = {}
         """Accounts that do not exist and that no pattern creates: what they owe is kept apart."""
 
     def recover(self, now_ms: int) -> None:
@@ -126,15 +128,16 @@ class Books:
         What the ledger cannot take now (its store has failed, the account does not exist) is owed
         and tried again with the next call.
         """
-        owed = self._owed.setdefault(account, {})
-        for unit, amount in amounts.items():
-            owed[unit] = owed.get(unit, 0) + amount
+        owed = self._owed.get(account, {})
+        owed = {unit: owed.get(unit, 0) + amounts.get(unit, 0) for unit in {**owed, **amounts}}
         if not any(owed.values()):
             return
+        self._owed[account] = owed
+        _bound(self._owed)
         try:
             self._settle(account, owed, now_ms)
         except AccountNotFound:
-            self.unknown.add(account)
+            self._note_unknown(account)
             return
         except ReservationError:
             # It has ended meanwhile, at what was debited; what is owed since then goes to another.
@@ -142,8 +145,12 @@ class Books:
             return
         except BursarError:
             return
-        self.unknown.discard(account)
-        self._owed[account] = {}
+        self.unknown.pop(account, None)
+        del self._owed[account]
+
+    def _note_unknown(self, account: str) -> None:
+        self.unknown.setdefault(account)
+        _bound(self.unknown)
 
     def _settle(self, account: str, owed: dict[str, int], now_ms: int) -> None:
         meter = self._meters.get(account)
@@ -214,7 +221,7 @@ class Books:
                 return self._raise(account, memory, size, now_ms)
             return self._look(account, memory, now_ms)
         except AccountNotFound:
-            self.unknown.add(account)
+            self._note_unknown(account)
         except BursarError:
             # Ended by somebody, or the store has failed: what is in use is held anew next time, but
             # never twice: what nobody uses would pass limits.
@@ -470,6 +477,11 @@ def _over(
 
 def _lowered(over: Over | None) -> Over | None:
     return over and replace(over, has_grown=False)
+
+
+def _bound(rows: dict[str, Any]) -> None:
+    if len(rows) > OWED_MAX:
+        del rows[next(iter(rows))]
 
 
 def _amounts(amounts: Mapping[str, int]) -> list[lg.Amount]:

@@ -2,6 +2,13 @@
 
 Every change goes journal first, deed second: after a crash the new daemon finds the intent, looks
 at what is true, and goes on. It owns the freezes and the quarantine that incidents bring about.
+
+Where the journal cannot be written, as on a full disk, an incident that it already has goes on: a
+restart would take it up from there, at worst with a second SIGTERM. A new one waits for its intent,
+up to `INTENT_PATIENCE_MS`. Then who was registered to be enforced, or is to be stopped by an
+operator's order, is stopped without it: a runaway that goes on for as long as a disk is full is
+worse than an incident that a crash forgets, and who may be signalled never depends on the journal.
+All others go on waiting: how many of them may be stopped in a time is counted by what is recorded.
 """
 
 import signal
@@ -28,15 +35,19 @@ from bursar.watchdog.escalation import (
 from bursar.watchdog.gpus import View, is_container
 from bursar.watchdog.jobs import Kept
 from bursar.watchdog.journal import Case, Journal
-from bursar.watchdog.processes import Held, boot_id, command_of, read_stat
+from bursar.watchdog.processes import Held, boot_id, command_of, nvidia_holders, read_stat
 
 __all__ = ["GPU_UNITS", "Cases", "over_incident"]
 
 GPU_UNITS: Final = frozenset({"gpu_ms", "vram_bytes", "vram_mib_s", "energy_mj"})
 STEPS_MAX: Final = 64
 VICTIMS_MAX: Final = 1000
-_SIGNALS: Final = frozenset({Action.SIGTERM, Action.SIGKILL})
-_LIMIT_WINDOW_MS: Final = 600_000
+NAMED_MAX: Final = 100
+"""How many victims an incident names; all of them are remembered, and counted."""
+INTENT_PATIENCE_MS: Final = 5000
+"""How long an intent that cannot be written holds up those whose limits are orders."""
+LIMIT_WINDOW_MS: Final = 600_000
+"""The time in which so many incidents may be acted on."""
 
 
 class Cases:
@@ -83,8 +94,13 @@ class Cases:
         """Whether something is going on that should be looked at more often."""
         return any(not case.standing.phase.is_over for case in self._open.values())
 
-    def recover(self) -> None:
-        """Takes over the incidents that a crash has cut off."""
+    def recover(self, recent: Iterable[Case]) -> None:
+        """Takes over the incidents that a crash has cut off.
+
+        Args:
+            recent: The incidents of the last `LIMIT_WINDOW_MS`: those that were acted on count.
+        """
+        self._acted = [(one.opened_ms, one.incident.account) for one in recent if one.froze]
         for case in self._journal.open_cases():
             self._open[case.incident.job] = case
             if case.froze and not case.standing.phase.is_over:  # the crash may have come before
@@ -103,7 +119,7 @@ class Cases:
 
     def is_limited(self, account: str, now_ms: int) -> str:
         """Why no further incident may be acted on now; empty: it may."""
-        since = now_ms - _LIMIT_WINDOW_MS
+        since = now_ms - LIMIT_WINDOW_MS
         self._acted = [(when, whose) for when, whose in self._acted if when > since]
         if len(self._acted) >= self._per_host:
             return f"{len(self._acted)} incidents on this host within ten minutes"
@@ -135,9 +151,8 @@ class Cases:
         incident.account, incident.job = kept.job.account, kept.job.id
         incident.job_name = kept.job.name
         incident.create_time.GetCurrentTime()
-        case = Case(
-            incident, open_standing(now_ms, incident.reason), self._boot, forbidden=forbidden
-        )
+        standing = open_standing(now_ms, incident.reason)
+        case = Case(incident, standing, self._boot, now_ms, forbidden=forbidden)
         self._note(case)
         for held in members:
             self._add_victim(case, held, view)
@@ -160,9 +175,11 @@ class Cases:
             known = process.vram_bytes or 0
             case.bytes_by_device.setdefault(uuid, {})[held.pid] = known
             size += known
-        victim = pb.Incident.Victim(pid=held.pid, command=command_of(held.pid), vram_bytes=size)
-        case.incident.victims.append(victim)
         case.incident.vram_bytes += size
+        if len(case.incident.victims) < NAMED_MAX:
+            command = command_of(held.pid)
+            victim = pb.Incident.Victim(pid=held.pid, command=command, vram_bytes=size)
+            case.incident.victims.append(victim)
 
     def advance(
         self, case: Case, kept: Kept, view: View, members: Iterable[Held], *, over: bool,
@@ -198,9 +215,13 @@ class Cases:
             standing, actions = step(case.standing, look, now_ms, patience)
             if standing == case.standing and not actions:
                 return
-            self._move(case, standing, view, targets if _SIGNALS & set(actions) else ())
+            if actions and not self._is_recorded(case, kept, now_ms):
+                return
+            if Action.SIGKILL in actions:
+                case.killed |= {one.identity for one in targets}
+            self._move(case, standing, view, targets if actions else ())
             for action in actions:
-                self._act(action, case, kept, targets, whole=not refusals)
+                self._act(action, kept, targets, whole=not refusals)
             if actions or standing.phase.is_final:
                 return
 
@@ -209,16 +230,17 @@ class Cases:
     ) -> tuple[list[Held], list[str]]:
         """The processes that may be signalled, and why the others may not."""
         targets, refusals = [], []
-        has_group = kept.has_group
+        has_group, family = kept.has_group, signals.own_family()
         for held in members if case.boot == self._boot else ():
             is_kept = is_container(kept.job.id) or (
                 has_group and cgroups.is_inside(kept.job.cgroup, held.pid)
             )
-            refusal = self._rules.refusal(held, uid=None if is_kept else kept.job.uid)
-            if refusal:
-                refusals.append(refusal)
-            else:
+            uid = None if is_kept else kept.job.uid
+            refusal = self._rules.refusal(held, uid=uid, family=family)
+            if not refusal:
                 targets.append(held)
+            elif not held.has_ended:  # of who has, while it was looked at, nothing more can be said
+                refusals.append(refusal)
         return targets, refusals
 
     def _must_wait(self, case: Case, kept: Kept, view: View, targets: Sequence[Held]) -> bool:
@@ -232,11 +254,22 @@ class Cases:
         ended_ns = self._ended_ns.get(kept.job.id, 0)
         return view.sample is None or view.sample.time_ns <= ended_ns
 
+    def _is_recorded(self, case: Case, kept: Kept, now_ms: int) -> bool:
+        """Whether a restart would find the intent, or it is time to act without it."""
+        if not self._journal.failure or self._journal.has(case):
+            return True
+        is_order = kept.job.enforce or case.incident.cause == pb.Incident.CAUSE_OPERATOR
+        return is_order and now_ms - case.opened_ms >= INTENT_PATIENCE_MS
+
     def _move(self, case: Case, standing: Standing, view: View, fresh: Iterable[Held]) -> None:
         """Writes down where an incident stands, before anything is done about it."""
         for held in fresh:
             self._add_victim(case, held, view)
         moved = standing != case.standing
+        if moved and standing.phase.is_stuck and self.stuck_bytes(case, view):
+            holders = nvidia_holders(but=view.by_pid)
+            told = f"; NVML does not list, but has a GPU open: {', '.join(holders)}"
+            standing = replace(standing, detail=standing.detail + told * bool(holders))
         case.standing = standing
         if moved:
             self._note(case)
@@ -247,15 +280,11 @@ class Cases:
         if standing.phase.is_final:
             self._finish(case)
 
-    def _act(
-        self, action: Action, case: Case, kept: Kept, targets: Sequence[Held], *, whole: bool
-    ) -> None:
+    def _act(self, action: Action, kept: Kept, targets: Sequence[Held], *, whole: bool) -> None:
         if action is Action.SIGTERM:
             for held in targets:
                 signals.send(held, signal.SIGTERM)
         elif action is Action.SIGKILL:
-            case.killed |= {one.identity for one in targets}
-            self._journal.save_case(case)
             if whole and kept.job.cgroup:
                 signals.kill_group(kept.job.cgroup, kept.cgroup_inode)
             for held in targets:  # the group may be gone, and who has left it is the job's too
@@ -275,10 +304,7 @@ class Cases:
         stuck = self.stuck_bytes(case, view)
         if case.standing.phase.is_over:
             incident.vram_returned_bytes = incident.vram_bytes - stuck
-            quarantined = case.standing.phase in (
-                Phase.UNVERIFIED, Phase.RECLAIM_FAILED, Phase.UNKILLABLE,
-            )  # fmt: skip
-            incident.vram_quarantined_bytes = stuck if quarantined else 0
+            incident.vram_quarantined_bytes = stuck if case.standing.phase.is_stuck else 0
 
     def stuck_bytes(
         self, case: Case, view: View, uuid: str | None = None, *, but: Container[int] = ()

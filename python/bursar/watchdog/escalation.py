@@ -41,6 +41,11 @@ class Phase(Enum):
         return self not in _ACTIVE
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether what has not come back is quarantined."""
+        return self.is_over and not self.is_final
+
+    @property
     def is_final(self) -> bool:
         """Whether it never changes again."""
         return self in _FINAL
@@ -55,8 +60,6 @@ class Action(Enum):
 
     SIGTERM = "sigterm"
     SIGKILL = "sigkill"
-    QUARANTINE = "quarantine"
-    LIFT_QUARANTINE = "lift_quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ def _kill(standing: Standing, look: Look, now_ms: int, patience: Patience) -> St
         return _to(Phase.OBSERVED, now_ms, f"SIGKILL is not sent again: {look.forbidden}")
     if now_ms - standing.since_ms >= patience.unkillable_ms:
         detail = f"{_processes(look.alive)} survived SIGKILL: stuck in the kernel"
-        return _to(Phase.UNKILLABLE, now_ms, detail, Action.QUARANTINE)
+        return _to(Phase.UNKILLABLE, now_ms, detail)
     # Only who has not had it: a repeat does nothing for a process that hangs in the kernel.
     return standing, (Action.SIGKILL,) if look.unsignalled else ()
 
@@ -168,11 +171,11 @@ def _verify(standing: Standing, look: Look, now_ms: int, patience: Patience) -> 
         return _to(Phase.RECLAIMED, now_ms, "NVML lists none of its processes any more")
     if look.listed is None:
         detail = "NVML cannot be asked whether the memory is back; it will be"
-        return _to(Phase.UNVERIFIED, now_ms, detail, Action.QUARANTINE)
+        return _to(Phase.UNVERIFIED, now_ms, detail)
     if now_ms - standing.since_ms < patience.verify_ms:
         return standing, ()
     detail = f"NVML still lists {_processes(look.listed)} that have ended"
-    return _to(Phase.RECLAIM_FAILED, now_ms, detail, Action.QUARANTINE)
+    return _to(Phase.RECLAIM_FAILED, now_ms, detail)
 
 
 def _stuck(standing: Standing, look: Look, now_ms: int, _: Patience) -> Step:
@@ -180,7 +183,7 @@ def _stuck(standing: Standing, look: Look, now_ms: int, _: Patience) -> Step:
     # Who came up since was not to be stopped for this: it waits for those that SIGKILL was sent to.
     if look.alive == look.unsignalled and look.listed == 0:
         detail = "the memory is back, late: the quarantine is lifted"
-        return _to(Phase.RECLAIMED, now_ms, detail, Action.LIFT_QUARANTINE)
+        return _to(Phase.RECLAIMED, now_ms, detail)
     return standing, ()
 
 

@@ -49,6 +49,11 @@ class View:
         """Whether a process uses a GPU through MPS."""
         return any("M" in process.contexts for _, process in self.by_pid.get(pid, ()))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every device could be read."""
+        return self.sample is not None and self.sees(one.uuid for one in self.sample.devices)
+
     def sees(self, devices: Iterable[str]) -> bool:
         """Whether these devices could be read, so that absence from their lists means something."""
         if self.sample is None or self.sample.health is not Health.WATCHING:
@@ -71,6 +76,7 @@ class Gpus:
         vram_by_job: Bytes on all devices, by job.
         pids_by_job: Processes, by job.
         devices_by_job: Devices, by job.
+        mps: The processes that use a GPU through MPS, as far as was last seen of every device.
     """
 
     view: View = field(default_factory=View)
@@ -79,6 +85,7 @@ class Gpus:
     vram_by_job: dict[str, int] = field(default_factory=dict)
     pids_by_job: dict[str, set[int]] = field(default_factory=dict)
     devices_by_job: dict[str, set[str]] = field(default_factory=dict)
+    mps: set[tuple[int, int]] = field(default_factory=set)
 
     def after(
         self,
@@ -104,6 +111,12 @@ class Gpus:
                 gpus.held[pid] = held
                 gpus.whose[pid] = whose(held)
                 gpus._count(pid, gpus.whose[pid])
+                if view.has_mps(pid):
+                    gpus.mps.add(held.identity)
+        for pid, start_ticks in () if view.is_whole else self.mps:
+            before = hold(pid)
+            if before is not None and before.start_ticks == start_ticks:
+                gpus.mps.add(before.identity)
         return gpus
 
     def _is_disputed(self, held: Held) -> bool:

@@ -2,11 +2,14 @@
 
 A job is a process that was registered and everything that it starts. With a cgroup of its own, the
 kernel says who that is. Without, it is the descent from its process, which adopts its orphans where
-the launcher made it; who was once found to belong to a job stays with it. Nothing in here signals.
+the launcher made it; who was once found to belong to a job stays with it, so `find` looks for them
+before they are needed. Who has left its parents between two looks is found by nobody: only a cgroup
+helps there. Nothing in here signals.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final
 
 from bursar.v1 import process_pb2 as pb
@@ -24,6 +27,8 @@ __all__ = ["JOBS_MAX", "Jobs", "Kept"]
 
 JOBS_MAX: Final = 10_000
 """The most jobs that are registered at once."""
+FOUND_MAX: Final = 4096
+"""The most processes of a job without a cgroup that are remembered; the latest go without."""
 
 
 @dataclass(slots=True)
@@ -39,6 +44,7 @@ class Kept:
         start_boot_ms: When it was registered, by CLOCK_BOOTTIME: its wall time counts from then.
         boot: The boot that it belongs to.
         found: Processes that were once found to descend from its process.
+        noted: Those of them that the journal has.
     """
 
     job: pb.Job
@@ -49,6 +55,7 @@ class Kept:
     start_boot_ms: int
     boot: str
     found: set[tuple[int, int]] = field(default_factory=set)
+    noted: set[tuple[int, int]] = field(default_factory=set, compare=False)
 
     @property
     def named_account(self) -> str:
@@ -68,7 +75,6 @@ class Jobs:
         self._table = table
         self._by_id: dict[str, Kept] = {}
         self._by_root: dict[tuple[int, int], Kept] = {}
-        self._root_pids: set[int] = set()
         self._by_group: dict[str, Kept] = {}
         self._children: Children | None = None
 
@@ -90,7 +96,6 @@ class Jobs:
         """Takes a job in."""
         self._by_id[kept.job.id] = kept
         self._by_root[kept.job.pid, kept.start_ticks] = kept
-        self._root_pids.add(kept.job.pid)
         if kept.job.cgroup:
             self._by_group[kept.job.cgroup] = kept
 
@@ -98,7 +103,6 @@ class Jobs:
         """Forgets a job."""
         del self._by_id[kept.job.id]
         self._by_root.pop((kept.job.pid, kept.start_ticks), None)
-        self._root_pids = {pid for pid, _ in self._by_root}
         if kept.job.cgroup:
             self._by_group.pop(kept.job.cgroup, None)
 
@@ -115,14 +119,50 @@ class Jobs:
             path = path.rpartition("/")[0]
         return None
 
-    def of_ancestor(self, pid: int) -> Kept | None:
-        """The job of the nearest ancestor that has one."""
-        for parent in ancestors(pid):
-            held = self._table.hold(parent) if parent in self._root_pids else None
-            kept = self._by_root.get(held.identity) if held is not None else None
-            if kept is not None and self._table.is_alive(kept.job.pid, kept.start_ticks):
-                return kept
+    def of_ancestor(self, held: Held) -> Kept | None:
+        """The job of the nearest ancestor that has one; else the one that it was found in."""
+        line = [held.pid, *ancestors(held.pid)]
+        found = {one: kept for kept in self._by_id.values() for one in kept.found}
+        for known in (self._by_root, found):
+            pids = {pid for pid, _ in known}
+            for pid in line:
+                one = self._table.hold(pid) if pid in pids else None
+                if (
+                    one is not None
+                    and one.identity in known
+                    and self._table.is_alive(*one.identity)
+                ):
+                    return known[one.identity]
         return None
+
+    def find(self) -> list[Kept]:
+        """Looks for the processes of all jobs without a cgroup: one look at /proc, holding nobody.
+
+        Returns:
+            The jobs with processes that are to be written down: after a restart, nothing else may
+            lead to them.
+        """
+        jobs = [kept for kept in self._by_id.values() if not kept.job.cgroup]
+        if not jobs:
+            return []
+        children = self._look()
+        alive = {(one.pid, one.start_ticks) for found in children.values() for one in found}
+        grown = []
+        for kept in jobs:
+            roots = {*kept.found, (kept.job.pid, kept.start_ticks)} & alive
+            found = roots | descendants((pid for pid, _ in roots), children)
+            if len(found) > FOUND_MAX:
+                found = set(sorted(found, key=itemgetter(1))[:FOUND_MAX])
+            if not found <= kept.noted:
+                grown.append(kept)
+                kept.noted = found
+            kept.found = found
+        return grown
+
+    def _look(self) -> Children:
+        if self._children is None:
+            self._children = all_children()
+        return self._children
 
     def members(self, kept: Kept, also: Iterable[Held] = ()) -> list[Held]:
         """The processes of a job that live now, as far as can be seen.
@@ -160,9 +200,7 @@ class Jobs:
             roots.add((kept.job.pid, kept.start_ticks))
         if not roots:
             return roots
-        if self._children is None:
-            self._children = all_children()
-        return roots | descendants((pid for pid, _ in roots), self._children)
+        return roots | descendants((pid for pid, _ in roots), self._look())
 
     def is_ended(self, kept: Kept) -> bool:
         """Whether nothing of a job lives any more. Cheap while its process lives."""

@@ -15,8 +15,9 @@ from bursar.v1 import process_pb2 as pb
 from bursar.watchdog.books import Books, Over, chain
 from bursar.watchdog.cases import GPU_UNITS, Cases, over_incident
 from bursar.watchdog.escalation import Guard, Phase
-from bursar.watchdog.gpus import Gpus, View, account_of, container_id, is_container
+from bursar.watchdog.gpus import Gpus, account_of, container_id, is_container
 from bursar.watchdog.jobs import Jobs, Kept
+from bursar.watchdog.journal import Case
 from bursar.watchdog.processes import Held
 from bursar.watchdog.settings import Settings
 
@@ -29,6 +30,8 @@ __all__ = ["Due", "Limits"]
 
 _COOL_DOWN_MS: Final = 60_000
 _BREAKER_MS: Final = 600_000
+_BREAKER_OPEN: Final = "the breaker is open: too much was to be stopped at once"
+_SHARES_MAX: Final = 10_000  # beyond, the one told of longest ago may be told of again
 _CAPACITIES: Final = frozenset({"vram_bytes", "concurrency"})
 
 Due = tuple[Kept, pb.Incident]
@@ -83,6 +86,15 @@ class Limits:
         self._breaker_until_ms = 0
         self._measured_ms = start_ms
 
+    def recover(self, recent: Iterable[Case]) -> None:
+        """Opens the breaker again where it was open: as long after what it has held back last.
+
+        Args:
+            recent: The incidents of the last ten minutes.
+        """
+        held_back = [one.opened_ms for one in recent if one.forbidden == _BREAKER_OPEN]
+        self._breaker_until_ms = max(held_back, default=-_BREAKER_MS) + _BREAKER_MS
+
     def measure(self, over: Iterable[str], now_ms: int) -> None:
         """Takes in which accounts' memory is over, once for each sample."""
         accounts = set(over)
@@ -116,14 +128,14 @@ class Limits:
         return max(10, min((end - now_ms for end in ends if end > now_ms), default=_COOL_DOWN_MS))
 
     def forbidden(
-        self, kept: Kept, cause: int, view: View, members: Iterable[Held], now_ms: int
+        self, kept: Kept, cause: int, gpus: Gpus, members: Iterable[Held], now_ms: int
     ) -> str:
         """Why nobody of a job may be signalled; empty: they may."""
         if cause == pb.Incident.CAUSE_OPERATOR:
             return ""
         if is_container(kept.job.id) and not self._settings.signal_containers:
             return "it is a container's, and its runtime is who stops it"
-        if any(view.has_mps(one.pid) for one in members):
+        if not gpus.mps.isdisjoint(one.identity for one in members):
             return "it is a client of MPS, and its end could take the other clients along"
         if kept.job.enforce:
             return ""
@@ -132,7 +144,7 @@ class Limits:
     def held_back(self, now_ms: int) -> str:
         """Why nobody but the jobs to be enforced is signalled for now."""
         if now_ms < self._breaker_until_ms:
-            return "the breaker is open: too much was to be stopped at once"
+            return _BREAKER_OPEN
         return ""
 
     def rest(self, kept: Kept, incident: pb.Incident, phase: Phase, now_ms: int) -> None:
@@ -143,6 +155,7 @@ class Limits:
         passes = self.held_back(now_ms) or self._cases.is_limited(kept.job.account, now_ms)
         lasts = phase is Phase.OBSERVED and not (self._settings.enforce and passes)
         until_ms = now_ms + (_COOL_DOWN_MS if lasts or phase is Phase.CANCELLED else _BREAKER_MS)
+        self._quiet = {job: one for job, one in self._quiet.items() if now_ms < one.until_ms}
         self._quiet[kept.job.id] = _Quiet(_about(incident), until_ms, lasts)
 
     def forget(self, kept: Kept) -> None:
@@ -231,7 +244,10 @@ class Limits:
             event = pb.WatchProcessesResponse(kind=kind, account=balance.account, detail=text)
             self._tell(event)
         if guard.soft_permille:
+            self._shares.pop(key, None)
             self._shares[key] = guard
+            if len(self._shares) > _SHARES_MAX:
+                del self._shares[next(iter(self._shares))]
         else:
             self._shares.pop(key, None)
 

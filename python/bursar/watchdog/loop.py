@@ -19,7 +19,7 @@ from bursar.watchdog import cgroups
 from bursar.watchdog.attribution import Attributor
 from bursar.watchdog.booking import Booking
 from bursar.watchdog.books import Books
-from bursar.watchdog.cases import GPU_UNITS, Cases
+from bursar.watchdog.cases import GPU_UNITS, LIMIT_WINDOW_MS, Cases
 from bursar.watchdog.escalation import Patience, Phase
 from bursar.watchdog.gpus import Gpus, View, as_job, is_container
 from bursar.watchdog.jobs import JOBS_MAX, Jobs, Kept
@@ -163,16 +163,20 @@ class Watchdog:
         self._health: Health | None = None
         self._next_sample_s = 0.0
         self._next_look_s = 0.0
+        self._next_find_s = 0.0
         self._ended_ns: dict[int, int] = {}
         self._unread: set[str] = set()
         self._alarmed: set[str] = set()
+        self._unwritten = False
         self._last_signal_ms: dict[str, int] = {}
         self._retiring: dict[str, str] = {}
         self._recover()
 
     def _recover(self) -> None:
         self.books.recover(boot_ms())
-        self.cases.recover()
+        recent = list(self.journal.recent(self.boot, boot_ms() - LIMIT_WINDOW_MS))
+        self.cases.recover(recent)
+        self.limits.recover(recent)
         for kept in self.journal.jobs():
             if len(self.jobs) < JOBS_MAX and kept.boot == self.boot:
                 self.jobs.add(kept)
@@ -240,6 +244,7 @@ class Watchdog:
         self.gpus = self.gpus.after(view, self.table.hold, self.attributor.whose)
         self._tell_health(sample)
         if sample.health is not Health.WATCHING:
+            self._ended_ns = self.booking.only_held(self._ended_ns)
             self.limits.measure((), boot_ms())  # three samples in a row: none of these is one
             return
         self._tell_unread(sample)
@@ -288,6 +293,14 @@ class Watchdog:
         kind = pb.WatchProcessesResponse.KIND_WATCHDOG
         self.tell(pb.WatchProcessesResponse(kind=kind, detail=text, watchdog=self.status()))
 
+    def _tell_journal(self) -> None:
+        """Tells when the journal can no longer be written, and when it can again."""
+        failure = self.journal.failure
+        if bool(failure) != self._unwritten:
+            self._unwritten = bool(failure)
+            text = f"cannot be written, and what a crash would need is not in it: {failure}"
+            self._alarm(f"the watchdog's journal {text if failure else 'is written again'}")
+
     def _tell_unread(self, sample: Sample) -> None:
         """Tells of each device that can no longer be read."""
         unread = {
@@ -305,6 +318,8 @@ class Watchdog:
         sample = self.gpus.view.sample
         details = [sample.detail if sample else "the first sample has not come yet"]
         details += [_NAMESPACE] if self._is_namespaced else []
+        if self.journal.failure:
+            details.append(f"the watchdog's journal cannot be written: {self.journal.failure}")
         status = pb.Watchdog(
             state=_HEALTH[sample.health] if sample else pb.Watchdog.STATE_NO_NVML,
             detail="; ".join(filter(None, details)),
@@ -320,6 +335,12 @@ class Watchdog:
     def _look(self) -> None:
         """Looks at every incident, job and budget."""
         now_ms = boot_ms()
+        self.journal.retry()
+        if time.monotonic() >= self._next_find_s:
+            self._next_find_s = time.monotonic() + _LOOK_S
+            for kept in self.jobs.find():
+                self.journal.save_job(kept)
+        self._tell_journal()
         self.books.renew(now_ms)
         self.books.look_anew()
         self._advance()
@@ -358,15 +379,19 @@ class Watchdog:
         kept.job.id = case.incident.job
         return kept
 
-    def register(self, kept: Kept) -> None:
-        """Takes a job in, and tells of it."""
+    def register(self, kept: Kept) -> str:
+        """Takes a job in, and tells of it; why not, where a restart would not know it."""
         self.journal.save_job(kept)
+        if self.journal.failure:
+            self._forget(kept)
+            return f"the watchdog's journal cannot be written: {self.journal.failure}"
         self.jobs.add(kept)
         self.attributor.forget_nobody()
         job = kept.job
         kind = pb.WatchProcessesResponse.KIND_JOB_REGISTERED
         text = f"job {job.name} is registered for {job.account}"
         self.tell(pb.WatchProcessesResponse(kind=kind, account=job.account, detail=text, job=job))
+        return ""
 
     def members(self, kept: Kept) -> list[Held]:
         """The processes of a job that live, those on GPUs included."""
@@ -385,7 +410,7 @@ class Watchdog:
         if incident.unit in GPU_UNITS and any(map(self.cases.on_device, devices)):
             return None
         members, view = self.members(kept), self.gpus.view
-        forbidden = self.limits.forbidden(kept, incident.cause, view, members, now_ms)
+        forbidden = self.limits.forbidden(kept, incident.cause, self.gpus, members, now_ms)
         if not forbidden and not kept.job.enforce and incident.unit in GPU_UNITS:
             forbidden = self.cases.is_limited(kept.job.account, now_ms)
         case = self.cases.open(kept, incident, view, members, forbidden=forbidden, now_ms=now_ms)
@@ -395,7 +420,7 @@ class Watchdog:
     def step(self, case: Case, kept: Kept, members: list[Held], now_ms: int) -> None:
         """Goes on with an incident."""
         forbidden = case.forbidden or self.limits.forbidden(
-            kept, case.incident.cause, self.gpus.view, members, now_ms
+            kept, case.incident.cause, self.gpus, members, now_ms
         )
         self.cases.advance(
             case,

@@ -129,6 +129,16 @@ class Meter:
         self._gone: dict[str, None] = {}  # accounts without one, gone longest first
         self._early: dict[int, int] = {}  # ends later than the latest sample
 
+    @property
+    def pids(self) -> set[int]:
+        """The processes that are charged with the next step."""
+        return {pid for picture in self._pictures.values() for pid in picture.held}
+
+    @property
+    def accounts(self) -> set[str]:
+        """Whose those are."""
+        return {account for picture in self._pictures.values() for account in picture.groups}
+
     def step(
         self,
         sample: Sample,

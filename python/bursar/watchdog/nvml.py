@@ -113,7 +113,7 @@ class Nvml:
             handle = self._pynvml.nvmlDeviceGetHandleByIndex(index)
             return str(self._pynvml.nvmlDeviceGetUUID(handle))
         except self._pynvml.NVMLError:
-            return f"unreadable-{index}"
+            return ""
 
     def _gpu(self, handle: Handle, uuid: str, index: int) -> Iterator[DeviceSample]:
         pynvml = self._pynvml

@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import IO, Final
 
 from bursar.watchdog.sampler import from_json
@@ -44,6 +45,7 @@ class Poller:
         self._asked_s: float | None = None
         self._retry_s = 0.0
         self._failures = 0
+        self._uuids: dict[int, str] = {}  # of each whole GPU as last told, by index
 
     @property
     def pid(self) -> int | None:
@@ -110,7 +112,7 @@ class Poller:
 
     def _read(self) -> Sample:
         try:
-            sample = from_json(bytes(self._answer))
+            sample = self._named(from_json(bytes(self._answer)))
         except (ValueError, KeyError, TypeError) as error:
             return self._fail(f"the process that reads NVML answered nonsense: {error}")
         self._answer.clear()
@@ -122,6 +124,20 @@ class Poller:
         else:
             self._back_off()
         return sample
+
+    def _named(self, sample: Sample) -> Sample:
+        """Names GPUs that do not even say which they are: as who was last seen in their place."""
+        told = {one.parent_uuid or one.uuid for one in sample.devices}
+        devices = []
+        for one in sample.devices:
+            if one.uuid:
+                self._uuids[one.index] = one.parent_uuid or one.uuid
+                devices.append(one)
+                continue
+            known = self._uuids.get(one.index)
+            uuid = known if known and known not in told else f"unreadable-{one.index}"
+            devices.append(replace(one, uuid=uuid))
+        return replace(sample, devices=tuple(devices))
 
     def _fail(self, why: str) -> Sample:
         self._back_off()

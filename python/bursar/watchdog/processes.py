@@ -5,9 +5,12 @@ held by a pidfd: while that is open and not readable, the pid still means the sa
 in here signals.
 """
 
+import contextlib
+import itertools
 import os
 import select
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +25,7 @@ __all__ = [
     "command_of",
     "descendants",
     "in_host_pid_namespace",
+    "nvidia_holders",
     "read_stat",
     "uid_of",
 ]
@@ -41,6 +45,10 @@ _STATUS_BYTES: Final = 1024
 
 _COMMAND_CHARACTERS: Final = 120
 _ANCESTORS_MAX: Final = 64
+_HOLDERS_MAX: Final = 8
+_HOLDERS_S: Final = 0.25
+_DESCRIPTORS_MAX: Final = 4096
+_NVIDIA: Final = "/dev/nvidia"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +128,47 @@ def uid_of(pid: int) -> int | None:
 
 
 def ancestors(pid: int) -> Iterator[int]:
-    """Yields the parents of a process, the nearest first, up to but without pid 1."""
+    """Yields the parents of a process, the nearest first, up to pid 1."""
     for _ in range(_ANCESTORS_MAX):
         stat = read_stat(pid)
-        if stat is None or stat.ppid <= 1:
+        if stat is None or stat.ppid < 1:
             return
         pid = stat.ppid
         yield pid
+
+
+def nvidia_holders(*, but: Container[int]) -> list[str]:
+    """Names processes that have a GPU's device file open, as far as that may be seen.
+
+    This goes through the descriptors of all processes, so it is bounded in time and in number.
+
+    Args:
+        but: Processes that are known to use GPUs anyway.
+    """
+    found: list[str] = []
+    deadline_s = time.monotonic() + _HOLDERS_S
+    for name in os.listdir("/proc"):  # noqa: PTH208 -- as below
+        if time.monotonic() > deadline_s or len(found) == _HOLDERS_MAX:
+            break
+        pid = int(name) if name.isdigit() else 0
+        if not pid or pid in but:
+            continue
+        targets = itertools.islice(_open_files(pid), _DESCRIPTORS_MAX)
+        if any(one.startswith(_NVIDIA) for one in targets):
+            stat = read_stat(pid)
+            if stat is not None and stat.ppid != os.getpid():  # who reads NVML for us has it open
+                found.append(f"{command_of(pid)} (pid {pid})".lstrip())
+    return found
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # it is closed by now
+                    yield os.readlink(entry.path)  # noqa: PTH115 -- as in read_stat
+    except OSError:
+        return
 
 
 def all_stats() -> Iterator[Stat]:
@@ -178,6 +220,11 @@ class Held:
     def identity(self) -> tuple[int, int]:
         """What names the process for good, within one boot."""
         return self.pid, self.start_ticks
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last thread has ended; a zombie whose threads live on has not."""
+        return _is_readable(self.pidfd)
 
 
 class ProcessTable:
@@ -255,9 +302,9 @@ class ProcessTable:
         return [one for one in found if one is not None]
 
     def is_alive(self, pid: int, start_ticks: int) -> bool:
-        """Whether that process still runs; a zombie whose threads live on does."""
+        """Whether that process still runs."""
         held = self.hold(pid, start_ticks)
-        return held is not None and not _is_readable(held.pidfd)
+        return held is not None and not held.has_ended
 
 
 def _is_readable(pidfd: int) -> bool:

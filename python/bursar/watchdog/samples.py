@@ -39,7 +39,8 @@ class DeviceSample:
     """One GPU, or one MIG instance.
 
     Attributes:
-        uuid: What identifies it; the index may move.
+        uuid: What identifies it; the index may move. Empty from a driver that does not even say
+            that: the poller names it.
         index: NVML's index; that of the parent for a MIG instance.
         name: The product.
         vram_total_bytes: Memory in all; None where the device has none of its own (unified memory).

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from bursar.exceptions import BursarError
 from bursar.units import UNITS
 from bursar.v1 import ledger_pb2 as lg
 from bursar.v1 import process_pb2 as pb
-from bursar.watchdog import cgroups
+from bursar.watchdog import cgroups, signals
 from bursar.watchdog.jobs import JOBS_MAX, Kept
 from bursar.watchdog.loop import Watchdog, boot_ms
 from bursar.watchdog.processes import Held, ancestors, command_of, uid_of
@@ -69,6 +70,9 @@ class Service:
             self._fail(number, error.reason, str(error), dict(error.metadata))
         except DecodeError as error:
             self._fail(number, "INVALID_FIELD", f"request: not a message: {error}", {})
+        except sqlite3.Error as error:
+            message = f"the watchdog's journal cannot be read: {error}"
+            self._fail(number, "STORE_UNAVAILABLE", message, {})
         else:
             self._server.answer_process_call(number, body.SerializeToString())
 
@@ -92,7 +96,7 @@ class Service:
             raise Refused("JOB_LIMIT_REACHED", message, max=str(JOBS_MAX))
         uid = uid_of(held.pid)
         job = self._job(request, held, -1 if uid is None else uid)
-        if refusal := watchdog.rules.refusal(held, uid=job.uid):
+        if refusal := watchdog.rules.refusal(held, uid=job.uid, family=signals.own_family()):
             raise Refused("PROCESS_PROTECTED", refusal)
         kept = Kept(
             job=job,
@@ -105,7 +109,8 @@ class Service:
         )
         if (refused := self._admit(request, kept)) is not None:
             return pb.RegisterProcessResponse(verdict=lg.VERDICT_STOP, refusal=refused)
-        watchdog.register(kept)
+        if failure := watchdog.register(kept):
+            raise Refused("STORE_UNAVAILABLE", failure)
         return pb.RegisterProcessResponse(verdict=lg.VERDICT_OK, job=job)
 
     def _process(self, pid: int, peer: Peer | None) -> Held:
@@ -291,11 +296,9 @@ class Service:
             if not _PAGE_TOKEN.fullmatch(request.page_token):
                 raise _field("page_token", "is not one out of an answer")
             before = min(int(request.page_token), 2**62)
-        # One more than the page tells whether there is another.
-        rows = self._watchdog.journal.incidents(request.account, request.job, before, size + 1)
-        page = rows[:size]
-        token = str(page[-1][0]) if len(rows) > size else ""
-        return pb.ListIncidentsResponse(incidents=[one for _, one in page], next_page_token=token)
+        page, last = self._watchdog.journal.incidents(request.account, request.job, before, size)
+        token = str(last) if last else ""
+        return pb.ListIncidentsResponse(incidents=page, next_page_token=token)
 
 
 def _checked_limits(limits: "Iterable[lg.Amount]") -> "list[lg.Amount]":

@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from bursar.watchdog.processes import (
     uid_of,
 )
 
-__all__ = ["PROTECTED", "Rules", "kill_group", "send"]
+__all__ = ["PROTECTED", "Rules", "kill_group", "own_family", "send"]
 
 PROTECTED: Final = (
     r"Xorg|Xwayland|gnome-shell|kwin_\w+|sddm|gdm\w*",
@@ -53,21 +53,22 @@ class Rules:
     protect: tuple[str, ...] = ()
     other_users: bool = False
 
-    def refusal(self, held: Held, *, uid: int | None) -> str:
+    def refusal(self, held: Held, *, uid: int | None, family: Container[int]) -> str:
         """Why a process may not be signalled; empty: it may.
 
         Args:
             held: The process; its pidfd is what a signal would go to.
             uid: Who its job was registered as; None: the kernel keeps the job together, whoever
                 its processes run as.
+            family: What `own_family` said for this look.
         """
-        return next(self._reasons(held, uid), "")
+        return next(self._reasons(held, uid, family), "")
 
-    def _reasons(self, held: Held, uid: int | None) -> Iterator[str]:
+    def _reasons(self, held: Held, uid: int | None, family: Container[int]) -> Iterator[str]:
         pid = held.pid
         if pid <= _KERNEL_PIDS_MAX:
             yield f"pid {pid} is the system's"
-        if pid == os.getpid() or pid in ancestors(os.getpid()):
+        if pid in family:
             yield f"pid {pid} is the sidecar or an ancestor of it"
         stat = read_stat(pid)
         if stat is None or stat.start_ticks != held.start_ticks:
@@ -106,6 +107,11 @@ def _is_of_root(pid: int) -> bool:
         return Path(f"/proc/{pid}/exe").stat().st_uid == 0
     except OSError:
         return True
+
+
+def own_family() -> frozenset[int]:
+    """The sidecar and its ancestors, which are never signalled; asked for once for each look."""
+    return frozenset((os.getpid(), *ancestors(os.getpid())))
 
 
 def _program(pid: int) -> str:
