@@ -24,12 +24,15 @@ use super::settings::Api;
 use super::stream::{self, Stream};
 use super::upstream::{Upstream, shown_headers, without_key};
 use super::{Proxy, dialect, probe};
+use crate::durable::yield_once;
 use crate::v1;
 
 /// The longest prompt that is counted between other calls; a longer one is counted aside.
 const COUNTED_AT_ONCE: usize = 32 * 1024;
 /// Parts of an answer that wait for a slow client; then its upstream waits.
 const PARTS: usize = 4;
+/// How often others have their turn before a head leaves without what follows it.
+const TURNS: usize = 4;
 /// What a hold outlives the timeouts of its upstream by.
 const TTL_MARGIN_MS: i64 = 60_000;
 
@@ -322,6 +325,12 @@ impl Sending<'_> {
             _place: self.place,
         };
         tokio::spawn(stream.run(response.into_body(), sender));
+        // What came with the head leaves with it: one write, and one reader woken, instead of two.
+        for _ in 0..TURNS {
+            if receiver.is_empty() {
+                yield_once().await;
+            }
+        }
         let mut answer = Response::new(Reply::Parts(receiver));
         *answer.headers_mut() = headers;
         Ok(answer)
