@@ -204,7 +204,9 @@ class LiteLLM(Peer):
     programs = ("litellm",)
     mode = "stream-1"
     transport = "TCP"
-    does = "Chat completions by one worker: checks a master key and passes on; no budget, no entries"
+    does = (
+        "Chat completions by one worker: checks a master key and passes on; no budget, no entries"
+    )
     durability = "keeps nothing: no database is configured"
     version = ("--version",)
 

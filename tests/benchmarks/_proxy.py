@@ -77,9 +77,7 @@ def added(
     """Microseconds that either adds, the peer's first, once a round."""
     pairs = []
     for round_ in found.rounds:
-        three = [
-            Series(server, ours.mode, ours.concurrency) for server in (PEER, OURS, UPSTREAM)
-        ]
+        three = [Series(server, ours.mode, ours.concurrency) for server in (PEER, OURS, UPSTREAM)]
         if all(one in round_ for one in three):
             theirs, own, bare = (round_[one][field] / 1000 / events for one in three)
             pairs.append((theirs - bare, own - bare))

@@ -190,14 +190,12 @@ async fn admit<'p>(
         return Ok((call, upstream, hold, terms.input));
     };
     let verdict = hold.verdict;
-    if let Some(temperature) = advice.temperature.filter(|_| call.generates()) {
-        call.members.set("temperature", &temperature);
-    }
     let fallback = advice.fallback_model.as_deref().filter(|_| verdict >= Verdict::Degrade);
     let moved = fallback.and_then(|model| proxy.fallback(&call, model).map(|to| (model, to)));
     let most = advice.max_new_tokens.map(|most| most.saturating_mul(call.choices));
     let shorter = most.filter(|most| *most < terms.max_output && call.generates());
     if moved.is_none() && shorter.is_none() {
+        follow(&advice, &mut call, upstream);
         return Ok((call, upstream, hold, terms.input));
     }
     hold.release().await?;
@@ -212,7 +210,21 @@ async fn admit<'p>(
     }
     let mut hold = Hold::reserve(&proxy.engine, &terms).await?;
     hold.verdict = hold.verdict.max(verdict);
+    follow(&advice, &mut call, upstream);
     Ok((call, upstream, hold, terms.input))
+}
+
+/// Has the model sample as the ledger advises.
+fn follow(advice: &v1::Advice, call: &mut Call, upstream: &Upstream) {
+    if !call.generates() {
+        return;
+    }
+    if let Some(temperature) = advice.temperature {
+        call.members.set("temperature", &temperature);
+    }
+    if let Some(penalty) = advice.repetition_penalty {
+        call.penalise(penalty, &upstream.section);
+    }
 }
 
 /// What a call has to hold.
