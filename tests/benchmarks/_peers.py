@@ -75,6 +75,7 @@ class Peer:
     does: str
     durability: str
     version: tuple[str, ...] = ()  # arguments that make it tell its version
+    patience: int = 1  # how many times as long it is measured: a slow one answers little
 
     def start(self, program: Path, place: Place) -> Start:
         """How it is run there."""
@@ -209,6 +210,7 @@ class LiteLLM(Peer):
     )
     durability = "keeps nothing: no database is configured"
     version = ("--version",)
+    patience = 5
 
     def start(self, program: Path, place: Place) -> Start:
         """Its configuration is YAML, of which JSON is a part; it must not ask the network."""

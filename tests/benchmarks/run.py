@@ -53,6 +53,7 @@ class Bench:
     def measure(self, series: Series) -> dict[str, Any]:
         """One measurement: the least disturbed of a few attempts."""
         server = self.servers[series.server]
+        peer = _peers.peers().get(series.server)
         on = _machine.cpus()[:1] if series.is_pinned else _machine.cpus()
         for pid in server.pids:
             _machine.pin(pid, on)
@@ -67,7 +68,7 @@ class Bench:
                 on=on,
                 concurrency=series.concurrency,
                 window=series.window,
-                seconds=self.seconds,
+                seconds=self.seconds * (peer.patience if peer else 1),
                 warm_up=WARM_UP_S,
                 request_bytes=self.request_bytes or 100,
             )
