@@ -133,11 +133,9 @@ pub async fn serve(mut stream: tokio::net::TcpStream) -> std::io::Result<()> {
             stream.write_all(event).await?;
         }
         let mut end = frame(&chunk("{}", r#""stop""#));
-        let usage = format!(
-            r#""choices":[],"usage":{{"prompt_tokens":60,"completion_tokens":{events},"total_tokens":{}}}"#,
-            60 + events
-        );
-        end.extend(frame(&format!("data: {{{COMMON},{usage}}}\n\n")));
+        let counts = format!(r#""prompt_tokens":60,"completion_tokens":{events}"#);
+        let usage = format!(r#""usage":{{{counts},"total_tokens":{}}}"#, 60 + events);
+        end.extend(frame(&format!("data: {{{COMMON},\"choices\":[],{usage}}}\n\n")));
         end.extend(frame("data: [DONE]\n\n"));
         end.extend_from_slice(END);
         stream.write_all(&end).await?;
@@ -145,7 +143,10 @@ pub async fn serve(mut stream: tokio::net::TcpStream) -> std::io::Result<()> {
 }
 
 /// What every event of an answer has.
-const COMMON: &str = r#""id":"chatcmpl-RE3MHNmfgyB9NbG4swoGAe1ad5zRSKUM","object":"chat.completion.chunk","created":1795719566,"model":"m","system_fingerprint":"fp_0123456789""#;
+const COMMON: &str = concat!(
+    r#""id":"chatcmpl-RE3MHNmfgyB9NbG4swoGAe1ad5zRSKUM","object":"chat.completion.chunk","#,
+    r#""created":1795719566,"model":"m","system_fingerprint":"fp_0123456789""#
+);
 
 fn chunk(delta: &str, finish: &str) -> String {
     let choice =
