@@ -14,7 +14,7 @@ use crate::plan::{Plan, Span};
 use crate::report::Report;
 use crate::{Address, Failure, Stream, now, open};
 
-/// What `Authorization` shows: LiteLLM's proxy wants its master key, the others want nothing.
+/// What `Authorization` shows: one of the proxies wants its master key, the others want nothing.
 pub const KEY: &str = "sk-of-the-benchmark-0123456789abcdef";
 /// About what an agent's first request says.
 const PROMPT: &str = "You are an agent that keeps the books of a small company. Answer in one short \

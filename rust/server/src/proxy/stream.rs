@@ -82,13 +82,14 @@ impl Stream {
         let proxy = Arc::clone(&self.proxy);
         let (mut out, mut parts, mut at_hand) = (BytesMut::new(), 0, None);
         let failure = loop {
-            let part = match at_hand.take() {
-                Some(part) => part,
-                None => tokio::select! {
+            let part = if let Some(part) = at_hand.take() {
+                part
+            } else {
+                tokio::select! {
                     biased;
                     () = client.closed() => return self.leave().await,
                     part = proxy.upstreams.part(&mut body) => part,
-                },
+                }
             };
             let part = match part {
                 Ok(Some(part)) => part,
