@@ -22,7 +22,7 @@ NOT_WORSE = {"rate": ">= 1", "p99_ns": "<= 1"}
 class Series:
     """What is measured once a round."""
 
-    server: str  # a setting of the sidecar's durability, with `_tcp` over TCP; echo; or a peer
+    server: str  # a durability of the sidecar's, with `_tcp` or `_proxy`; a floor; or a peer
     mode: str
     concurrency: int
     window: int = 1  # calls under way at a time, by each of the concurrent
@@ -35,10 +35,14 @@ class Series:
     @property
     def durability(self) -> str:
         """What its server loses."""
-        setting = self.server.removesuffix("_tcp")
-        if setting in DURABILITY:
-            return DURABILITY[setting]
-        return _peers.peers()[self.server].durability
+        if self.server in _peers.peers():
+            return _peers.peers()[self.server].durability
+        return DURABILITY[self.setting]
+
+    @property
+    def setting(self) -> str:
+        """Of a sidecar: its durability's."""
+        return self.server.partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class Metric:
 
     @property
     def is_against_a_peer(self) -> bool:
-        """Whether the floor is not just the empty server."""
-        return self.floor.server != "echo"
+        """Whether the floor is a server that does something itself."""
+        return self.floor.server not in {"echo", "passthrough"}
 
     def of(self, measured: dict[str, Any], factor: int = 1) -> float:
         """The figure in its unit."""

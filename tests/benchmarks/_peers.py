@@ -5,6 +5,8 @@ folder of its own. One that is not installed is skipped by name. Nothing here in
 programs are looked for in the folders of `BURSAR_PEERS` and on PATH.
 """
 
+import functools
+import json
 import os
 import shutil
 import socket
@@ -18,9 +20,9 @@ from pathlib import Path
 
 import _servers
 
-START_WAIT_S = 30.0
+START_WAIT_S = 60.0
 STOP_WAIT_S = 10.0
-ASK_WAIT_S = 10.0
+ASK_WAIT_S = 60.0
 LOG_TAIL_BYTES = 400
 
 LIMITADOR_LIMITS = """\
@@ -38,6 +40,8 @@ descriptors:
       unit: day
       requests_per_unit: 4294967295
 """
+
+LITELLM_KEY = "sk-of-the-benchmark-0123456789abcdef"  # as the load shows it
 
 
 class NotThereError(Exception):
@@ -71,6 +75,7 @@ class Peer:
     does: str
     durability: str
     version: tuple[str, ...] = ()  # arguments that make it tell its version
+    patience: int = 1  # how many times as long it is measured: a slow one answers little
 
     def start(self, program: Path, place: Place) -> Start:
         """How it is run there."""
@@ -193,6 +198,36 @@ class Limitador(Peer):
         return Start(command, f"127.0.0.1:{grpc}")
 
 
+class LiteLLM(Peer):
+    """LiteLLM's proxy, with one worker and nothing but a model to pass on to."""
+
+    name = "litellm"
+    programs = ("litellm",)
+    mode = "stream-1"
+    transport = "TCP"
+    does = (
+        "Chat completions by one worker: checks a master key and passes on; no budget, no entries"
+    )
+    durability = "keeps nothing: no database is configured"
+    version = ("--version",)
+    patience = 5
+
+    def start(self, program: Path, place: Place) -> Start:
+        """Its configuration is YAML, of which JSON is a part; it must not ask the network."""
+        port = free_port()
+        model = {"model": "openai/m", "api_base": f"http://{upstream()}/v1", "api_key": "none"}
+        config = {
+            "model_list": [{"model_name": "m", "litellm_params": model}],
+            "general_settings": {"master_key": LITELLM_KEY},
+        }
+        path = place.folder / "config.yaml"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        command: list[str | Path] = [program, "--config", path, "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--num_workers", "1", "--telemetry", "False"]
+        environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        return Start(command, f"127.0.0.1:{port}", environment)
+
+
 def peers() -> dict[str, Peer]:
     """All of them, by name."""
     every: list[Peer] = [
@@ -206,6 +241,7 @@ def peers() -> dict[str, Peer]:
         EnvoyRatelimit(),
         Gubernator(),
         Limitador(),
+        LiteLLM(),
     ]
     return {peer.name: peer for peer in every}
 
@@ -296,6 +332,12 @@ def stop(peer: Peer, process: subprocess.Popen[bytes]) -> None:
         sys.stderr.write(f"{peer.name} ignored SIGTERM for {STOP_WAIT_S:.0f} s\n")
         process.kill()
         process.wait()
+
+
+@functools.cache
+def upstream() -> str:
+    """Where what stands behind the proxies listens in this run."""
+    return f"127.0.0.1:{free_port()}"
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import _metrics
 import _peers
+import _proxy
 from _metrics import Metric, Series
 
 SERIES = "series.json"
@@ -30,6 +31,7 @@ answers with balances, each Reserve with a fresh idempotency key.
 """
 OWN = {
     "process": "## Against our own unary calls\n\nThe same debits, without a stream.\n",
+    "passthrough": "## Against a proxy that only passes on\n\nhyper's server and client, TCP.\n",
     "echo": "## Against an empty server\n\nThe same server without a ledger, Unix socket.\n",
 }
 NO_PLOTS = "no plots: matplotlib is missing (`pip install 'bursar[bench]'`)"
@@ -67,7 +69,8 @@ def sections(
     results: dict[str, Any], measured: dict[Series, dict[str, Any]], versions: dict[str, str]
 ) -> list[str]:
     """A table for each floor, peers first, and one for what has no series."""
-    metrics = {each.name: each for each in _metrics.metrics() if each.name in results}
+    every = [*_metrics.metrics(), *_proxy.metrics()]
+    metrics = {each.name: each for each in every if each.name in results}
     parts = []
     for name, peer in _peers.peers().items():
         against = [each for each in metrics.values() if each.floor.server == name]

@@ -16,6 +16,10 @@ LATENCIES = (  # those of the halves only where pairs were timed
     "reserve_p99_ns",
     "commit_p50_ns",
     "commit_p99_ns",
+    "first_p50_ns",
+    "first_p99_ns",
+    "rest_p50_ns",
+    "rest_p99_ns",
 )
 
 

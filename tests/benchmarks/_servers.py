@@ -12,8 +12,12 @@ from typing import Any
 
 import _machine
 
+from bursar.daemon.config import Config
+
 PROJECT = Path(__file__).resolve().parents[2]
 LIMIT = 1 << 60  # nothing is ever refused
+ACCOUNT = "acme/department-0/team-00/agent-00"
+PROGRAMS = ("echo", "load", "passthrough", "sidecar", "upstream")
 KEY_RETENTION_MS = 200  # a run leaves nothing behind for the next one to wade through
 
 
@@ -31,57 +35,31 @@ def build() -> dict[str, Path]:
 
 def built(folder: Path) -> dict[str, Path]:
     """The programs in a folder, by name."""
-    return {name: folder / name for name in ("echo", "load", "sidecar")}
+    return {name: folder / name for name in PROGRAMS}
 
 
 def config(
-    socket: Path, store: Path | None, durability: str, tcp: str | None = None
-) -> dict[str, Any]:
-    """A configuration with one daily budget of tokens on each of four levels, and huge limits."""
-    advice = dict.fromkeys(
-        ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model")
-    )
-    budget = {
-        "unit": "tokens",
-        "period": {"kind": "day", "time_zone": "UTC", "length_ms": 0},
-        "limit": LIMIT,
-        "thresholds": [{"permille": 900, "verdict": "warn", "advice": advice}],
-    }
-    return {
-        "store": {
-            "path": str(store) if store else None,
-            "durability": durability,
-            "entry_retention_s": 30 * 86_400,
-            "sync_interval_ms": 10,
-        },
-        "listen": {
-            "unix": str(socket),
-            "unix_mode": 0o600,
-            "tcp": tcp,
-            "max_message_bytes": 4 * 2**20 + 64 * 2**10,
-            "max_connections": 1000,
-            "max_concurrent_calls_per_connection": 1000,
-            "runtime_threads": 1,
-            "drain_timeout_ms": 10_000,
-        },
-        "limits": {
-            "max_accounts": 100_000,
-            "max_reservations": 20_000_000,
-            "max_children": 10_000,
-            "max_leases": 10_000,
-        },
-        "reservations": {
-            "default_ttl_ms": 3_600_000,
-            "max_ttl_ms": 86_400_000,
-            "key_retention_ms": KEY_RETENTION_MS,
-        },
-        "account_idle_ms": 3_600_000,
-        "allow_unpriced": False,
-        "rates": [],
+    socket: Path, store: Path | None, durability: str, tcp: str | None = None, **sections: Any
+) -> str:
+    """A configuration with one daily budget of tokens on each of four levels, and huge limits.
+
+    Of the rules for runaways one is off: the load leaves more reservations open than it allows.
+    """
+    threshold = {"percent": 90, "verdict": "warn"}
+    budget = {"unit": "tokens", "period": "day", "limit": LIMIT, "thresholds": [threshold]}
+    server: dict[str, Any] = {"socket": str(socket), "runtime_threads": 1}
+    written = {
+        "server": {**server, **({"tcp": tcp} if tcp else {})},
+        "store": {"path": str(store) if store else "", "durability": durability},
+        "limits": {"max_reservations": 20_000_000},
+        "reservations": {"key_retention": f"{KEY_RETENTION_MS}ms"},
+        "runaway": {"open_reservations": 0},
         "accounts": [
             {"path": "/".join(["*"] * depth), "budgets": [budget]} for depth in (1, 2, 3, 4)
         ],
+        **sections,
     }
+    return Config.from_dict(written).to_core_json()
 
 
 @dataclass
@@ -100,17 +78,18 @@ class Server:
 
 
 @contextmanager
-def serving(name: str, socket: Path, command: list[str | Path]) -> Iterator[Server]:
+def serving(name: str, address: Path | str, command: list[str | Path]) -> Iterator[Server]:
     """Starts a server that says when it serves, and ends when its standard input does."""
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         if not process.stdout or not process.stdout.readline():
             message = f"{name} did not start"
             raise RuntimeError(message)
-        yield Server(name, socket, process)
+        yield Server(name, address, process)
     finally:
         process.communicate()
-        socket.unlink(missing_ok=True)
+        if isinstance(address, Path):
+            address.unlink(missing_ok=True)
         if process.returncode != 0:
             sys.stderr.write(f"{name} ended with {process.returncode}\n")
 

@@ -30,7 +30,7 @@ def measure(
     socket, store = sockets / "startup.sock", folder / "startup" / "ledger.db"
     store.parent.mkdir()
     path = folder / "startup.json"
-    path.write_text(json.dumps(_servers.config(socket, store, "process")))
+    path.write_text(_servers.config(socket, store, "process"))
     command: list[str | Path] = [programs["sidecar"], "--serve", path]
     with _servers.serving("startup", socket, command) as server:
         fill(programs["load"], server, store, scale)

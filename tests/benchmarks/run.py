@@ -24,6 +24,7 @@ import _lease
 import _machine
 import _metrics
 import _peers
+import _proxy
 import _report
 import _results
 import _servers
@@ -52,6 +53,7 @@ class Bench:
     def measure(self, series: Series) -> dict[str, Any]:
         """One measurement: the least disturbed of a few attempts."""
         server = self.servers[series.server]
+        peer = _peers.peers().get(series.server)
         on = _machine.cpus()[:1] if series.is_pinned else _machine.cpus()
         for pid in server.pids:
             _machine.pin(pid, on)
@@ -66,7 +68,7 @@ class Bench:
                 on=on,
                 concurrency=series.concurrency,
                 window=series.window,
-                seconds=self.seconds,
+                seconds=self.seconds * (peer.patience if peer else 1),
                 warm_up=WARM_UP_S,
                 request_bytes=self.request_bytes or 100,
             )
@@ -85,17 +87,31 @@ def start_ours(
     durability: str,
     stack: contextlib.ExitStack,
 ) -> dict[str, _servers.Server]:
-    """The sidecar with that durability, by the names of its two listeners."""
+    """The sidecar with that durability, by the names of its three listeners."""
     folder, sockets = folders
-    socket, tcp = sockets / f"{durability}.sock", f"127.0.0.1:{_peers.free_port()}"
+    socket = sockets / f"{durability}.sock"
+    tcp, proxy = (f"127.0.0.1:{_peers.free_port()}" for _ in range(2))
     store = folder / durability / "ledger.db"
     store.parent.mkdir()
     path = folder / f"{durability}.json"
-    path.write_text(json.dumps(_servers.config(socket, store, durability, tcp)))
+    path.write_text(
+        _servers.config(
+            socket,
+            store,
+            durability,
+            tcp,
+            rates={"allow_unpriced": True},
+            proxy={
+                "listen": proxy,
+                "default_account": _servers.ACCOUNT,
+                "upstreams": [{"name": "upstream", "url": f"http://{_peers.upstream()}"}],
+            },
+        )
+    )
     command: list[str | Path] = [programs["sidecar"], "--serve", path]
     server = stack.enter_context(_servers.serving(durability, socket, command))
-    over_tcp = _servers.Server(server.name, tcp, server.process)
-    return {durability: server, f"{durability}_tcp": over_tcp}
+    over_tcp, over_http = (_servers.Server(server.name, at, server.process) for at in (tcp, proxy))
+    return {durability: server, f"{durability}_tcp": over_tcp, f"{durability}_proxy": over_http}
 
 
 def start_peers(
@@ -133,7 +149,8 @@ def over_the_wire(
         names = {series.server for metric in wanted for series in (metric.ours, metric.floor)}
         bench.servers |= start_peers(names, folders, found, stack)
         wanted = [metric for metric in wanted if metric.floor.server not in found.skipped]
-        ours = [metric.ours.server.removesuffix("_tcp") for metric in wanted]
+        bench.servers |= {each.name: each for each in _proxy.start(programs, stack)}
+        ours = [metric.ours.setting for metric in wanted]
         for durability in dict.fromkeys(["process", *ours]):
             bench.servers |= start_ours(programs, folders, durability, stack)
         probe = bench.measure(Series("process", "reserve", 64))
@@ -143,7 +160,8 @@ def over_the_wire(
         command += ["--response-bytes", length]
         bench.servers["echo"] = stack.enter_context(_servers.serving("echo", socket, command))
         say(f"request {probe['request_bytes']} bytes, response {length} bytes")
-        series = list(dict.fromkeys(each for one in wanted for each in (one.floor, one.ours)))
+        pairs = [each for one in wanted for each in (one.floor, one.ours)]
+        series = list(dict.fromkeys([*pairs, *_proxy.direct(wanted)]))
         series.sort(key=lambda each: each.concurrency)
         for number in range(rounds):
             found.rounds.append({each: bench.measure(each) for each in series})
@@ -195,7 +213,8 @@ def measure(
     """Everything that is wanted; the entries by name, and the series behind them."""
     target = _servers.PROJECT / "target"
     target.mkdir(exist_ok=True)
-    wanted = [metric for metric in _metrics.metrics() if options.only in metric.name]
+    every = [*_metrics.metrics(), *_proxy.metrics()]
+    wanted = [metric for metric in every if options.only in metric.name]
     results: dict[str, Any] = {}
     found = _results.Found()
     with (
@@ -211,7 +230,7 @@ def measure(
                 rounds=options.rounds,
                 seconds=options.seconds,
             )
-            results |= _results.entries(wanted, found)
+            results |= _results.entries(wanted, found) | _proxy.overheads(found)
             say(_results.table(results))
         if options.only in _startup.NAME:
             say("start-up")

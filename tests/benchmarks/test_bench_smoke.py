@@ -25,6 +25,7 @@ PEERS = {
     "envoy_ratelimit",
     "gubernator",
     "limitador",
+    "litellm",
 }
 
 
@@ -144,9 +145,10 @@ def test_the_report_has_every_figure_and_what_both_sides_lose(
     bench: ModuleType, tmp_path: Path
 ) -> None:
     """Made-up measurements of all series go through the same writing as real ones."""
-    wanted = bench._metrics.metrics()
+    wanted = [*bench._metrics.metrics(), *bench._proxy.metrics()]
     names = ("p50_ns", "p99_ns", "reserve_p50_ns", "reserve_p99_ns", "commit_p50_ns")
-    one: dict[str, float] = dict.fromkeys((*names, "commit_p99_ns"), 5000.0)
+    halves = ("commit_p99_ns", "first_p50_ns", "first_p99_ns", "rest_p50_ns", "rest_p99_ns")
+    one: dict[str, float] = dict.fromkeys((*names, *halves), 5000.0)
     series = {each for metric in wanted for each in (metric.ours, metric.floor)}
     rates = (900.0, 1000.0, 2000.0)
     rounds = [{each: {**one, "rate": rate} for each in series} for rate in rates]

@@ -135,6 +135,31 @@ def test_an_event_without_end_takes_no_memory() -> None:
         assert settled(client) > 0
 
 
+def test_a_chunk_of_ten_megabytes_passes_whole_in_bounded_memory() -> None:
+    words = b"word " * 100_000
+    event = chunk(words.decode())
+    many = event * 20 + chunk(finish="stop") + DONE
+
+    def in_one_chunk(connection: socket.socket, _head: str, _body: bytes) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
+        connection.sendall(b"%x\r\n" % len(many) + many + b"\r\n0\r\n\r\n")
+
+    with (
+        RawUpstream(in_one_chunk) as upstream,
+        Proxied(upstream.url, budgets=tokens(10**9)) as proxied,
+        proxied.client() as client,
+    ):
+        used = []
+        for _ in range(2):
+            assert text_of(ask(proxied, max_tokens=10**7)) == words.decode() * 20
+            used.append(proxied.rss_bytes())
+        assert len(many) > 10 * 10**6
+        assert used[1] - used[0] < 16 * 2**20
+        # "word word … " has a token a word, and the prompt has a few.
+        assert 4_000_000 <= settled(client) < 4_000_200
+
+
 def test_an_answer_that_is_too_long_is_refused() -> None:
     body = {"choices": [{"message": {"content": "x" * 200_000}}], "usage": usage(1, 1)}
     with (

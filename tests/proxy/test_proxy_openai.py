@@ -262,6 +262,24 @@ def test_who_hangs_up_pays_what_was_sent(ample: Proxied, llama: str) -> None:
             assert prompt + wanted <= spent < prompt + 1900
 
 
+async def received(client: openai.AsyncOpenAI) -> int:
+    """The tokens that a stream told; 0 where it was refused for want of budget."""
+    try:
+        stream = await client.chat.completions.create(
+            model="m", messages=MESSAGES, stream=True, max_tokens=40, extra_body=GO_ON,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+    except openai.APIStatusError as error:
+        assert error.status_code == 402
+        return 0
+    last = None
+    async for chunk in stream:
+        last = chunk
+    assert last is not None
+    assert last.usage is not None
+    return last.usage.total_tokens
+
+
 @pytest.mark.timeout(120)
 def test_fifty_streams_on_one_budget_never_pass_it_and_pay_what_they_got(llama: str) -> None:
     """Goal: no overshoot, and spent = received.
@@ -271,32 +289,58 @@ def test_fifty_streams_on_one_budget_never_pass_it_and_pay_what_they_got(llama: 
     limit = 50 * prompt_tokens(llama) // 2 + 400
     settings = {"engine": "llama.cpp"}
 
-    async def one(client: openai.AsyncOpenAI) -> int:
-        try:
-            stream = await client.chat.completions.create(
-                model="m", messages=MESSAGES, stream=True, max_tokens=40, extra_body=GO_ON,
-                stream_options={"include_usage": True},
-            )  # fmt: skip
-        except openai.APIStatusError as error:
-            assert error.status_code == 402
-            return 0
-        last = None
-        async for chunk in stream:
-            last = chunk
-        assert last is not None
-        assert last.usage is not None
-        return last.usage.total_tokens
-
     async def all_at_once() -> list[int]:
         async with proxied.openai_async() as client:
-            return await asyncio.gather(*(one(client) for _ in range(50)))
+            return await asyncio.gather(*(received(client) for _ in range(50)))
 
     with Proxied(llama, budgets=tokens(limit), upstream_settings=settings) as proxied:
-        received = asyncio.run(all_at_once())
+        got = asyncio.run(all_at_once())
         with proxied.client() as client:
             spent = settled(client)
     assert 0 < spent <= limit
-    assert sum(received) == spent
+    assert sum(got) == spent
+
+
+@pytest.mark.timeout(180)
+def test_64_agents_of_one_department_never_pass_its_budget(llama: str) -> None:
+    """Goal: spent ≤ limit at any time, and what the agents received = spent.
+
+    Method: 64 agents, each an account of its own below the department, ask until they are refused;
+    meanwhile the department's balance is read.
+    """
+    limit = 64 * (prompt_tokens(llama) + 20)
+    settings = {"engine": "llama.cpp"}
+
+    async def agent(number: int) -> int:
+        sum_received = 0
+        async with proxied.openai_async(f"{ACCOUNT}/agent-{number}", max_retries=0) as client:
+            while True:
+                got = await received(client)
+                sum_received += got
+                if got == 0:
+                    return sum_received
+
+    async def watch(worst: list[int]) -> None:
+        with proxied.client() as ledger:
+            while True:
+                [one] = ledger.get_account(ACCOUNT).balances
+                worst.append(max(worst[-1], one.spent + one.held))
+                await asyncio.sleep(0.02)
+
+    async def all_at_once(worst: list[int]) -> list[int]:
+        watching = asyncio.create_task(watch(worst))
+        got = await asyncio.gather(*(agent(number) for number in range(64)))
+        watching.cancel()
+        return got
+
+    with Proxied(llama, budgets=tokens(limit), upstream_settings=settings) as proxied:
+        worst = [0]
+        got = asyncio.run(all_at_once(worst))
+        with proxied.client() as client:
+            spent = settled(client)
+    assert limit - prompt_tokens(llama) - 1 <= spent <= limit
+    assert worst[-1] <= limit
+    assert sum(got) == spent
 
 
 def test_a_soft_limit_moves_calls_to_the_fallback_model_and_says_so(llama: str) -> None:

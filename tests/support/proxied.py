@@ -32,6 +32,7 @@ class Proxied(Daemon):
         budgets: list[dict[str, Any]] | None = None,
         upstream_settings: dict[str, Any] | None = None,
         rates: dict[str, Any] | None = None,
+        runaway: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         of_all = {"url": upstream, **(upstream_settings or {})}
@@ -42,6 +43,7 @@ class Proxied(Daemon):
             rates=rates or {"allow_unpriced": True},
             accounts=[{"path": ACCOUNT, "budgets": budgets or []}, {"path": "acme/**"}],
             watchdog={"mode": "off"},
+            runaway=runaway or {},
         )
         self._clients = ExitStack()
 

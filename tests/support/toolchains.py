@@ -97,9 +97,9 @@ def go(project: Path) -> Workshop:
     return shop
 
 
-def node(project: Path) -> Workshop:
-    """Installs the packages; nothing is compiled."""
-    shop = Workshop(project, "node", "node", "npm")
+def node(project: Path, program: str = "node") -> Workshop:
+    """Installs the packages of a program; nothing is compiled."""
+    shop = Workshop(project, program, "node", "npm")
     shop.fetch("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1")
     return shop
 

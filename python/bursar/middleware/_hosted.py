@@ -52,8 +52,8 @@ def count(
 ) -> int:
     """What a call reads, tools included."""
     whole = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    whole += [tool if isinstance(tool, Mapping) else {"tool": str(tool)} for tool in tools]
-    return count_prompt_tokens(whole, tokenizer=tokenizer).count
+    offered = [tool if isinstance(tool, Mapping) else {"tool": str(tool)} for tool in tools]
+    return count_prompt_tokens(whole, tools=offered, tokenizer=tokenizer).count
 
 
 class Metered:

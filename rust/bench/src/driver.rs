@@ -65,6 +65,11 @@ impl FromStr for Mode {
 }
 
 impl Mode {
+    /// The parts of what is timed.
+    fn halves(self) -> Option<[&'static str; 2]> {
+        (self == Mode::Pair).then_some(["reserve", "commit"])
+    }
+
     /// What an answer has to say.
     fn check(self) -> fn(&[u8]) -> bool {
         match self {
@@ -125,7 +130,7 @@ pub async fn run(address: &Address, mode: Mode, plan: &Plan) -> Result<Report, F
         tokio::spawn(worker.run(mode, number, request_bytes))
     });
     let workers: Vec<_> = workers.collect();
-    let mut report = Report::new(mode == Mode::Pair)?;
+    let mut report = Report::new(mode.halves())?;
     for worker in workers {
         report.add(worker.await?.map_err(|error| error.to_string())?)?;
     }
@@ -181,7 +186,7 @@ impl Worker {
         number: usize,
         request_bytes: usize,
     ) -> Result<Report, WorkerFailure> {
-        let new = Report::new(mode == Mode::Pair);
+        let new = Report::new(mode.halves());
         let mut report = new.map_err(|error| error.to_string())?;
         match mode {
             Mode::Echo => {

@@ -1,8 +1,8 @@
 //! What the programs of the benchmark share: arguments, the raw wire, the connection, the clock.
 //!
 //! `echo` is the floor, `sidecar` is what is measured, `load` measures either with the same client
-//! code, and other rate limiters and Redis as well. `tests/benchmarks/run.py` starts them, pins them
-//! and compares.
+//! code, and other rate limiters and Redis as well. For the proxy, `upstream` is what stands behind it
+//! and `passthrough` its floor. `tests/benchmarks/run.py` starts them, pins them and compares.
 #![forbid(unsafe_code)]
 
 pub mod calls;
@@ -12,17 +12,18 @@ pub mod plan;
 pub mod redis;
 pub mod report;
 mod resp;
+pub mod stream;
 pub mod wire;
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
 /// The echo's wire types.
@@ -106,6 +107,28 @@ fn usage(known: &[&str]) -> String {
 /// A runtime like the server's: one thread.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Serves each connection on one thread; says when it listens, and returns when its input ends.
+pub fn serving<F, S>(listen: &str, serve: S) -> Result<(), Failure>
+where
+    F: Future<Output = ()> + Send + 'static,
+    S: Fn(TcpStream) -> F + Send + 'static,
+{
+    let listener = std::net::TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    let accepting = move || -> io::Result<()> {
+        runtime()?.block_on(async {
+            let listener = TcpListener::from_std(listener)?;
+            loop {
+                tokio::spawn(serve(listener.accept().await?.0));
+            }
+        })
+    };
+    std::thread::Builder::new().name("server".into()).spawn(accepting)?;
+    writeln!(io::stdout(), "{{}}")?;
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
 }
 
 /// Where a server listens.

@@ -53,6 +53,13 @@ impl FromStr for Script {
     }
 }
 
+impl Script {
+    /// The parts of what is timed.
+    fn halves(self) -> Option<[&'static str; 2]> {
+        (self == Script::Pair).then_some(["reserve", "commit"])
+    }
+}
+
 /// Runs it to its end.
 pub async fn run(address: &Address, script: Script, plan: &Plan) -> Result<Report, Failure> {
     let hashes = prepare(address).await?;
@@ -66,7 +73,7 @@ pub async fn run(address: &Address, script: Script, plan: &Plan) -> Result<Repor
             script,
             out: Vec::new(),
             under_way: VecDeque::with_capacity(workers * plan.window),
-            report: Report::new(script == Script::Pair)?,
+            report: Report::new(script.halves())?,
         };
         connections.push((connection, workers * plan.window));
     }
@@ -77,7 +84,7 @@ pub async fn run(address: &Address, script: Script, plan: &Plan) -> Result<Repor
         .map(|(connection, slots)| tasks.spawn_local(connection.run(slots, span.clone())))
         .collect();
     tasks.await;
-    let mut report = Report::new(script == Script::Pair)?;
+    let mut report = Report::new(script.halves())?;
     for connection in running {
         report.add(connection.await??)?;
     }

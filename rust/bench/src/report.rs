@@ -14,8 +14,8 @@ const LATENCY_MAX_NS: u64 = 60_000_000_000;
 pub struct Report {
     /// Latencies of the timed calls, or pairs of calls, within the measured time, in nanoseconds.
     latencies: Histogram<u64>,
-    /// Of pairs: those of the Reserve and of the Commit.
-    halves: Option<[Histogram<u64>; 2]>,
+    /// Of what has two parts, such as a Reserve and its Commit: the name and latencies of each.
+    halves: Option<[(&'static str, Histogram<u64>); 2]>,
     /// Answers that were errors or did not say OK, and the first of them.
     failed: u64,
     first_failure: Option<String>,
@@ -30,11 +30,15 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty one, for single calls or for pairs.
-    pub(crate) fn new(of_pairs: bool) -> Result<Report, Failure> {
+    /// An empty one, for what has no parts or these two.
+    pub(crate) fn new(halves: Option<[&'static str; 2]>) -> Result<Report, Failure> {
+        let halves = match halves {
+            Some([first, second]) => Some([(first, histogram()?), (second, histogram()?)]),
+            None => None,
+        };
         Ok(Report {
             latencies: histogram()?,
-            halves: if of_pairs { Some([histogram()?, histogram()?]) } else { None },
+            halves,
             failed: 0,
             first_failure: None,
             request_bytes: 0,
@@ -47,7 +51,8 @@ impl Report {
     /// Adds what another worker has found.
     pub(crate) fn add(&mut self, other: Report) -> Result<(), Failure> {
         self.latencies.add(other.latencies)?;
-        for (half, other) in self.halves.iter_mut().flatten().zip(other.halves.iter().flatten()) {
+        let others = other.halves.into_iter().flatten();
+        for ((_, half), (_, other)) in self.halves.iter_mut().flatten().zip(others) {
             half.add(other)?;
         }
         self.failed += other.failed;
@@ -66,10 +71,10 @@ impl Report {
         self.latencies.saturating_record(nanoseconds(end - start));
     }
 
-    /// A Reserve and its Commit that count.
-    pub(crate) fn took_pair(&mut self, reserve: (Instant, Instant), commit: (Instant, Instant)) {
-        self.took(reserve.0, commit.1);
-        for (half, (start, end)) in self.halves.iter_mut().flatten().zip([reserve, commit]) {
+    /// Two halves that count.
+    pub(crate) fn took_pair(&mut self, first: (Instant, Instant), second: (Instant, Instant)) {
+        self.took(first.0, second.1);
+        for ((_, half), (start, end)) in self.halves.iter_mut().flatten().zip([first, second]) {
             half.saturating_record(nanoseconds(end - start));
         }
     }
@@ -127,7 +132,7 @@ impl Report {
             "response_bytes_max": most,
             "failed": self.failed,
         });
-        for (name, half) in ["reserve", "commit"].iter().zip(self.halves.iter().flatten()) {
+        for (name, half) in self.halves.iter().flatten() {
             line[format!("{name}_p50_ns")] = half.value_at_quantile(0.50).into();
             line[format!("{name}_p99_ns")] = half.value_at_quantile(0.99).into();
         }

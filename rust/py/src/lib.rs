@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bursar_server::config::Config;
+use bursar_server::prompt::Prompt;
 use bursar_server::{ApiError, Engine, tokens};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -59,6 +60,14 @@ fn count_tokens(py: Python<'_>, encoding: &str, text: &str) -> PyResult<i64> {
     counted.map_err(|error: ApiError| core_error(py, &error))
 }
 
+/// The texts of a call's prompt, and about how many tokens come with them.
+#[pyfunction]
+fn prompt_parts(py: Python<'_>, call: &str) -> PyResult<(Vec<String>, i64)> {
+    let prompt = py.detach(|| Prompt::parse(call)).map_err(|error| core_error(py, &error))?;
+    let beside = prompt.beside();
+    Ok((prompt.texts, beside))
+}
+
 /// The bytes of each token of a text by an encoding.
 #[pyfunction]
 fn split_tokens<'py>(
@@ -100,6 +109,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<lease::PyLease>()?;
     module.add_function(wrap_pyfunction!(lease::empty_call, module)?)?;
     module.add_function(wrap_pyfunction!(count_tokens, module)?)?;
+    module.add_function(wrap_pyfunction!(prompt_parts, module)?)?;
     module.add_function(wrap_pyfunction!(split_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(check_time_zone, module)?)?;
     module.add_function(wrap_pyfunction!(check_store, module)?)?;

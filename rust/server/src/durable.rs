@@ -105,7 +105,7 @@ impl Durable {
 }
 
 /// Goes to the back of the runtime's queue once.
-async fn yield_once() {
+pub(crate) async fn yield_once() {
     let mut yielded = false;
     poll_fn(|context| {
         if std::mem::replace(&mut yielded, true) {

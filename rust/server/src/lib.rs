@@ -22,6 +22,7 @@ mod meter;
 mod meters;
 mod owner;
 mod process;
+pub mod prompt;
 mod proxy;
 mod serve;
 pub mod tokens;

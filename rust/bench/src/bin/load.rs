@@ -3,7 +3,8 @@
 //! `load (--socket PATH | --address IP:PORT) --mode MODE [--concurrency N] [--seconds S] [--warm-up S]
 //! [--calls N] [--keep true] [--request-bytes N] [--window N]`. Modes over gRPC: echo; reserve,
 //! commit, pair and debit of the ledger; rate-limit and hits of other rate limiters. With Redis:
-//! redis-debit, redis-pair. Fails when an answer was an error or did not say OK.
+//! redis-debit, redis-pair. Over HTTP: stream-N, a chat completion of
+//! N events. Fails when an answer was an error or did not say OK.
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bursar_bench::plan::Plan;
-use bursar_bench::{Address, Arguments, Failure, driver, redis, runtime};
+use bursar_bench::{Address, Arguments, Failure, driver, redis, runtime, stream};
 
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::of_process(&[
@@ -40,9 +41,12 @@ fn main() -> Result<(), Failure> {
         request_bytes: arguments.parsed("request-bytes")?.unwrap_or(100),
     };
     let mode = arguments.required("mode")?;
-    let report = match mode.strip_prefix("redis-") {
-        Some(script) => runtime()?.block_on(redis::run(&address, script.parse()?, &plan))?,
-        None => runtime()?.block_on(driver::run(&address, mode.parse()?, &plan))?,
+    let report = if let Some(script) = mode.strip_prefix("redis-") {
+        runtime()?.block_on(redis::run(&address, script.parse()?, &plan))?
+    } else if let Some(events) = mode.strip_prefix("stream-") {
+        runtime()?.block_on(stream::run(&address, events.parse()?, &plan))?
+    } else {
+        runtime()?.block_on(driver::run(&address, mode.parse()?, &plan))?
     };
     writeln!(std::io::stdout(), "{}", report.line(plan.concurrency, plan.measured))?;
     report.check()

@@ -24,12 +24,15 @@ use super::settings::Api;
 use super::stream::{self, Stream};
 use super::upstream::{Upstream, shown_headers, without_key};
 use super::{Proxy, dialect, probe};
+use crate::durable::yield_once;
 use crate::v1;
 
 /// The longest prompt that is counted between other calls; a longer one is counted aside.
 const COUNTED_AT_ONCE: usize = 32 * 1024;
 /// Parts of an answer that wait for a slow client; then its upstream waits.
 const PARTS: usize = 4;
+/// How often others have their turn before a head leaves without what follows it.
+const TURNS: usize = 4;
 /// What a hold outlives the timeouts of its upstream by.
 const TTL_MARGIN_MS: i64 = 60_000;
 
@@ -187,14 +190,12 @@ async fn admit<'p>(
         return Ok((call, upstream, hold, terms.input));
     };
     let verdict = hold.verdict;
-    if let Some(temperature) = advice.temperature.filter(|_| call.generates()) {
-        call.members.set("temperature", &temperature);
-    }
     let fallback = advice.fallback_model.as_deref().filter(|_| verdict >= Verdict::Degrade);
     let moved = fallback.and_then(|model| proxy.fallback(&call, model).map(|to| (model, to)));
     let most = advice.max_new_tokens.map(|most| most.saturating_mul(call.choices));
     let shorter = most.filter(|most| *most < terms.max_output && call.generates());
     if moved.is_none() && shorter.is_none() {
+        follow(&advice, &mut call, upstream);
         return Ok((call, upstream, hold, terms.input));
     }
     hold.release().await?;
@@ -209,7 +210,21 @@ async fn admit<'p>(
     }
     let mut hold = Hold::reserve(&proxy.engine, &terms).await?;
     hold.verdict = hold.verdict.max(verdict);
+    follow(&advice, &mut call, upstream);
     Ok((call, upstream, hold, terms.input))
+}
+
+/// Has the model sample as the ledger advises.
+fn follow(advice: &v1::Advice, call: &mut Call, upstream: &Upstream) {
+    if !call.generates() {
+        return;
+    }
+    if let Some(temperature) = advice.temperature {
+        call.members.set("temperature", &temperature);
+    }
+    if let Some(penalty) = advice.repetition_penalty {
+        call.penalise(penalty, &upstream.section);
+    }
 }
 
 /// What a call has to hold.
@@ -322,6 +337,12 @@ impl Sending<'_> {
             _place: self.place,
         };
         tokio::spawn(stream.run(response.into_body(), sender));
+        // What came with the head leaves with it: one write, and one reader woken, instead of two.
+        for _ in 0..TURNS {
+            if receiver.is_empty() {
+                yield_once().await;
+            }
+        }
         let mut answer = Response::new(Reply::Parts(receiver));
         *answer.headers_mut() = headers;
         Ok(answer)

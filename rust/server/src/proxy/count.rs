@@ -3,15 +3,10 @@
 
 use bpe_openai::Tokenizer;
 
-use super::request::Prompt;
 use crate::engine::Engine;
+use crate::prompt::Prompt;
 use crate::tokens;
 
-/// What a message adds to its text in chat templates, and what a whole prompt adds.
-const PER_MESSAGE: i64 = 4;
-const PER_PROMPT: i64 = 3;
-/// What an image is taken for: what the large providers charge for one of about a megapixel.
-const PER_IMAGE: i64 = 1_600;
 /// The longest end of a text that is counted again with what follows.
 const TAIL_BYTES: usize = 1_024;
 
@@ -37,12 +32,9 @@ impl Encoding {
     pub(crate) fn prompt(self, prompt: &Prompt) -> i64 {
         let texts: usize =
             prompt.texts.iter().map(|text| self.tokenizer.count(text.as_str())).sum();
-        let texts = whole(texts).saturating_add(prompt.tokens);
+        let texts = whole(texts);
         let texts = if self.exact { texts } else { texts.saturating_add(texts / 4) };
-        texts
-            .saturating_add(prompt.messages.saturating_mul(PER_MESSAGE))
-            .saturating_add(prompt.images.saturating_mul(PER_IMAGE))
-            .saturating_add(PER_PROMPT)
+        texts.saturating_add(prompt.beside())
     }
 }
 

@@ -9,6 +9,9 @@ use super::settings::Api;
 use crate::error::ApiError;
 use crate::v1::{self, ErrorReason};
 
+/// The longest `Retry-After` that the official clients wait for; after a longer one they ask at once.
+const WAITED_FOR_S: u32 = 60;
+
 /// Why a call has no answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
@@ -81,39 +84,50 @@ impl Failure {
         Failure::new(StatusCode::PAYMENT_REQUIRED, "budget_exhausted", message)
     }
 
-    /// The ledger refuses.
-    pub(crate) fn refused(refusal: &v1::Refusal, account: &str) -> Failure {
+    /// The ledger refuses: for good, or because of too much at a time, `soon` seconds after which there
+    /// may be room.
+    pub(crate) fn refused(refusal: &v1::Refusal, account: &str, soon: Option<u32>) -> Failure {
         let limiting = if refusal.account.is_empty() { account } else { &refusal.account };
-        let unit = &refusal.unit;
+        let (unit, hint) = (&refusal.unit, &refusal.hint);
         let reset = refusal.reset_time.as_ref().map(|time| rfc3339(time.seconds));
-        let frozen = refusal.reason() == v1::refusal::Reason::AccountFrozen;
-        let mut message = if frozen {
-            format!("the account {limiting} is frozen")
-        } else {
-            let short = refusal.shortfall;
-            format!("the {unit} budget of {limiting} is used up: the call is {short} {unit} short")
+        let (code, mut message) = match refusal.reason() {
+            v1::refusal::Reason::AccountFrozen => {
+                ("account_frozen", format!("the account {limiting} is frozen. What to do: {hint}"))
+            }
+            v1::refusal::Reason::Runaway => {
+                ("runaway", format!("the account {limiting} has run away: {hint}"))
+            }
+            _ => {
+                let short = refusal.shortfall;
+                let used_up = format!("the {unit} budget of {limiting} is used up");
+                let message =
+                    format!("{used_up}: the call is {short} {unit} short. What to do: {hint}");
+                ("budget_exceeded", message)
+            }
         };
         if let Some(reset) = &reset {
-            message.push_str("; it starts anew at ");
+            message.push_str(". It starts anew at ");
             message.push_str(reset);
         }
-        message.push_str(". What to do: ");
-        message.push_str(&refusal.hint);
-        let code = if frozen { "account_frozen" } else { "budget_exceeded" };
         let details = json!({
             "account": limiting, "unit": unit, "shortfall": refusal.shortfall, "reset_time": reset,
         });
-        let failure = Failure::new(StatusCode::PAYMENT_REQUIRED, code, message);
-        Failure { details: Some(Box::new(details)), ..failure }
+        let (status, code) = match soon {
+            Some(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+            None => (StatusCode::PAYMENT_REQUIRED, code),
+        };
+        let failure = Failure::new(status, code, message);
+        Failure { details: Some(Box::new(details)), retry_after: soon, ..failure }
     }
 
     /// As an answer.
     pub(crate) fn response(&self, api: Api) -> Response<Reply> {
         let body = Bytes::from(self.body(api).to_string());
+        let repeats = self.retry_after.is_some_and(|seconds| seconds <= WAITED_FOR_S);
         let mut builder = Response::builder()
             .status(self.status)
             .header(header::CONTENT_TYPE, "application/json")
-            .header("x-should-retry", if self.retry_after.is_some() { "true" } else { "false" });
+            .header("x-should-retry", if repeats { "true" } else { "false" });
         if let Some(seconds) = self.retry_after {
             builder = builder.header(header::RETRY_AFTER, seconds);
         }
@@ -153,6 +167,7 @@ impl Failure {
         match self.status.as_u16() {
             402 => "insufficient_quota",
             403 => "permission_error",
+            429 => "rate_limit_error",
             400..500 => "invalid_request_error",
             _ => "api_error",
         }
@@ -164,6 +179,7 @@ impl Failure {
             403 => "permission_error",
             404 => "not_found_error",
             413 => "request_too_large",
+            429 => "rate_limit_error",
             400..500 => "invalid_request_error",
             503 => "overloaded_error",
             504 => "timeout_error",
@@ -219,7 +235,7 @@ mod tests {
             reset_time: Some(prost_types::Timestamp { seconds: 86_400, nanos: 0 }),
             hint: "wait".into(),
         };
-        let failure = Failure::refused(&refusal, "acme/x");
+        let failure = Failure::refused(&refusal, "acme/x", None);
         let openai = failure.body(Api::OpenAi);
         assert_eq!(openai["error"]["type"], "insufficient_quota");
         assert_eq!(openai["error"]["code"], "budget_exceeded");
@@ -235,5 +251,13 @@ mod tests {
         let answer = failure.response(Api::OpenAi);
         assert_eq!(answer.status(), 402);
         assert_eq!(answer.headers()["x-should-retry"], "false");
+        let soon = |seconds| {
+            let answer = Failure::refused(&refusal, "acme/x", Some(seconds)).response(Api::OpenAi);
+            let headers = answer.headers();
+            let told = [&headers["retry-after"], &headers["x-should-retry"]];
+            (answer.status().as_u16(), told.map(|told| told.to_str().unwrap().to_owned()))
+        };
+        assert_eq!(soon(60), (429, ["60".to_owned(), "true".to_owned()]));
+        assert_eq!(soon(61), (429, ["61".to_owned(), "false".to_owned()]));
     }
 }

@@ -7,6 +7,7 @@ use bursar_ledger::rates::{Rate, Usage};
 use bursar_ledger::{ReservationId, Verdict, usage_amounts};
 
 use super::failure::Failure;
+use super::velocity;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::{convert, v1};
@@ -104,7 +105,8 @@ impl Hold {
         let Answer { body, ticket, hold, .. } = engine.reserve(&request, None)?;
         let Some(reservation) = body.reservation else {
             let refusal = body.refusal.unwrap_or_default();
-            return Err(Failure::refused(&refusal, &terms.account));
+            let soon = velocity::retry_after(&refusal, &body.balances, engine.now().wall_ms);
+            return Err(Failure::refused(&refusal, &terms.account, soon));
         };
         // From here on a drop ends it.
         let id = convert::parse_reservation_id(engine.store_id, &reservation.id)?;

@@ -35,6 +35,7 @@ mod settings;
 mod sse;
 mod stream;
 mod upstream;
+mod velocity;
 
 pub(crate) use door::run;
 use replay::Replays;

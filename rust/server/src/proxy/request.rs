@@ -8,6 +8,7 @@ use super::failure::Failure;
 use super::members::Members;
 use super::route::Endpoint;
 use super::settings::{Engine, UpstreamSection};
+use crate::prompt::Prompt;
 
 /// Members that bound the output, in one interface or engine or another. Each that is there is
 /// rewritten: engines differ on which of two they follow.
@@ -19,24 +20,8 @@ const MAXIMA: [&str; 6] = [
     "max_new_tokens",
     "num_predict",
 ];
-/// Members whose texts are the prompt.
-const PROMPTS: [&str; 8] =
-    ["messages", "system", "prompt", "suffix", "input", "instructions", "tools", "functions"];
 /// The most answers that one call may ask for.
 const MAX_CHOICES: i64 = 128;
-/// What is no text, though JSON writes it as one: files and images.
-const FILES: [&str; 4] = ["data", "file_data", "image_url", "url"];
-
-/// What goes into a model.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Prompt {
-    pub(crate) texts: Vec<String>,
-    pub(crate) messages: i64,
-    pub(crate) images: i64,
-    /// Tokens that came as numbers.
-    pub(crate) tokens: i64,
-}
-
 /// A call taken apart.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -83,8 +68,9 @@ impl Call {
                 max_output = Some(max_output.map_or(most, |before| before.min(most)));
             }
         }
-        let prompt = Prompt::of(&members)?;
-        let is_demanding = prompt.images > 0
+        let prompt = Prompt::of(|name| members.read(name))
+            .map_err(|(name, error)| Failure::invalid(format!("{name}: {error}")))?;
+        let is_demanding = prompt.has_media()
             || ["tools", "functions"].iter().any(|name| members.get(name).is_some());
         Ok(Call {
             endpoint,
@@ -128,6 +114,22 @@ impl Call {
         }
     }
 
+    /// Keeps the model from repeating itself, where the interface has a member for that. `penalty` is a
+    /// factor on what was said before, 1 for none; OpenAI's is a difference, 0 for none, 2 at most.
+    pub(crate) fn penalise(&mut self, penalty: f64, upstream: &UpstreamSection) {
+        if !matches!(self.endpoint, Endpoint::Chat | Endpoint::Completions) {
+            return;
+        }
+        match upstream.engine {
+            Engine::LlamaCpp => self.members.set("repeat_penalty", &penalty),
+            Engine::Vllm => self.members.set("repetition_penalty", &penalty),
+            Engine::Other => {
+                let thousandths = ((penalty - 1.0) * 1000.0).round();
+                self.members.set("frequency_penalty", &(thousandths / 1000.0).clamp(-2.0, 2.0));
+            }
+        }
+    }
+
     /// Has the upstream tell what it measures, as often as its engine can.
     pub(crate) fn ask_for_usage(&mut self, engine: Engine) {
         if !self.stream || !matches!(self.endpoint, Endpoint::Chat | Endpoint::Completions) {
@@ -148,46 +150,6 @@ impl Call {
 
 fn read<T: for<'a> Deserialize<'a>>(members: &Members, name: &str) -> Result<Option<T>, Failure> {
     members.read(name).map_err(|error| Failure::invalid(format!("{name}: {error}")))
-}
-
-impl Prompt {
-    fn of(members: &Members) -> Result<Prompt, Failure> {
-        let mut prompt = Prompt::default();
-        for name in PROMPTS {
-            let Some(value) = read::<Value>(members, name)? else { continue };
-            match &value {
-                Value::Array(list) if matches!(name, "messages" | "input") => {
-                    prompt.messages += i64::try_from(list.len()).unwrap_or(i64::MAX);
-                }
-                _ => prompt.messages += 1,
-            }
-            if matches!(name, "tools" | "functions") {
-                prompt.texts.push(value.to_string());
-            } else {
-                prompt.gather(value, "");
-            }
-        }
-        Ok(prompt)
-    }
-
-    /// Takes the texts out of a tree; JSON's readers bound its depth.
-    fn gather(&mut self, value: Value, name: &str) {
-        match value {
-            Value::String(_) if FILES.contains(&name) => self.images += 1,
-            Value::String(text) => self.texts.push(text),
-            Value::Number(_) => self.tokens += 1,
-            Value::Array(list) => list.into_iter().for_each(|value| self.gather(value, name)),
-            Value::Object(map) => {
-                for (name, value) in map {
-                    // A part's kind and a message's author are in the template.
-                    if name != "type" && name != "role" && name != "cache_control" {
-                        self.gather(value, &name);
-                    }
-                }
-            }
-            Value::Null | Value::Bool(_) => {}
-        }
-    }
 }
 
 #[cfg(test)]
@@ -212,7 +174,8 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(call.prompt.texts, ["look", "seen"]);
-        assert_eq!((call.prompt.messages, call.prompt.images), (2, 1));
+        // Two messages, a picture, and what every prompt has.
+        assert_eq!(call.prompt.beside(), 2 * 4 + 1600 + 3);
         assert!(call.is_demanding);
     }
 
@@ -228,6 +191,27 @@ mod tests {
         call.bound(5, &upstream.unwrap());
         let body = String::from_utf8(call.members.to_json()).unwrap();
         assert_eq!(body, r#"{"max_tokens":5,"model":"m","n":2,"n_predict":5}"#);
+    }
+
+    #[test]
+    fn a_penalty_is_written_as_the_engine_has_it_and_nowhere_else() {
+        let penalised = |endpoint, engine: &str| {
+            let body = json!({"model": "m", "frequency_penalty": 0.1}).to_string();
+            let mut call = Call::parse(endpoint, body.as_bytes()).unwrap();
+            let upstream = serde_json::from_value(json!({
+                "name": "u", "url": "http://x", "api": "openai", "engine": engine, "key": null,
+                "models": ["*"],
+            }));
+            call.penalise(1.3, &upstream.unwrap());
+            String::from_utf8(call.members.to_json()).unwrap()
+        };
+        let begin = r#"{"frequency_penalty":0.1,"model":"m""#;
+        assert_eq!(penalised(Endpoint::Chat, "other"), r#"{"frequency_penalty":0.3,"model":"m"}"#);
+        let of_llama = penalised(Endpoint::Completions, "llama.cpp");
+        assert_eq!(of_llama, format!(r#"{begin},"repeat_penalty":1.3}}"#));
+        let of_vllm = penalised(Endpoint::Chat, "vllm");
+        assert_eq!(of_vllm, format!(r#"{begin},"repetition_penalty":1.3}}"#));
+        assert_eq!(penalised(Endpoint::Responses, "other"), format!("{begin}}}"));
     }
 
     #[test]

@@ -100,7 +100,12 @@ impl Parser {
 /// The joined `data` lines of an event; one line is not copied.
 fn data(raw: &Bytes) -> Bytes {
     let mut found: Option<Bytes> = None;
-    for line in raw.split(|byte| matches!(byte, b'\n' | b'\r')) {
+    let (mut rest, mut is_more) = (&raw[..], true);
+    while is_more {
+        let end = memchr::memchr2(b'\n', b'\r', rest);
+        is_more = end.is_some();
+        let (line, next) = end.map_or((rest, &rest[..0]), |at| (&rest[..at], &rest[at + 1..]));
+        rest = next;
         let value = match line.strip_prefix(b"data") {
             Some(b"") => &line[4..],
             Some(rest) => match rest.strip_prefix(b":") {

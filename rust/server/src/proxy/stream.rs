@@ -22,6 +22,11 @@ use super::{Proxy, replay};
 /// How long an upstream may take to close after its last event, for its connection to be used again.
 const CLOSING: Duration = Duration::from_millis(500);
 
+/// How much is sent in one part, and from how many, where the upstream is faster than its client: a
+/// write costs more than what is done with an event.
+const TOGETHER_BYTES: usize = 16 * 1024;
+const TOGETHER_PARTS: usize = 64;
+
 /// What a stream is.
 pub(crate) struct Terms {
     /// Whether the client asked for the usage, and for llama.cpp's timings.
@@ -75,24 +80,36 @@ impl Stream {
     pub(crate) async fn run(mut self, mut body: Incoming, client: mpsc::Sender<Bytes>) {
         let mut parser = Parser::default();
         let proxy = Arc::clone(&self.proxy);
+        let (mut out, mut parts, mut at_hand) = (BytesMut::new(), 0, None);
         let failure = loop {
-            let part = tokio::select! {
-                biased;
-                () = client.closed() => return self.leave().await,
-                part = proxy.upstreams.part(&mut body) => part,
+            let part = if let Some(part) = at_hand.take() {
+                part
+            } else {
+                tokio::select! {
+                    biased;
+                    () = client.closed() => return self.leave().await,
+                    part = proxy.upstreams.part(&mut body) => part,
+                }
             };
             let part = match part {
                 Ok(Some(part)) => part,
-                Ok(None) if self.has_ended => return self.finish(BytesMut::new(), &client).await,
+                Ok(None) if self.has_ended => return self.finish(out, &client).await,
                 Ok(None) => break Failure::upstream("the upstream ended in the middle"),
                 Err(failure) => break failure,
             };
             parser.push(&part);
-            let mut out = BytesMut::with_capacity(part.len());
             match self.take(&mut parser, &mut out) {
                 Ok(Step::On) => {
+                    parts += 1;
+                    if out.len() < TOGETHER_BYTES && parts < TOGETHER_PARTS {
+                        at_hand = proxy.upstreams.at_hand(&mut body).await;
+                        if at_hand.is_some() {
+                            continue;
+                        }
+                    }
+                    parts = 0;
                     self.note(&out);
-                    if !out.is_empty() && client.send(out.freeze()).await.is_err() {
+                    if !out.is_empty() && client.send(out.split().freeze()).await.is_err() {
                         return self.leave().await;
                     }
                 }
@@ -109,16 +126,13 @@ impl Stream {
                     drop(body);
                     return self.cut(out, &client, &why).await;
                 }
-                Err(failure) => {
-                    let _gone = client.send(out.freeze()).await;
-                    break failure;
-                }
+                Err(failure) => break failure,
             }
         };
         drop(body);
-        let event = self.dialect.fail(&failure);
+        out.extend_from_slice(self.dialect.fail(&failure).as_bytes());
         self.leave().await;
-        let _gone = client.send(event.into()).await;
+        let _gone = client.send(out.freeze()).await;
     }
 
     /// Reads all events that have come.

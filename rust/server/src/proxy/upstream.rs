@@ -1,6 +1,9 @@
 //! The providers: their addresses, the connections to them, what they are sent and how their answers
 //! are read. Only here is a provider's key written, into the request's own headers.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +25,7 @@ use super::route::passed_on;
 use super::settings::{Api, ProxySection, UpstreamSection};
 use crate::config::ConfigError;
 use crate::convert;
+use crate::durable::yield_once;
 
 /// Idle connections to one upstream that are kept, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
@@ -184,12 +188,29 @@ impl Upstreams {
                     Err(_trailers) => {}
                 },
                 Ok(None) => return Ok(None),
-                Ok(Some(Err(_))) => return Err(Failure::upstream("the upstream broke off")),
+                Ok(Some(Err(_))) => return Err(broke_off()),
                 Err(_) => {
                     let message = "the upstream paused for too long (proxy.idle_timeout)";
                     return Err(Failure::upstream_slow(message));
                 }
             }
+        }
+    }
+
+    /// The next part of an answer, if it has come by the time that those who are ready have had their
+    /// turn; the connection's own task is one of them.
+    pub(crate) async fn at_hand(
+        &self,
+        body: &mut Incoming,
+    ) -> Option<Result<Option<Bytes>, Failure>> {
+        yield_once().await;
+        let frame = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
+        match frame {
+            Poll::Pending => None,
+            Poll::Ready(None) => Some(Ok(None)),
+            Poll::Ready(Some(Err(_))) => Some(Err(broke_off())),
+            // After trailers nothing follows but the end.
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok().map(|data| Ok(Some(data))),
         }
     }
 
@@ -208,6 +229,10 @@ impl Upstreams {
         }
         Ok(whole.freeze())
     }
+}
+
+fn broke_off() -> Failure {
+    Failure::upstream("the upstream broke off")
 }
 
 /// Whom to trust: those whom the system trusts, else Mozilla's list.
