@@ -9,12 +9,14 @@ provider's own usage settles it.
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from bursar import _core
 from bursar._convert import invalid
+from bursar._errors import from_core
 
 __all__ = ["PromptTokens", "count_prompt_tokens", "count_tokens", "split_tokens"]
 
@@ -54,13 +56,31 @@ def count_tokens(encoding: str, text: str) -> int:
         encoding: ``o200k_base`` or ``cl100k_base``. For a model's name ask `Client.count_tokens`,
             which knows the rate card.
         text: At most 4 MiB of UTF-8.
+
+    Raises:
+        InvalidRequest: There is no such encoding, or the text is too long.
     """
-    return _core.count_tokens(encoding, text)
+    with _public_errors():
+        return _core.count_tokens(encoding, text)
 
 
 def split_tokens(encoding: str, text: str) -> list[bytes]:
-    """Splits a text into the bytes of its tokens; a token may end inside a character."""
-    return _core.split_tokens(encoding, text)
+    """Splits a text into the bytes of its tokens; a token may end inside a character.
+
+    Arguments and errors as of `count_tokens`.
+    """
+    with _public_errors():
+        return _core.split_tokens(encoding, text)
+
+
+@contextmanager
+def _public_errors() -> Iterator[None]:
+    try:
+        yield
+    except _core.CoreError as raised:
+        raise from_core(raised) from None
+    except UnicodeEncodeError:
+        raise invalid("half a surrogate pair is no text", field="text") from None
 
 
 def count_prompt_tokens(
@@ -95,11 +115,16 @@ def count_prompt_tokens(
     return PromptTokens(count + _PER_MESSAGE * len(prompt) + _PER_MEDIUM * media, False, name)
 
 
+def has_media(prompt: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is a picture, a sound or a file in messages."""
+    return any(piece is None for piece in _pieces(prompt, 0))
+
+
 def _count(tokenizer: str, text: str) -> int:
     if len(text.encode(errors="replace")) > _TEXT_BYTES_MAX:
         raise invalid(f"at most {_TEXT_BYTES_MAX} bytes are counted at once", field="prompt")
     if tokenizer in _ENCODINGS:
-        return _core.count_tokens(tokenizer, text)
+        return count_tokens(tokenizer, text)
     if not tokenizer.endswith(".json"):
         known = ", ".join(sorted(_ENCODINGS))
         message = f"{tokenizer!r}: write {known}, or the path of a tokenizer.json"

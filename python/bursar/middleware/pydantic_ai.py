@@ -31,7 +31,7 @@ from pydantic_ai.usage import RequestUsage
 
 from bursar.aio import AsyncClient
 from bursar.middleware._generation import AsyncGeneration
-from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, usage_from
+from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Usage
 
@@ -161,9 +161,12 @@ class _BudgetedModel(WrapperModel):
             {"name": tool.name, "about": tool.description, "schema": tool.parameters_json_schema}
             for tool in (*parameters.function_tools, *parameters.output_tools)
         ]
-        asked = (settings or {}).get("max_tokens")
+        prompt = _plain(messages)
         most = await generation.on_prompt(
-            count(_plain(messages), tools, tokenizer), model=name, max_new_tokens=asked
+            count(prompt, tools, tokenizer),
+            model=name,
+            max_new_tokens=(settings or {}).get("max_tokens"),
+            needs=needs(prompt, tools),
         )
         follow = ModelSettings(**(settings or {}))
         follow["max_tokens"] = most

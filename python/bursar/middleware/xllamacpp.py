@@ -18,6 +18,7 @@ from bursar._convert import invalid
 from bursar.client import Client
 from bursar.exceptions import BursarError
 from bursar.middleware._generation import Generation
+from bursar.middleware._hosted import needs
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Advice, Usage, Verdict
 
@@ -107,7 +108,12 @@ class BudgetedServer:
         )
         with generation:
             prompt_tokens = self._engine.count_prompt(body, is_chat=is_chat)
-            generation.on_prompt(prompt_tokens, model=self._model, max_new_tokens=asked)
+            generation.on_prompt(
+                prompt_tokens,
+                model=self._model,
+                max_new_tokens=asked,
+                needs=needs(body.get("messages", ""), body.get("tools")),
+            )
             runner = fallbacks.get(generation.model or "", self)
             with runner.slot() as slot:
                 call = _Call(body, callback, generation, slot=slot, is_chat=is_chat)

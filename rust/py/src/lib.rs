@@ -1,10 +1,10 @@
 //! `bursar._core`: thin wrappers. A body converts, calls without the GIL, converts.
 #![deny(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bursar_server::config::Config;
-use bursar_server::{ApiError, Engine, tokens};
+use bursar_server::{AccountWatch, ApiError, Engine, tokens};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -39,6 +39,12 @@ impl PyEngine {
         answer.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| core_error(py, &error))
     }
 
+    /// What has changed since this watch last looked, serialized; None: nothing.
+    fn look<'py>(&self, py: Python<'py>, watch: &PyWatch) -> Option<Bound<'py, PyBytes>> {
+        let look = || watch.0.lock().unwrap_or_else(PoisonError::into_inner).look(&self.0);
+        py.detach(look).map(|bytes| PyBytes::new(py, &bytes))
+    }
+
     #[getter]
     fn recovery(&self) -> String {
         self.0.recovery().to_owned()
@@ -46,6 +52,19 @@ impl PyEngine {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.0.close()).map_err(|error| core_error(py, &error))
+    }
+}
+
+/// What one watcher of accounts has seen.
+#[pyclass(name = "Watch", frozen, module = "bursar._core")]
+struct PyWatch(Mutex<AccountWatch>);
+
+#[pymethods]
+impl PyWatch {
+    #[new]
+    fn new(py: Python<'_>, account: String) -> PyResult<PyWatch> {
+        let watch = AccountWatch::new(account).map_err(|error| core_error(py, &error))?;
+        Ok(PyWatch(Mutex::new(watch)))
     }
 }
 
@@ -96,6 +115,7 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
+    module.add_class::<PyWatch>()?;
     module.add_class::<server::PyServer>()?;
     module.add_class::<lease::PyLease>()?;
     module.add_function(wrap_pyfunction!(lease::empty_call, module)?)?;
