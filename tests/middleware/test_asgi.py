@@ -29,19 +29,22 @@ class Relay:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"])
         async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client:
-            if scope["path"] == "/tokenize":
-                await self.tokenize(client, body, send)
-            elif body.get("stream"):
-                gone = asyncio.create_task(self.until_gone(receive))
-                work = asyncio.create_task(self.stream(client, scope["path"], body, send))
-                await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-                self.aborted = not work.done()
-                for task in (gone, work):
-                    task.cancel()
-                await asyncio.gather(gone, work, return_exceptions=True)
-            else:
-                answer = await client.post(scope["path"], json={**body, "ignore_eos": True})
-                await self.say(send, answer.status_code, "application/json", answer.content)
+            gone = asyncio.create_task(self.until_gone(receive))
+            work = asyncio.create_task(self.answer(client, scope["path"], body, send))
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+            self.aborted = not work.done()
+            for task in (gone, work):
+                task.cancel()
+            await asyncio.gather(gone, work, return_exceptions=True)
+
+    async def answer(self, client: Any, path: str, body: Any, send: Any) -> None:
+        if path == "/tokenize":
+            await self.tokenize(client, body, send)
+        elif body.get("stream"):
+            await self.stream(client, path, body, send)
+        else:
+            answer = await client.post(path, json={**body, "ignore_eos": True})
+            await self.say(send, answer.status_code, "application/json", answer.content)
 
     async def tokenize(self, client: Any, body: Any, send: Any) -> None:
         prompt = body.get("prompt")
@@ -208,7 +211,7 @@ def test_a_freeze_tells_the_server_that_its_client_has_gone(llama: Any, sidecar:
     assert len(found) < 3000
 
 
-UNMETERABLE = [
+UNMETERABLE: list[dict[str, Any]] = [
     {"n": 2},
     {"best_of": 3},
     {"use_beam_search": True},

@@ -176,6 +176,7 @@ def test_a_fallback_that_cannot_do_what_the_call_needs_is_not_taken_and_it_is_to
     client: bursar.Client,
     account: str,
     caplog: pytest.LogCaptureFixture,
+    *,
     needs: Capability | None,
     asked: int,
     can: Capability | None,

@@ -73,7 +73,7 @@ class BudgetedModel(Model):
         self._policy = policy if policy is not None else Policy()
         self._tokenizers = Tokenizers(tokenizer)
 
-    async def get_response(
+    async def get_response(  # noqa: PLR0917 -- the SDK's own signature
         self,
         system_instructions: str | None,
         input: Any,  # noqa: A002, ANN401 -- the SDK's own name and union
@@ -106,7 +106,7 @@ class BudgetedModel(Model):
             answer.output = _with_notice(answer.output, generation.notice)
         return answer
 
-    async def stream_response(
+    async def stream_response(  # noqa: PLR0917 -- as above
         self,
         system_instructions: str | None,
         input: Any,  # noqa: A002, ANN401 -- the SDK's own name and union

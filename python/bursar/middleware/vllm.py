@@ -88,8 +88,8 @@ class BudgetMiddleware:
         self._header = header.lower().encode()
         self._priced = os.environ.get("BURSAR_PRICED") == "1" if priced is None else priced
         if free_paths is None:
-            free_paths = filter(None, os.environ.get("BURSAR_FREE_PATHS", "").split(","))
-        self._free = _FREE.union(free_paths)
+            free_paths = os.environ.get("BURSAR_FREE_PATHS", "").split(",")
+        self._free = _FREE.union(filter(None, free_paths))
         self._policy = policy if policy is not None else Policy()
         if not self._account and not self._header:
             raise invalid("name the account that spends, by BURSAR_ACCOUNT", field="account")
@@ -168,9 +168,13 @@ class BudgetMiddleware:
         if isinstance(tokens, list):
             wanted |= {"prompt": "", "add_special_tokens": False}
         raw, found = json.dumps(wanted).encode(), bytearray()
-        status = 0
+        status, is_asked = 0, False
 
         async def receive() -> Message:
+            nonlocal is_asked
+            if is_asked:  # the server listens for a hang-up until it has answered
+                await asyncio.Event().wait()
+            is_asked = True
             return {"type": "http.request", "body": raw, "more_body": False}
 
         async def send(message: Message) -> None:

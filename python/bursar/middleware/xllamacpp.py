@@ -239,7 +239,8 @@ class _Call:
         return self._generation.on_step(new) if new else Verdict.OK
 
     def _pass_on(self, chunk: Chunk) -> bool:
-        self._frame = {key: chunk[key] for key in ("id", "created", "model", "object")}
+        if not self._frame:  # the same in all chunks of an answer
+            self._frame = {key: chunk[key] for key in ("id", "created", "model", "object")}
         choice = chunk["choices"][0]
         delta = choice.get("delta", choice)
         self._text += delta.get("content" if self._is_chat else "text") or ""
