@@ -46,7 +46,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         client: Of a sidecar, or of a ledger in this process.
         account: The account that spends.
         model: The model's name as the rate card knows it; None: the name that the model says.
-        fallbacks: Name → the model to use where the budget asks for a cheaper one.
+        fallbacks: Name → the model to use where the budget asks for a cheaper one; what it can do
+            is in `Policy.capabilities`.
         policy: How to reserve and cut.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """

@@ -45,7 +45,8 @@ class BudgetLogger(CustomLogger):
         account: The account that spends, or what says it for a call (never the body alone: a
             caller writes that).
         models: The proxy's name of a model → the rate card's, where they differ.
-        fallbacks: The models, in the proxy's names, that it may fall back to.
+        fallbacks: The models, in the proxy's names, that it may fall back to; what they can do is
+            in `Policy.capabilities`.
         policy: How to reserve and cut.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """

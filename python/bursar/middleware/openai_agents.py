@@ -52,7 +52,8 @@ class BudgetedModel(Model):
         client: Of a sidecar; belongs to the event loop that runs the agent.
         account: The account that spends.
         name: The model's name as the rate card knows it; None: tokens are counted, not priced.
-        fallbacks: Name → the model to use where the budget asks for a cheaper one.
+        fallbacks: Name → the model to use where the budget asks for a cheaper one; what it can do
+            is in `Policy.capabilities`.
         policy: How to reserve and cut.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """

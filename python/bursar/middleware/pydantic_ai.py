@@ -53,7 +53,8 @@ class BudgetCapability(AbstractCapability[Any]):
         client: Of a sidecar; belongs to the event loop that runs the agent.
         account: The account that spends.
         model: The model's name as the rate card knows it; None: the name that the model says.
-        fallbacks: Name → the model to use where the budget asks for a cheaper one.
+        fallbacks: Name → the model to use where the budget asks for a cheaper one; what it can do
+            is in `Policy.capabilities`.
         policy: How to reserve and cut; None: the defaults.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """

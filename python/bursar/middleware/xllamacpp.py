@@ -59,7 +59,8 @@ class BudgetedServer:
         client: Of a sidecar, or of a ledger in this process.
         account: The account that spends.
         model: The model's name as the rate card knows it; None: tokens are counted, not priced.
-        fallbacks: Model → the server that has it, for budgets that ask for a cheaper one.
+        fallbacks: Model → the server that has it, for budgets that ask for a cheaper one; what it
+            can do is in `Policy.capabilities`.
         policy: How to reserve and cut.
         api_key: The engine's, if it has one.
 
