@@ -1,8 +1,9 @@
 """What the adapter costs: tokens a second of llama.cpp with it and without it, in one process.
 
-The engine, its thread and its model are the same; calls alternate, and of each round the fastest
-of either kind counts. The whole call is timed, the counting of its prompt and its settlement at a
-sidecar included. The model's step takes some milliseconds, as a small real one's does.
+The engine, its thread and its model are the same; calls alternate, so that what disturbs one kind
+disturbs the other, and of each round the pair counts whose ratio is the median. The whole call is
+timed, the counting of its prompt and its settlement at a sidecar included. The model's step takes
+some milliseconds, as a small real one's does.
 """
 
 import sys
@@ -18,8 +19,11 @@ import _servers
 NAME = "llama_rate_with_adapter_vs_without"
 GOAL = ">= 0.99"
 ACCOUNT = "bench/llama"
-CALLS = 6  # of either kind, in a round
+CALLS = 11  # of either kind, in a round
 SIZE = {"embedding": 512, "layers": 12}
+
+
+Handle = Callable[[Any, Callable[[Any], bool]], None]
 
 
 def lacking() -> str:
@@ -49,20 +53,32 @@ def measure(rounds: int, *, quick: bool) -> list[tuple[float, float]]:
         client.set_budget(ACCOUNT, unit="tokens", limit=10**12)
         engine = llama.start(Path(folder), **size)
         ours = BudgetedServer(engine, client=client, account=ACCOUNT)
-        tokens = 20 if quick else 256
+        tokens = 20 if quick else 200
         kinds = (ours.handle_chat_completions, engine.handle_chat_completions)
         for handle in kinds:
             rate(handle, tokens)  # warm
         pairs = []
         for _ in range(rounds):
             _machine.wait_until_quiet(_machine.cpus(), [])
-            calls = [tuple(rate(handle, tokens) for handle in kinds) for _ in range(CALLS)]
-            with_it, without = (max(column) for column in zip(*calls, strict=True))
-            pairs.append((with_it, without))
+            pairs.append(middle([pair(kinds, tokens, number) for number in range(CALLS)]))
     return pairs
 
 
-def rate(handle: Callable[[Any, Callable[[Any], bool]], None], tokens: int) -> float:
+def pair(kinds: tuple[Handle, Handle], tokens: int, number: int) -> tuple[float, float]:
+    """Both rates, one after the other; each is first as often as the other."""
+    if number % 2:
+        without, with_it = (rate(handle, tokens) for handle in reversed(kinds))
+    else:
+        with_it, without = (rate(handle, tokens) for handle in kinds)
+    return with_it, without
+
+
+def middle(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """The pair whose ratio is the median."""
+    return sorted(pairs, key=lambda each: each[0] / each[1])[len(pairs) // 2]
+
+
+def rate(handle: Handle, tokens: int) -> float:
     """Tokens a second of one call that streams."""
     body = {
         "messages": [{"role": "user", "content": "hello"}],

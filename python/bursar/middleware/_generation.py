@@ -149,11 +149,6 @@ class _Course:
     def _counted(self, used: int) -> int:
         return used if self.model is not None else max(0, used - self.prompt_tokens)
 
-    def _saw(self, verdict: Verdict) -> Verdict:
-        if verdict is Verdict.STOP:
-            self._stopped = True
-        return verdict
-
     def _why(self, reason: str, usage: Usage | None) -> str:
         """The reason, or that the budget was it: a limit that was lower than the wish."""
         used = self.used if usage is None else usage.output_tokens
@@ -270,7 +265,10 @@ class Generation(_Course):
         """Debits `n` new tokens; on STOP cut, else follow `advice` and `remaining`."""
         if self._lease is None:
             raise _no_prompt()
-        return self._saw(self._lease.debit(n))
+        verdict = self._lease.debit(n)
+        if verdict is Verdict.STOP:
+            self._stopped = True
+        return verdict
 
     def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
         """Commits, once; a repeat changes nothing.
@@ -306,8 +304,9 @@ class Generation(_Course):
     @property
     def advice(self) -> Advice | None:
         """What to change about the running generation; None: nothing."""
-        if self._lease is not None and self._lease.advice is not None:
-            return self._lease.advice
+        told = None if self._lease is None else self._lease.advice
+        if told is not None:
+            return told
         return self._hold.advice if self._hold is not None and self.reason is None else None
 
     @property
@@ -395,7 +394,10 @@ class AsyncGeneration(_Course):
         """As `Generation.on_step`."""
         if self._lease is None:
             raise _no_prompt()
-        return self._saw(await self._lease.debit(n))
+        verdict = await self._lease.debit(n)
+        if verdict is Verdict.STOP:
+            self._stopped = True
+        return verdict
 
     async def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
         """As `Generation.on_end`."""
@@ -423,8 +425,9 @@ class AsyncGeneration(_Course):
     @property
     def advice(self) -> Advice | None:
         """What to change about the running generation; None: nothing."""
-        if self._lease is not None and self._lease.advice is not None:
-            return self._lease.advice
+        told = None if self._lease is None else self._lease.advice
+        if told is not None:
+            return told
         return self._hold.advice if self._hold is not None and self.reason is None else None
 
     @property
