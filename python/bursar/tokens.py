@@ -8,7 +8,8 @@ provider's own usage settles it.
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,13 +50,31 @@ def count_tokens(encoding: str, text: str) -> int:
         encoding: ``o200k_base`` or ``cl100k_base``. For a model's name ask `Client.count_tokens`,
             which knows the rate card.
         text: At most 4 MiB of UTF-8.
+
+    Raises:
+        InvalidRequest: There is no such encoding, or the text is too long.
     """
-    return _core.count_tokens(encoding, text)
+    with _public_errors():
+        return _core.count_tokens(encoding, text)
 
 
 def split_tokens(encoding: str, text: str) -> list[bytes]:
-    """Splits a text into the bytes of its tokens; a token may end inside a character."""
-    return _core.split_tokens(encoding, text)
+    """Splits a text into the bytes of its tokens; a token may end inside a character.
+
+    Arguments and errors as of `count_tokens`.
+    """
+    with _public_errors():
+        return _core.split_tokens(encoding, text)
+
+
+@contextmanager
+def _public_errors() -> Iterator[None]:
+    try:
+        yield
+    except _core.CoreError as raised:
+        raise from_core(raised) from None
+    except UnicodeEncodeError:
+        raise invalid("half a surrogate pair is no text", field="text") from None
 
 
 def count_prompt_tokens(
@@ -85,7 +104,7 @@ def count_prompt_tokens(
     if isinstance(prompt, str):
         texts, beside = [prompt], 0
     else:
-        texts, beside = _parts({"messages": prompt, "tools": tools})
+        texts, beside, _ = _parts({"messages": prompt, "tools": tools})
     _check_length(*texts)
     counted = sum(_count(name, text) for text in texts)
     if tokenizer is None:
@@ -94,14 +113,13 @@ def count_prompt_tokens(
     return PromptTokens(counted + beside, is_exact, name)
 
 
-def _parts(call: Mapping[str, Any]) -> tuple[list[str], int]:
-    """The texts of a call, and about how many tokens come with them."""
+def _parts(call: Mapping[str, Any]) -> tuple[list[str], int, bool]:
+    """The texts of a call, about how many tokens come with them, and whether there are media."""
     try:
-        return _core.prompt_parts(json.dumps(call, default=str))
+        with _public_errors():
+            return _core.prompt_parts(json.dumps(call, default=str))
     except RecursionError:
         raise invalid("nested deeper than 127", field="prompt") from None
-    except _core.CoreError as raised:
-        raise from_core(raised) from None
 
 
 def _check_length(*texts: str) -> None:
@@ -109,9 +127,14 @@ def _check_length(*texts: str) -> None:
         raise invalid(f"at most {_TEXT_BYTES_MAX} bytes are counted at once", field="prompt")
 
 
+def has_media(prompt: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is a picture, a sound or a file in messages."""
+    return _parts({"messages": prompt})[2]
+
+
 def _count(tokenizer: str, text: str) -> int:
     if tokenizer in _ENCODINGS:
-        return _core.count_tokens(tokenizer, text)
+        return count_tokens(tokenizer, text)
     if not tokenizer.endswith(".json"):
         known = ", ".join(sorted(_ENCODINGS))
         message = f"{tokenizer!r}: write {known}, or the path of a tokenizer.json"

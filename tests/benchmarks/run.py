@@ -21,6 +21,7 @@ from typing import Any
 
 import _inproc
 import _lease
+import _llama
 import _machine
 import _metrics
 import _peers
@@ -243,6 +244,14 @@ def measure(
             results[name] = _results.entry(each["pairs"], each["unit"], each["goal"])
             if name == "lease_debit_python_vs_empty_call":
                 results |= _results.lease_against_redis(each["pairs"], found)
+    if options.only in _llama.NAME:
+        lacking = _llama.lacking()
+        if lacking:
+            found.skipped["llama.cpp"] = lacking
+        else:
+            say("llama.cpp with the adapter and without")
+            rates = _llama.measure(options.rounds, quick=options.quick)
+            results[_llama.NAME] = _results.entry(rates, "tokens/s", _llama.GOAL)
     if options.only in "in_process":
         say("in process")
         for name, pairs in _inproc.measure(quick=options.quick).items():

@@ -36,9 +36,10 @@ models = [
 """
 LOGGER = """
 import bursar
+from bursar.middleware import Capability, Policy
 from bursar.middleware.litellm import BudgetLogger
 logger = BudgetLogger(bursar.connect_async(), account=lambda key, data: "acme/" + data["user"],
-    fallbacks={"small"})
+    fallbacks={"small"}, policy=Policy(capabilities={"small": Capability(context_tokens=200)}))
 """
 
 
@@ -182,3 +183,28 @@ def test_past_a_soft_limit_the_cheaper_model_is_asked(openai: Any, sidecar: Side
         usage = ask(openai, "soft").usage
         assert usage.completion_tokens == 7
         assert balance(client, "acme/soft")[1] == 60_000 + usage.prompt_tokens + 14
+
+
+TOOL = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("name", "more", "is_cheaper"),
+    [
+        ("plain", {}, True),
+        ("tools", {"tools": [TOOL]}, False),
+        ("long", {"max_tokens": 300}, False),
+    ],
+)
+def test_a_call_that_the_cheaper_model_cannot_do_stays_with_its_own(
+    openai: Any, sidecar: Sidecar, name: str, more: Any, *, is_cheaper: bool
+) -> None:
+    soft = Threshold(500, Verdict.DEGRADE, Advice(fallback_model="small"))
+    with sidecar.client() as client:
+        client.set_budget(f"acme/{name}", unit="usd_nanos", limit=100_000, thresholds=[soft])
+        client.record(f"acme/{name}", amounts={"usd_nanos": 60_000})
+        usage = ask(openai, name, **more).usage
+        each = (1, 2) if is_cheaper else (10, 20)
+        spent = usage.prompt_tokens * each[0] + usage.completion_tokens * each[1]
+        assert balance(client, f"acme/{name}")[1] == 60_000 + spent

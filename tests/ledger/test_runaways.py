@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from support.daemon import LONG, Daemon
 
 import bursar
 from bursar import Advice, EntryKind, Verdict
+from bursar.daemon.config import Config
 from bursar.exceptions import AccountFrozen, BudgetExceeded, RunawayStopped
 
 DEPTH = 12 if LONG else 5
@@ -144,6 +146,28 @@ def test_watchers_are_told_of_findings_below_what_they_watch(
         found: list[bursar.Finding] = []
         while len(found) < 2:
             found += next(changes).findings
+    told = [(one.account, one.rule, one.figure, one.allowed, one.action) for one in found]
+    assert told == [
+        ("stop/watched/a", "repeats", REPEATS + 1, REPEATS, "stop"),
+        ("stop/watched/b", "depth", DEPTH + 1, DEPTH, "stop"),
+    ]
+
+
+def test_a_watch_in_this_process_is_told_of_findings_as_well(tmp_path: Path) -> None:
+    accounts = [account("stop", "stop"), {"path": "**"}]
+    config = Config.from_dict({"accounts": accounts})
+    with bursar.open(tmp_path / "ledger.db", config=config) as client:
+        loop(client, "stop/watched/early", 10 * REPEATS)
+        changes = client.watch_accounts("stop/watched", min_interval_s=0.05)
+        assert next(changes).findings == ()
+        loop(client, "stop/watched/a", 10 * REPEATS)
+        loop(client, "stop/else", 10 * REPEATS)
+        recurse(client, "stop/watched/b")
+        found: list[bursar.Finding] = []
+        while len(found) < 2:
+            found += next(changes).findings
+        with pytest.raises(bursar.InvalidRequest):
+            next(client.watch_accounts("stop//watched"))
     told = [(one.account, one.rule, one.figure, one.allowed, one.action) for one in found]
     assert told == [
         ("stop/watched/a", "repeats", REPEATS + 1, REPEATS, "stop"),

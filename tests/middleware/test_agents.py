@@ -10,7 +10,7 @@ from support.daemon import balance
 
 import bursar
 from bursar import Advice, BudgetExceeded, Threshold, Verdict
-from bursar.middleware import BUDGET_EXHAUSTED, Policy
+from bursar.middleware import BUDGET_EXHAUSTED, Capability, Policy
 from bursar.testing import Sidecar
 
 UPSTREAMS: list[Any] = []
@@ -135,6 +135,68 @@ def test_the_agents_sdk_goes_on_with_the_cheaper_model(llama: Any, sidecar: Side
     assert used.output_tokens == 7
     assert settled(sidecar, account) == 60_000 + used.input_tokens + 14
     assert engine.slots(llama)[0]["params"]["temperature"] == 0.125
+
+
+@pytest.mark.parametrize("needs", ["tools", "handoffs"])
+@pytest.mark.parametrize("is_able", [False, True])
+def test_the_agents_sdk_falls_back_only_to_a_model_that_takes_tools(
+    llama: Any, sidecar: Sidecar, needs: str, *, is_able: bool
+) -> None:
+    account = f"acme/sdk-{needs}-{is_able}"
+
+    async def body(client: bursar.AsyncClient) -> Any:
+        import agents
+
+        @agents.function_tool
+        def search(word: str) -> str:
+            """Looks a word up."""
+            return word
+
+        await soften(client, account)
+        small = sdk_agent(llama, KINDS[0], client, account).model._model
+        policy = Policy(capabilities={"small": Capability(tools=True)} if is_able else {})
+        more = {"fallbacks": {"small": small}, "policy": policy}
+        agent = sdk_agent(llama, KINDS[0], client, account, **more)
+        other = sdk_agent(llama, KINDS[0], client, account)
+        agent = agent.clone(**{needs: [search if needs == "tools" else other]})
+        return await agents.Runner.run(agent, "hello")
+
+    used = run(sidecar, body).raw_responses[0].usage
+    each = (1, 2) if is_able else (10, 20)
+    spent = used.input_tokens * each[0] + used.output_tokens * each[1]
+    assert settled(sidecar, account) == 60_000 + spent
+
+
+@pytest.mark.parametrize("is_able", [False, True])
+def test_pydantic_ai_falls_back_only_to_a_model_that_takes_tools(
+    llama: Any, sidecar: Sidecar, *, is_able: bool
+) -> None:
+    account = f"acme/pydantic-tools-{is_able}"
+
+    async def body(client: bursar.AsyncClient) -> Any:
+        await soften(client, account)
+        small = pydantic_agent(llama, client, account).model
+        policy = Policy(capabilities={"small": Capability(tools=True)} if is_able else {})
+        agent = pydantic_agent(llama, client, account, fallbacks={"small": small}, policy=policy)
+
+        @agent.tool_plain  # type: ignore[untyped-decorator, unused-ignore]
+        def search(word: str) -> str:
+            """Looks a word up."""
+            return word
+
+        return await ask(agent, streams=False)
+
+    _, message = run(sidecar, body)
+    each = (1, 2) if is_able else (10, 20)
+    spent = message.usage.input_tokens * each[0] + message.usage.output_tokens * each[1]
+    assert settled(sidecar, account) == 60_000 + spent
+
+
+async def soften(client: bursar.AsyncClient, account: str) -> None:
+    """Has a budget past its soft limit, which asks for the cheaper model."""
+    soft = Threshold(500, Verdict.DEGRADE, Advice(fallback_model="small"))
+    await client.set_budget(account, unit="usd_nanos", limit=100_000, thresholds=[soft])
+    await client.record(account, amounts={"usd_nanos": 60_000})
 
 
 def pydantic_agent(llama: Any, client: bursar.AsyncClient, account: str, **more: Any) -> Any:

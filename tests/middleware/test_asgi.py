@@ -29,19 +29,22 @@ class Relay:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"])
         async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client:
-            if scope["path"] == "/tokenize":
-                await self.tokenize(client, body, send)
-            elif body.get("stream"):
-                gone = asyncio.create_task(self.until_gone(receive))
-                work = asyncio.create_task(self.stream(client, scope["path"], body, send))
-                await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-                self.aborted = not work.done()
-                for task in (gone, work):
-                    task.cancel()
-                await asyncio.gather(gone, work, return_exceptions=True)
-            else:
-                answer = await client.post(scope["path"], json={**body, "ignore_eos": True})
-                await self.say(send, answer.status_code, "application/json", answer.content)
+            gone = asyncio.create_task(self.until_gone(receive))
+            work = asyncio.create_task(self.answer(client, scope["path"], body, send))
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+            self.aborted = not work.done()
+            for task in (gone, work):
+                task.cancel()
+            await asyncio.gather(gone, work, return_exceptions=True)
+
+    async def answer(self, client: Any, path: str, body: Any, send: Any) -> None:
+        if path == "/tokenize":
+            await self.tokenize(client, body, send)
+        elif body.get("stream"):
+            await self.stream(client, path, body, send)
+        else:
+            answer = await client.post(path, json={**body, "ignore_eos": True})
+            await self.say(send, answer.status_code, "application/json", answer.content)
 
     async def tokenize(self, client: Any, body: Any, send: Any) -> None:
         prompt = body.get("prompt")
@@ -89,7 +92,14 @@ class Relay:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def call(app: Any, body: dict[str, Any], *, on_part: Any = None) -> tuple[int, bytes]:
+async def call(
+    app: Any,
+    body: dict[str, Any],
+    *,
+    on_part: Any = None,
+    path: str = "/v1/chat/completions",
+    method: str = "POST",
+) -> tuple[int, bytes]:
     """One request; its status and the bytes of its answer."""
     raw = json.dumps({"messages": [{"role": "user", "content": "hello"}], **body}).encode()
     status, answer, ended = 0, bytearray(), asyncio.Event()
@@ -108,7 +118,7 @@ async def call(app: Any, body: dict[str, Any], *, on_part: Any = None) -> tuple[
         if on_part is not None:
             await on_part(len(answer))
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
     await app(scope, receive, send)
     ended.set()
     return status, bytes(answer)
@@ -201,10 +211,68 @@ def test_a_freeze_tells_the_server_that_its_client_has_gone(llama: Any, sidecar:
     assert len(found) < 3000
 
 
-@pytest.mark.parametrize("raw", [{"n": 2}, {"messages": "x" * (16 * 1024 * 1024)}])
+UNMETERABLE: list[dict[str, Any]] = [
+    {"n": 2},
+    {"best_of": 3},
+    {"use_beam_search": True},
+    {"prompt": ["one", "two"]},
+    {"prompt": [[1, 2], [3]]},
+    {"max_tokens": "many"},
+    {"max_tokens": -1},
+    {"messages": "x" * (16 * 1024 * 1024)},
+]
+
+
+@pytest.mark.parametrize("raw", UNMETERABLE, ids=[next(iter(raw)) for raw in UNMETERABLE])
 def test_what_cannot_be_metered_is_refused(llama: Any, sidecar: Sidecar, raw: Any) -> None:
+    before = engine.counter(llama, "tokens_predicted_total")
     status, _ = run(sidecar, llama, "acme/asgi-b", 1000, lambda app, *_: call(app, raw))
     assert status in {400, 413}
+    assert engine.counter(llama, "tokens_predicted_total") == before
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/invocations", "/new/way"])
+def test_there_is_no_way_beside_the_metered_ones(llama: Any, sidecar: Sidecar, path: str) -> None:
+    body = {"max_tokens": 5}
+    status, answer = run(
+        sidecar, llama, "acme/asgi-w", 1000, lambda app, *_: call(app, body, path=path)
+    )
+    assert (status, json.loads(answer)["error"]["code"]) == (403, "not_metered")
+
+
+def test_a_websocket_is_closed(llama: Any, sidecar: Sidecar) -> None:
+    sent: list[Any] = []
+
+    async def body(app: Any, *_: Any) -> None:
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app({"type": "websocket", "path": "/v1/realtime"}, None, send)
+
+    run(sidecar, llama, "acme/asgi-s", 1000, body)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def test_an_operators_path_is_passed_on_where_it_is_named(
+    sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[str] = []
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope["path"])
+        await Relay.start(send, 200, "text/plain")
+
+    async def main() -> None:
+        async with sidecar.client_async() as client:
+            app = BudgetMiddleware(server, client=client, account="acme/asgi-o")
+            assert (await call(app, {}, path="/sleep"))[0] == 403
+            monkeypatch.setenv("BURSAR_FREE_PATHS", "/sleep,/wake_up")
+            app = BudgetMiddleware(server, client=client, account="acme/asgi-o")
+            assert (await call(app, {}, path="/sleep"))[0] == 200
+            assert (await call(app, {}, path="/metrics", method="GET"))[0] == 200
+
+    asyncio.run(main())
+    assert passed == ["/sleep", "/metrics"]
 
 
 def test_an_account_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import bursar
 from bursar import Advice, BudgetExceeded, Threshold, Usage, Verdict
-from bursar.middleware import BUDGET_EXHAUSTED, AsyncGeneration, Generation, Policy
+from bursar.middleware import BUDGET_EXHAUSTED, AsyncGeneration, Capability, Generation, Policy
 from bursar.testing import Sidecar
 
 
@@ -150,6 +150,50 @@ def test_past_a_soft_limit_a_call_is_priced_for_the_fallback(
     with Generation(client, account, fallbacks=()) as generation:
         generation.on_prompt(1, model="big", max_new_tokens=50)
         assert generation.model == "big"
+
+
+ABLE = Capability(tools=True, media=True, context_tokens=150)
+
+
+@pytest.mark.parametrize(
+    ("needs", "asked", "can", "lacking"),
+    [
+        (None, 50, None, ""),
+        (Capability(tools=True), 50, ABLE, ""),
+        (Capability(tools=True), 50, None, "it takes no tools"),
+        (Capability(tools=True), 50, Capability(media=True), "it takes no tools"),
+        (Capability(media=True), 50, ABLE, ""),
+        (
+            Capability(media=True),
+            50,
+            Capability(tools=True),
+            "it takes no pictures, sounds or files",
+        ),
+        (None, 51, ABLE, "it holds 150 tokens of 151"),
+    ],
+)
+def test_a_fallback_that_cannot_do_what_the_call_needs_is_not_taken_and_it_is_told(
+    client: bursar.Client,
+    account: str,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    needs: Capability | None,
+    asked: int,
+    can: Capability | None,
+    lacking: str,
+) -> None:
+    soft = Threshold(500, Verdict.DEGRADE, Advice(fallback_model="small"))
+    client.set_budget(account, unit="usd_nanos", limit=100_000, thresholds=[soft])
+    client.record(account, amounts={"usd_nanos": 60_000})
+    policy = Policy(capabilities={} if can is None else {"small": can})
+    with Generation(client, account, policy=policy) as generation:
+        generation.on_prompt(100, model="big", max_new_tokens=asked, needs=needs)
+        assert generation.model == ("big" if lacking else "small")
+        assert generation.passed_over == (f"small: {lacking}" if lacking else "")
+        generation.on_step(1)
+    assert spent(client, account) == 60_000 + (1_020 if lacking else 102)
+    told = [f"{account} stays with big, for small: {lacking}"] if lacking else []
+    assert [record.getMessage() for record in caplog.records] == told
 
 
 def test_advice_reaches_a_generation_that_runs(client: bursar.Client, account: str) -> None:

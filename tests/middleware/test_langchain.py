@@ -9,7 +9,7 @@ from support.daemon import balance
 
 import bursar
 from bursar import Advice, BudgetExceeded, GenerationTerminated, Threshold, Verdict
-from bursar.middleware import BUDGET_EXHAUSTED
+from bursar.middleware import BUDGET_EXHAUSTED, Capability, Policy
 
 pytest.importorskip("langchain", reason="the extra langchain is not installed")
 pytest.importorskip("langchain_openai", reason="langchain-openai talks to the test's engine")
@@ -73,6 +73,28 @@ def test_past_a_soft_limit_the_cheaper_model_is_asked(llama: Any, ledger: bursar
     assert told["output_tokens"] == 7
     assert balance(ledger, "acme/chain")[1] == 60_000 + told["input_tokens"] * 1 + 7 * 2
     assert engine.slots(llama)[0]["params"]["temperature"] == 0.125
+
+
+@pytest.mark.parametrize("is_able", [False, True])
+def test_an_agent_with_tools_falls_back_only_to_a_model_that_takes_them(
+    llama: Any, ledger: bursar.Client, *, is_able: bool
+) -> None:
+    def search(word: str) -> str:
+        """Looks a word up."""
+        return word
+
+    soft = Threshold(500, Verdict.DEGRADE, Advice(fallback_model="small"))
+    ledger.set_budget("acme/tools", unit="usd_nanos", limit=100_000, thresholds=[soft])
+    ledger.record("acme/tools", amounts={"usd_nanos": 60_000})
+    policy = Policy(capabilities={"small": Capability(tools=True)} if is_able else {})
+    guard = BudgetMiddleware(
+        ledger, account="acme/tools", fallbacks={"small": chat_model(llama, "small")}, policy=policy
+    )
+    answer = create_agent(chat_model(llama), [search], middleware=[guard]).invoke(HELLO)
+    told = answer["messages"][-1].usage_metadata
+    each = (1, 2) if is_able else (10, 20)
+    spent = told["input_tokens"] * each[0] + told["output_tokens"] * each[1]
+    assert balance(ledger, "acme/tools")[1] == 60_000 + spent
 
 
 def test_a_bare_model_is_cut_by_the_callback(llama: Any, ledger: bursar.Client) -> None:

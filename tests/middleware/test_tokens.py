@@ -10,7 +10,13 @@ import pytest
 from support.daemon import new_seed
 
 import bursar
-from bursar.tokens import GrowingText, PromptTokens, count_prompt_tokens, count_tokens
+from bursar.tokens import (
+    GrowingText,
+    PromptTokens,
+    count_prompt_tokens,
+    count_tokens,
+    split_tokens,
+)
 
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -116,3 +122,14 @@ def test_pieces_cut_at_random_add_up_to_the_whole(project: Path) -> None:
 
 def test_counts_are_plain_data() -> None:
     assert json.dumps(count_prompt_tokens(MESSAGES).count)
+
+
+@pytest.mark.parametrize("ask", [count_tokens, split_tokens])
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("gpt-9", "hello"), ("o200k_base", "x" * (4 * 2**20 + 1)), ("o200k_base", "\ud800")],
+    ids=["no such encoding", "too long", "half a surrogate pair"],
+)
+def test_what_cannot_be_counted_is_an_error_of_ours(ask: Any, encoding: str, text: str) -> None:
+    with pytest.raises(bursar.InvalidRequest):
+        ask(encoding, text)

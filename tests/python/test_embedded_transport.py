@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bursar
+from bursar.daemon.config import Config, StoreSection
 from bursar.v1 import account_pb2, ledger_pb2
 
 
@@ -87,6 +88,31 @@ def test_open_with_a_file_uses_its_configuration(tmp_path: Path) -> None:
     assert engines[0].config["accounts"][0]["path"] == "acme/*"
 
 
+@pytest.mark.parametrize(
+    ("store", "kept_at"),
+    [
+        ("", None),
+        ('[store]\nsync_interval = "20ms"', None),
+        ('[store]\npath = ""', None),
+        ('[store]\npath = "mine.db"', "mine.db"),
+    ],
+)
+def test_open_without_a_path_keeps_the_ledger_only_where_the_configuration_names(
+    tmp_path: Path, store: str, kept_at: str | None
+) -> None:
+    file = tmp_path / "bursar.toml"
+    file.write_text(store, encoding="utf-8")
+    bursar.open(config=file).close()
+    path = engines[0].config["store"]["path"]
+    assert path == (None if kept_at is None else str(tmp_path / kept_at))
+
+
+def test_open_with_a_configuration_of_ones_own_does_not_take_the_daemons_store() -> None:
+    bursar.open(config=Config()).close()
+    bursar.open(config=Config(store=StoreSection(durability="power"))).close()
+    assert [engine.config["store"]["path"] for engine in engines] == [None, None]
+
+
 def test_a_call_goes_through_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(method: str, request: bytes) -> bytes:
         assert method == "LedgerService/CountTokens"
@@ -110,18 +136,29 @@ def test_an_error_of_the_core_becomes_the_same_exception(monkeypatch: pytest.Mon
     assert (caught.value.code, caught.value.account) == ("NOT_FOUND", "a")
 
 
-def test_a_watch_polls_and_tells_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: first everything, then changes and retirements. Method: a scripted listing."""
-    listings = iter([{"a": False, "b": False}, {"a": False, "b": False}, {"a": True}, {"a": True}])
+def test_a_watch_tells_what_the_engine_saw_and_ends_with_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Goal: silence is not a message, and a closed client is no loop without an end."""
+    looks = iter(
+        [
+            account_pb2.WatchAccountsResponse(accounts=[account_pb2.Account(path="a")]),
+            None,
+            account_pb2.WatchAccountsResponse(retired=["b"]),
+        ]
+    )
 
-    def answer(_method: str, _request: bytes) -> bytes:
-        accounts = [account_pb2.Account(path=p, frozen=f) for p, f in next(listings).items()]
-        return account_pb2.ListAccountsResponse(accounts=accounts).SerializeToString()
+    def look(_engine: FakeEngine, watch: str) -> bytes | None:
+        assert watch == "acme"
+        seen = next(looks)
+        return None if seen is None else seen.SerializeToString()
 
-    answers(monkeypatch, answer)
+    monkeypatch.setattr(FakeEngine, "look", look, raising=False)
+    monkeypatch.setattr(sys.modules["bursar._core"], "Watch", str, raising=False)
     with bursar.open() as client:
-        watch = client.watch_accounts(min_interval_s=0.05)
+        watch = client.watch_accounts("acme", min_interval_s=0.05)
         first, second = itertools.islice(watch, 2)
-    assert [one.path for one in first.accounts] == ["a", "b"]
-    assert [(one.path, one.frozen) for one in second.accounts] == [("a", True)]
-    assert second.retired == ("b",)
+    assert [one.path for one in first.accounts] == ["a"]
+    assert (second.accounts, second.retired) == ((), ("b",))
+    with pytest.raises(bursar.SidecarUnavailable, match="the client is closed"):
+        next(watch)

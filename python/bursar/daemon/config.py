@@ -323,7 +323,8 @@ class Config(Section):
         if server.socket is not None:
             server = server.model_copy(update={"socket": str((folder / server.socket).absolute())})
         store = self.store
-        if store.path is not None:
+        # A default stays one: `bursar.open` takes a store only where it was named.
+        if store.path is not None and "path" in store.model_fields_set:
             store = store.model_copy(update={"path": str((folder / store.path).absolute())})
         proxy = self.proxy.resolved(folder)
         return self.model_copy(
@@ -333,7 +334,10 @@ class Config(Section):
     def with_overrides(
         self, *, socket: str | Path | None = None, store: str | Path | None = None
     ) -> Self:
-        """The same configuration with another socket or another store; None: as it is."""
+        """The same configuration with another socket or another store; None: as it is.
+
+        An empty store is one in memory only, as in the file.
+        """
         config = self
         if socket is not None:
             try:
@@ -343,7 +347,7 @@ class Config(Section):
             server = self.server.model_copy(update={"socket": str(socket)})
             config = config.model_copy(update={"server": server})
         if store is not None:
-            kept = self.store.model_copy(update={"path": str(store)})
+            kept = self.store.model_copy(update={"path": str(store) or None})
             config = config.model_copy(update={"store": kept})
         return config
 

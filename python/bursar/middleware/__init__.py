@@ -9,6 +9,7 @@ adapter is a module of its own that needs the package it adapts, and is imported
 | `bursar.middleware.llama_cpp` | llama-cpp-python |
 | `bursar.middleware.transformers` | transformers |
 | `bursar.middleware.vllm` | vLLM's server: ASGI middleware |
+| `bursar.middleware.vllm_logits` | vLLM's engine: logits processor |
 | `bursar.middleware.langchain` | LangChain 1.x |
 | `bursar.middleware.openai_agents` | the OpenAI Agents SDK |
 | `bursar.middleware.pydantic_ai` | Pydantic AI |
@@ -17,6 +18,6 @@ adapter is a module of its own that needs the package it adapts, and is imported
 """
 
 from bursar.middleware._generation import AsyncGeneration, Generation
-from bursar.middleware._policy import BUDGET_EXHAUSTED, NOTICES, Policy
+from bursar.middleware._policy import BUDGET_EXHAUSTED, NOTICES, Capability, Policy
 
-__all__ = ["BUDGET_EXHAUSTED", "NOTICES", "AsyncGeneration", "Generation", "Policy"]
+__all__ = ["BUDGET_EXHAUSTED", "NOTICES", "AsyncGeneration", "Capability", "Generation", "Policy"]

@@ -6,7 +6,9 @@ that ends; it never touches an engine, a text or a request. The ledger may be em
 or remote: `bursar.Lease` hides which.
 """
 
+import logging
 from collections.abc import Container
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,7 +16,7 @@ from bursar._convert import invalid
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
 from bursar.exceptions import BudgetExceeded, BursarError, InvalidRequest
-from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
+from bursar.middleware._policy import BUDGET_EXHAUSTED, Capability, Policy
 from bursar.models import Advice, Amounts, CommitResult, Usage, UsageEstimate, Verdict
 from bursar.reservation import Reservation
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncGeneration", "Generation"]
 
 _LENGTH: Final = frozenset({"length", "max_tokens", "max_output_tokens", "incomplete"})
+_LOG: Final = logging.getLogger("bursar.middleware")
 _FALLBACKS_MAX: Final = 1  # a fallback's own advice does not lead to a third model
 
 
@@ -37,6 +40,9 @@ class _Course:
         self._fallbacks = fallbacks
         self.policy = policy if policy is not None else Policy()
         self.model: str | None = None
+        self.passed_over = ""
+        """Which fallback model was advised but not taken, and why; empty: none."""
+        self._needs = Capability()
         self.prompt_tokens = 0
         self.reason: str | None = None
         self.result: CommitResult | None = None
@@ -81,7 +87,13 @@ class _Course:
         named = {"model": self.model} if self.model else {}
         return named | dict(self.policy.labels)
 
-    def _begin(self, prompt_tokens: int, model: str | None, max_new_tokens: int | None) -> None:
+    def _begin(
+        self,
+        prompt_tokens: int,
+        model: str | None,
+        max_new_tokens: int | None,
+        needs: Capability | None,
+    ) -> None:
         if self._wanted:
             raise invalid("a Generation is one model call: make a new one", field="on_prompt")
         most = self.policy.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -89,6 +101,7 @@ class _Course:
             what = f"prompt_tokens={prompt_tokens}, max_new_tokens={most}"
             raise invalid(f"{what}: at least 0 and 1", field="max_new_tokens")
         self.prompt_tokens, self.model, self._wanted = prompt_tokens, model, most
+        self._needs = replace(needs or Capability(), context_tokens=prompt_tokens + most)
 
     def _first(self) -> int:
         first = self.policy.first_grant
@@ -115,7 +128,14 @@ class _Course:
         cheaper = advice.fallback_model
         if cheaper is None or cheaper == self.model:
             return None
-        return cheaper if self._fallbacks is None or cheaper in self._fallbacks else None
+        if self._fallbacks is not None and cheaper not in self._fallbacks:
+            return None
+        lacking = self.policy.capabilities.get(cheaper, Capability()).lacking(self._needs)
+        if lacking:
+            self.passed_over = f"{cheaper}: {lacking}"
+            _LOG.warning("%s stays with %s, for %s", self.account, self.model, self.passed_over)
+            return None
+        return cheaper
 
     def _admitted(self, hold: Reservation | AsyncReservation) -> None:
         granted = hold.max_output_tokens
@@ -128,11 +148,6 @@ class _Course:
 
     def _counted(self, used: int) -> int:
         return used if self.model is not None else max(0, used - self.prompt_tokens)
-
-    def _saw(self, verdict: Verdict) -> Verdict:
-        if verdict is Verdict.STOP:
-            self._stopped = True
-        return verdict
 
     def _why(self, reason: str, usage: Usage | None) -> str:
         """The reason, or that the budget was it: a limit that was lower than the wish."""
@@ -187,17 +202,23 @@ class Generation(_Course):
         self._lease: Lease | None = None
 
     def on_prompt(
-        self, prompt_tokens: int, *, model: str | None = None, max_new_tokens: int | None = None
+        self,
+        prompt_tokens: int,
+        *,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        needs: Capability | None = None,
     ) -> int:
         """Reserves the prompt and the first tokens, before any compute.
 
-        Past a soft limit that names a fallback model, that one is priced and reserved instead; see
-        `model`.
+        Past a soft limit that names a fallback model which can do what the call needs, that one is
+        priced and reserved instead; see `model`, and else `passed_over`.
 
         Args:
             prompt_tokens: How many tokens the prompt has.
             model: The model's name as the rate card knows it; None: count tokens only.
             max_new_tokens: The most that the call may generate; None: what the policy says.
+            needs: What the call needs of a fallback model; None: texts only.
 
         Returns:
             How many new tokens the engine may make.
@@ -206,7 +227,7 @@ class Generation(_Course):
             BudgetExceeded: Not even one new token fits; nothing is held.
             BudgetError: The account is frozen or unknown, or the model has no price.
         """
-        self._begin(prompt_tokens, model, max_new_tokens)
+        self._begin(prompt_tokens, model, max_new_tokens, needs)
         hold = self._reserve()
         for _ in range(_FALLBACKS_MAX):
             cheaper = self._cheaper(hold)
@@ -244,7 +265,10 @@ class Generation(_Course):
         """Debits `n` new tokens; on STOP cut, else follow `advice` and `remaining`."""
         if self._lease is None:
             raise _no_prompt()
-        return self._saw(self._lease.debit(n))
+        verdict = self._lease.debit(n)
+        if verdict is Verdict.STOP:
+            self._stopped = True
+        return verdict
 
     def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
         """Commits, once; a repeat changes nothing.
@@ -280,8 +304,9 @@ class Generation(_Course):
     @property
     def advice(self) -> Advice | None:
         """What to change about the running generation; None: nothing."""
-        if self._lease is not None and self._lease.advice is not None:
-            return self._lease.advice
+        told = None if self._lease is None else self._lease.advice
+        if told is not None:
+            return told
         return self._hold.advice if self._hold is not None and self.reason is None else None
 
     @property
@@ -323,10 +348,15 @@ class AsyncGeneration(_Course):
         self._lease: AsyncLease | None = None
 
     async def on_prompt(
-        self, prompt_tokens: int, *, model: str | None = None, max_new_tokens: int | None = None
+        self,
+        prompt_tokens: int,
+        *,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        needs: Capability | None = None,
     ) -> int:
         """As `Generation.on_prompt`."""
-        self._begin(prompt_tokens, model, max_new_tokens)
+        self._begin(prompt_tokens, model, max_new_tokens, needs)
         hold = await self._reserve()
         for _ in range(_FALLBACKS_MAX):
             cheaper = self._cheaper(hold)
@@ -364,7 +394,10 @@ class AsyncGeneration(_Course):
         """As `Generation.on_step`."""
         if self._lease is None:
             raise _no_prompt()
-        return self._saw(await self._lease.debit(n))
+        verdict = await self._lease.debit(n)
+        if verdict is Verdict.STOP:
+            self._stopped = True
+        return verdict
 
     async def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
         """As `Generation.on_end`."""
@@ -392,8 +425,9 @@ class AsyncGeneration(_Course):
     @property
     def advice(self) -> Advice | None:
         """What to change about the running generation; None: nothing."""
-        if self._lease is not None and self._lease.advice is not None:
-            return self._lease.advice
+        told = None if self._lease is None else self._lease.advice
+        if told is not None:
+            return told
         return self._hold.advice if self._hold is not None and self.reason is None else None
 
     @property

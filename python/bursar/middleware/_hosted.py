@@ -13,10 +13,11 @@ from bursar.aio import AsyncClient
 from bursar.client import Client
 from bursar.exceptions import InvalidRequest
 from bursar.middleware._generation import AsyncGeneration, Generation
+from bursar.middleware._policy import Capability
 from bursar.models import Usage, Verdict
-from bursar.tokens import GrowingText, count_prompt_tokens
+from bursar.tokens import GrowingText, count_prompt_tokens, has_media
 
-__all__ = ["AsyncMetered", "Metered", "Tokenizers", "usage_from"]
+__all__ = ["AsyncMetered", "Metered", "Tokenizers", "count", "needs", "usage_from"]
 
 
 class Tokenizers:
@@ -54,6 +55,11 @@ def count(
     whole = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     offered = [tool if isinstance(tool, Mapping) else {"tool": str(tool)} for tool in tools]
     return count_prompt_tokens(whole, tools=offered, tokenizer=tokenizer).count
+
+
+def needs(prompt: str | Sequence[Mapping[str, Any]], tools: object) -> Capability:
+    """What a call needs of the model that answers it."""
+    return Capability(tools=bool(tools), media=not isinstance(prompt, str) and has_media(prompt))
 
 
 class Metered:

@@ -1,4 +1,4 @@
-"""What every adapter does alike: how much is granted at first, and what a cut generation says.
+"""What every adapter does alike: the first grant, what a fallback can do, what a cut one says.
 
 Plain values; nothing here calls anything.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 from bursar._convert import invalid
 
-__all__ = ["BUDGET_EXHAUSTED", "NOTICES", "Policy"]
+__all__ = ["BUDGET_EXHAUSTED", "NOTICES", "Capability", "Policy"]
 
 BUDGET_EXHAUSTED: Final = "budget_exhausted"
 """The stop reason of a generation that the budget has cut."""
@@ -29,6 +29,30 @@ MAX_NEW_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Capability:
+    """What a model can do, or what a call needs, beyond a text after a text.
+
+    Attributes:
+        tools: Calls of tools.
+        media: Pictures, sounds and files.
+        context_tokens: Prompt and output together; of a model, None: as many as anybody asks for.
+    """
+
+    tools: bool = False
+    media: bool = False
+    context_tokens: int | None = None
+
+    def lacking(self, needs: "Capability") -> str:
+        """What a call needs and this model cannot do; empty: nothing."""
+        if needs.tools and not self.tools:
+            return "it takes no tools"
+        if needs.media and not self.media:
+            return "it takes no pictures, sounds or files"
+        room, wanted = self.context_tokens, needs.context_tokens or 0
+        return "" if room is None or wanted <= room else f"it holds {room} tokens of {wanted}"
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """How the adapters reserve and cut.
 
@@ -42,6 +66,8 @@ class Policy:
         ttl_s: Seconds until a reservation expires: no generation lasts longer. That of a process
             which has ended on this host goes back at once.
         labels: Names for the history, on every reservation.
+        capabilities: Fallback model → what it can do; one that is not there takes texts only, and
+            a call that needs more stays with its own model.
     """
 
     first_grant: int | None = None
@@ -50,6 +76,7 @@ class Policy:
     notices: Mapping[str, str] = field(default_factory=lambda: NOTICES)
     ttl_s: float = 600.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Mapping[str, Capability] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.first_grant is not None and self.first_grant < 1:

@@ -23,7 +23,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from bursar.client import Client
 from bursar.exceptions import GenerationTerminated
 from bursar.middleware._generation import Generation
-from bursar.middleware._hosted import Metered, Tokenizers, count, usage_from
+from bursar.middleware._hosted import Metered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Usage
 
@@ -46,7 +46,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         client: Of a sidecar, or of a ledger in this process.
         account: The account that spends.
         model: The model's name as the rate card knows it; None: the name that the model says.
-        fallbacks: Name → the model to use where the budget asks for a cheaper one.
+        fallbacks: Name → the model to use where the budget asks for a cheaper one; what it can do
+            is in `Policy.capabilities`.
         policy: How to reserve and cut.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """
@@ -115,11 +116,16 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         tools = [
             one if isinstance(one, dict) else convert_to_openai_tool(one) for one in request.tools
         ]
-        prompt = count(_plain([*messages, *request.messages]), tools, tokenizer)
+        prompt = _plain([*messages, *request.messages])
         asked = request.model_settings.get("max_tokens") or getattr(
             request.model, "max_tokens", None
         )
-        most = generation.on_prompt(prompt, model=name, max_new_tokens=asked)
+        most = generation.on_prompt(
+            count(prompt, tools, tokenizer),
+            model=name,
+            max_new_tokens=asked,
+            needs=needs(prompt, tools or request.response_format),
+        )
         model = request.model
         if generation.model is not None and generation.model != name:
             model = self._fallbacks[generation.model]

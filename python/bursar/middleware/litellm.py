@@ -17,7 +17,7 @@ from litellm.integrations.custom_logger import CustomLogger
 from bursar.aio import AsyncClient
 from bursar.exceptions import BudgetError, BudgetExceeded
 from bursar.middleware._generation import AsyncGeneration
-from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, usage_from
+from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Usage
 
@@ -45,7 +45,8 @@ class BudgetLogger(CustomLogger):
         account: The account that spends, or what says it for a call (never the body alone: a
             caller writes that).
         models: The proxy's name of a model → the rate card's, where they differ.
-        fallbacks: The models, in the proxy's names, that it may fall back to.
+        fallbacks: The models, in the proxy's names, that it may fall back to; what they can do is
+            in `Policy.capabilities`.
         policy: How to reserve and cut.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """
@@ -86,12 +87,16 @@ class BudgetLogger(CustomLogger):
         generation = AsyncGeneration(
             self._client, account, policy=self._policy, fallbacks=self._fallbacks
         )
-        prompt = count(
-            data.get("messages") or str(data.get("prompt", "")), data.get("tools") or (), tokenizer
-        )
+        prompt = data.get("messages") or str(data.get("prompt", ""))
+        tools = data.get("tools") or data.get("functions") or ()
         asked = data.get("max_completion_tokens") or data.get("max_tokens")
         try:
-            most = await generation.on_prompt(prompt, model=name, max_new_tokens=asked)
+            most = await generation.on_prompt(
+                count(prompt, tools, tokenizer),
+                model=name,
+                max_new_tokens=asked,
+                needs=needs(prompt, tools),
+            )
         except BudgetError as refused:
             raise _denied(refused) from refused
         data.pop("max_completion_tokens", None)

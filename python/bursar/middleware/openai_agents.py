@@ -23,7 +23,7 @@ from openai.types.responses import (
 
 from bursar.aio import AsyncClient
 from bursar.middleware._generation import AsyncGeneration
-from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, usage_from
+from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 
 __all__ = ["BudgetedModel"]
@@ -52,7 +52,8 @@ class BudgetedModel(Model):
         client: Of a sidecar; belongs to the event loop that runs the agent.
         account: The account that spends.
         name: The model's name as the rate card knows it; None: tokens are counted, not priced.
-        fallbacks: Name → the model to use where the budget asks for a cheaper one.
+        fallbacks: Name → the model to use where the budget asks for a cheaper one; what it can do
+            is in `Policy.capabilities`.
         policy: How to reserve and cut.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """
@@ -73,12 +74,14 @@ class BudgetedModel(Model):
         self._policy = policy if policy is not None else Policy()
         self._tokenizers = Tokenizers(tokenizer)
 
-    async def get_response(
+    async def get_response(  # noqa: PLR0917 -- the SDK's own signature
         self,
         system_instructions: str | None,
         input: Any,  # noqa: A002, ANN401 -- the SDK's own name and union
         model_settings: ModelSettings,
         tools: list[Any],
+        output_schema: Any,  # noqa: ANN401 -- the SDK's own
+        handoffs: list[Any],
         *rest: Any,  # noqa: ANN401 -- what the SDK passes on
         **more: Any,  # noqa: ANN401 -- as above
     ) -> ModelResponse:
@@ -86,10 +89,10 @@ class BudgetedModel(Model):
         generation = self._generation()
         try:
             _, settings = await self._begin(
-                generation, system_instructions, input, model_settings, tools
+                generation, system_instructions, input, model_settings, [*tools, *handoffs]
             )
             answer = await self._of(generation).get_response(
-                system_instructions, input, settings, tools, *rest, **more
+                system_instructions, input, settings, tools, output_schema, handoffs, *rest, **more
             )
         except BaseException:
             await generation.abandon()
@@ -104,22 +107,24 @@ class BudgetedModel(Model):
             answer.output = _with_notice(answer.output, generation.notice)
         return answer
 
-    async def stream_response(
+    async def stream_response(  # noqa: PLR0917 -- as above
         self,
         system_instructions: str | None,
         input: Any,  # noqa: A002, ANN401 -- the SDK's own name and union
         model_settings: ModelSettings,
         tools: list[Any],
+        output_schema: Any,  # noqa: ANN401 -- the SDK's own
+        handoffs: list[Any],
         *rest: Any,  # noqa: ANN401 -- what the SDK passes on
         **more: Any,  # noqa: ANN401 -- as above
     ) -> AsyncIterator[Any]:
         """One call, its events as they come."""
         async with self._generation() as generation:
             metered, settings = await self._begin(
-                generation, system_instructions, input, model_settings, tools
+                generation, system_instructions, input, model_settings, [*tools, *handoffs]
             )
             stream = self._of(generation).stream_response(
-                system_instructions, input, settings, tools, *rest, **more
+                system_instructions, input, settings, tools, output_schema, handoffs, *rest, **more
             )
             try:
                 # Closed before this generator is, or the SDK closes it while it runs.
@@ -175,14 +180,12 @@ class BudgetedModel(Model):
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
         if system:
             messages.insert(0, {"role": "system", "content": system})
-        schemas = [
-            {"name": tool.name, "parameters": getattr(tool, "params_json_schema", {})}
-            for tool in tools
-        ]
+        schemas = [_schema(tool) for tool in tools]
         most = await generation.on_prompt(
             count(messages, schemas, tokenizer),
             model=self._name,
             max_new_tokens=settings.max_tokens,
+            needs=needs(messages, tools),
         )
         follow: dict[str, Any] = {"max_tokens": most, "include_usage": True}
         advice = generation.advice
@@ -192,6 +195,13 @@ class BudgetedModel(Model):
 
     def _of(self, generation: AsyncGeneration) -> Model:
         return self._fallbacks.get(generation.model or "", self._model)
+
+
+def _schema(tool: Any) -> dict[str, Any]:  # noqa: ANN401 -- the SDK's own union
+    """What a model reads of a tool, or of an agent to hand over to."""
+    name = getattr(tool, "name", None) or getattr(tool, "tool_name", "")
+    schema = getattr(tool, "params_json_schema", None) or getattr(tool, "input_json_schema", {})
+    return {"name": name, "parameters": schema}
 
 
 async def _generator(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

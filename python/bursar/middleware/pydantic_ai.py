@@ -31,7 +31,7 @@ from pydantic_ai.usage import RequestUsage
 
 from bursar.aio import AsyncClient
 from bursar.middleware._generation import AsyncGeneration
-from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, usage_from
+from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Usage
 
@@ -53,7 +53,8 @@ class BudgetCapability(AbstractCapability[Any]):
         client: Of a sidecar; belongs to the event loop that runs the agent.
         account: The account that spends.
         model: The model's name as the rate card knows it; None: the name that the model says.
-        fallbacks: Name → the model to use where the budget asks for a cheaper one.
+        fallbacks: Name → the model to use where the budget asks for a cheaper one; what it can do
+            is in `Policy.capabilities`.
         policy: How to reserve and cut; None: the defaults.
         tokenizer: As for `count_prompt_tokens`; None: what the rate card says.
     """
@@ -161,9 +162,12 @@ class _BudgetedModel(WrapperModel):
             {"name": tool.name, "about": tool.description, "schema": tool.parameters_json_schema}
             for tool in (*parameters.function_tools, *parameters.output_tools)
         ]
-        asked = (settings or {}).get("max_tokens")
+        prompt = _plain(messages)
         most = await generation.on_prompt(
-            count(_plain(messages), tools, tokenizer), model=name, max_new_tokens=asked
+            count(prompt, tools, tokenizer),
+            model=name,
+            max_new_tokens=(settings or {}).get("max_tokens"),
+            needs=needs(prompt, tools),
         )
         follow = ModelSettings(**(settings or {}))
         follow["max_tokens"] = most

@@ -4,20 +4,21 @@
 
 It counts the prompt by the server's own `/tokenize`, has every chunk tell the usage so far (chunks
 hold several tokens), and on STOP ends the stream well and then tells the server that the client
-has gone: that, and no exception, aborts the request and frees its blocks. It imports nothing of
-vLLM.
+has gone: that, and no exception, aborts the request and frees its blocks. What else the server
+could compute is refused: it would be free. It imports nothing of vLLM.
 """
 
+import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, Final
 
 import bursar
 from bursar._convert import invalid
 from bursar.aio import AsyncClient
-from bursar.exceptions import BudgetError
+from bursar.exceptions import BudgetError, InvalidRequest
 from bursar.middleware._generation import AsyncGeneration
 from bursar.middleware._hosted import count, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
@@ -32,6 +33,22 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_FREE: Final = frozenset({"/ping", "/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_COMPLETION: Final = 16
+"""What OpenAI and vLLM make of a completion that names no limit."""
+_COUNTED: Final = (
+    "model",
+    "messages",
+    "prompt",
+    "tools",
+    "add_special_tokens",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "chat_template_kwargs",
+)
+"""What of a request the server's tokenizer has to know."""
 _BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 _DISCONNECT: Final = "http.disconnect"
 
@@ -47,6 +64,9 @@ class BudgetMiddleware:
             proxy can reach. None: the environment's BURSAR_ACCOUNT_HEADER, else there is none.
         priced: Whether models are priced by the rate card, under the name that a request says;
             else tokens are counted only. None: whether the environment's BURSAR_PRICED is 1.
+        free_paths: Paths to pass on without a budget, such as those of an operator; all others that
+            write, but the metered ones, are refused. None: the environment's BURSAR_FREE_PATHS,
+            with commas between them.
         policy: How to reserve and cut.
     """
 
@@ -58,6 +78,7 @@ class BudgetMiddleware:
         account: str | None = None,
         account_header: str | None = None,
         priced: bool | None = None,
+        free_paths: Collection[str] | None = None,
         policy: Policy | None = None,
     ) -> None:
         header = account_header or os.environ.get("BURSAR_ACCOUNT_HEADER", "")
@@ -66,15 +87,21 @@ class BudgetMiddleware:
         self._account = account or os.environ.get("BURSAR_ACCOUNT", "")
         self._header = header.lower().encode()
         self._priced = os.environ.get("BURSAR_PRICED") == "1" if priced is None else priced
+        if free_paths is None:
+            free_paths = os.environ.get("BURSAR_FREE_PATHS", "").split(",")
+        self._free = _FREE.union(filter(None, free_paths))
         self._policy = policy if policy is not None else Policy()
         if not self._account and not self._header:
             raise invalid("name the account that spends, by BURSAR_ACCOUNT", field="account")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
-        metered = scope["type"] == "http" and scope["method"] == "POST"
-        if not metered or scope["path"] not in _PATHS:
+        kind, path = scope["type"], scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if kind == "lifespan" or scope.get("method") in _READING or path in self._free:
             await self._app(scope, receive, send)
+            return
+        if kind != "http" or path not in _PATHS:
+            await _refuse(send, kind, f"{path} is not metered: call {' or '.join(sorted(_PATHS))}")
             return
         raw = await _read(receive)
         if raw is None:
@@ -82,7 +109,9 @@ class BudgetMiddleware:
             return
         body = _parsed(raw)
         if body is None:
-            await _answer(send, 400, "send a JSON object that asks for one choice", "invalid")
+            await _answer(
+                send, 400, "send a JSON object: one prompt, one choice, no beam search", "invalid"
+            )
             return
         account = dict(scope["headers"]).get(self._header, b"").decode("latin-1") or self._account
         async with AsyncGeneration(
@@ -98,11 +127,20 @@ class BudgetMiddleware:
         receive: Receive,
         send: Send,
     ) -> None:
-        prompt = await self._count(scope, body)
+        prompt, context = await self._count(scope, body)
         asked = body.pop("max_completion_tokens", None) or body.get("max_tokens")
+        if asked is None:
+            asked = self._policy.max_new_tokens if "messages" in body else _COMPLETION
+        if (
+            context is not None
+        ):  # the server refuses more; a prompt that fills it, it refuses itself
+            asked = min(asked, max(1, context - prompt))
         model = str(body.get("model")) if self._priced else None
         try:
             most = await generation.on_prompt(prompt, model=model, max_new_tokens=asked)
+        except InvalidRequest as wrong:
+            await _answer(send, 400, wrong.message, "invalid")
+            return
         except BudgetError as refused:
             await _answer(send, 402, refused.message, "budget_exceeded")
             return
@@ -123,15 +161,20 @@ class BudgetMiddleware:
         await self._app(scope, call.receiver(raw, receive), call.send)
         await call.finish()
 
-    async def _count(self, scope: Scope, body: dict[str, Any]) -> int:
-        """The exact prompt, by the server's own tokenizer; else an estimate."""
-        wanted = {
-            name: body[name] for name in ("model", "messages", "prompt", "tools") if name in body
-        }
+    async def _count(self, scope: Scope, body: dict[str, Any]) -> tuple[int, int | None]:
+        """The prompt, exact by the server's own tokenizer, else an estimate; and its context."""
+        wanted = {name: body[name] for name in _COUNTED if name in body}
+        tokens = wanted.get("prompt")
+        if isinstance(tokens, list):
+            wanted |= {"prompt": "", "add_special_tokens": False}
         raw, found = json.dumps(wanted).encode(), bytearray()
-        status = 0
+        status, is_asked = 0, False
 
         async def receive() -> Message:
+            nonlocal is_asked
+            if is_asked:  # the server listens for a hang-up until it has answered
+                await asyncio.Event().wait()
+            is_asked = True
             return {"type": "http.request", "body": raw, "more_body": False}
 
         async def send(message: Message) -> None:
@@ -141,14 +184,18 @@ class BudgetMiddleware:
 
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
         headers.append((b"content-length", str(len(raw)).encode()))
-        inner = {**scope, "path": "/tokenize", "raw_path": b"/tokenize", "headers": headers}
+        path = f"{scope.get('root_path', '')}/tokenize"
+        inner = {**scope, "path": path, "raw_path": path.encode(), "headers": headers}
+        known = len(tokens) if isinstance(tokens, list) else 0
         with contextlib.suppress(ValueError, KeyError, TypeError):
             await self._app(inner, receive, send)
             if status == 200:  # noqa: PLR2004 -- OK
-                return int(json.loads(found)["count"])
-        return count(
-            body.get("messages") or str(body.get("prompt", "")), body.get("tools") or (), None
-        )
+                told = json.loads(found)
+                return known + int(told["count"]), told.get("max_model_len")
+        if known:
+            return known, None
+        prompt = body.get("messages") or str(body.get("prompt", ""))
+        return count(prompt, body.get("tools") or (), None), None
 
 
 class _Call:
@@ -160,7 +207,8 @@ class _Call:
         self._generation, self._send, self._options = generation, send, options
         self._is_chat = is_chat
         self._start: Message | None = None
-        self._is_stream = self._is_over = False
+        self._is_stream = False
+        self._over = asyncio.Event()
         self._buffer = b""
         self._frame: dict[str, Any] = {}
         self._usage: Usage | None = None
@@ -176,28 +224,25 @@ class _Call:
             if not told:
                 told = True
                 return {"type": "http.request", "body": raw, "more_body": False}
-            if self._is_over:
-                return {"type": _DISCONNECT}
             # The server asks beside its work; by the time it is answered the call may be cut.
             return await self._gone(receive)
 
         return receive_next
 
     async def _gone(self, receive: Receive) -> Message:
-        import asyncio
-
         real = asyncio.ensure_future(receive())
+        over = asyncio.ensure_future(self._over.wait())
         try:
-            while not self._is_over and not real.done():
-                await asyncio.wait({real}, timeout=0.02)
+            await asyncio.wait({real, over}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            over.cancel()
             if not real.done():
                 real.cancel()
-        return await real if real.done() and not real.cancelled() else {"type": _DISCONNECT}
+        return {"type": _DISCONNECT} if self._over.is_set() else await real
 
     async def send(self, message: Message) -> None:
         """What the server sends."""
-        if self._is_over:
+        if self._over.is_set():
             return
         if message["type"] == "http.response.start":
             self._start = message
@@ -212,7 +257,7 @@ class _Call:
         *events, self._buffer = self._buffer.split(b"\n\n")
         for event in events:
             await self._event(event)
-            if self._is_over:
+            if self._over.is_set():
                 return
 
     async def _event(self, event: bytes) -> None:
@@ -255,7 +300,7 @@ class _Call:
         await self._say(self._chunk("", finish))
         if self._options.get("include_usage") and self._usage is not None:
             await self._say({**self._frame, "choices": [], "usage": _told(self._usage)})
-        self._is_over = True
+        self._over.set()
         await self._send(
             {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False}
         )
@@ -274,7 +319,7 @@ class _Call:
 
     async def finish(self) -> None:
         """Settles, and sends an answer in one piece."""
-        if self._is_over:
+        if self._over.is_set():
             return
         if self._is_stream:  # the server has ended without its last word
             await self._send(
@@ -320,7 +365,23 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
         body = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    return body if isinstance(body, dict) and body.get("n", 1) == 1 else None
+    return body if isinstance(body, dict) and _is_one(body) else None
+
+
+def _is_one(body: dict[str, Any]) -> bool:
+    """Whether it asks for one text after one prompt: what is granted holds for that."""
+    prompt = body.get("prompt", "")
+    is_prompt = isinstance(prompt, str) or (
+        isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+    )
+    numbers = (body.get("max_tokens"), body.get("max_completion_tokens"))
+    return (
+        is_prompt
+        and all(number is None or isinstance(number, int) for number in numbers)
+        and all(body.get(name) in (None, 1) for name in ("n", "best_of"))
+        and not body.get("use_beam_search")
+        and body.get("prompt_embeds") is None
+    )
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -333,6 +394,13 @@ async def _read(receive: Receive) -> bytes | None:
             return None
         if not message.get("more_body"):
             return bytes(body)
+
+
+async def _refuse(send: Send, kind: str, message: str) -> None:
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": message})
+    else:
+        await _answer(send, 403, message, "not_metered")
 
 
 async def _answer(send: Send, status: int, message: str, code: str) -> None:

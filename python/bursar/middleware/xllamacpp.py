@@ -18,6 +18,7 @@ from bursar._convert import invalid
 from bursar.client import Client
 from bursar.exceptions import BursarError
 from bursar.middleware._generation import Generation
+from bursar.middleware._hosted import needs
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Advice, Usage, Verdict
 
@@ -58,7 +59,8 @@ class BudgetedServer:
         client: Of a sidecar, or of a ledger in this process.
         account: The account that spends.
         model: The model's name as the rate card knows it; None: tokens are counted, not priced.
-        fallbacks: Model → the server that has it, for budgets that ask for a cheaper one.
+        fallbacks: Model → the server that has it, for budgets that ask for a cheaper one; what it
+            can do is in `Policy.capabilities`.
         policy: How to reserve and cut.
         api_key: The engine's, if it has one.
 
@@ -107,7 +109,12 @@ class BudgetedServer:
         )
         with generation:
             prompt_tokens = self._engine.count_prompt(body, is_chat=is_chat)
-            generation.on_prompt(prompt_tokens, model=self._model, max_new_tokens=asked)
+            generation.on_prompt(
+                prompt_tokens,
+                model=self._model,
+                max_new_tokens=asked,
+                needs=needs(body.get("messages", ""), body.get("tools")),
+            )
             runner = fallbacks.get(generation.model or "", self)
             with runner.slot() as slot:
                 call = _Call(body, callback, generation, slot=slot, is_chat=is_chat)
@@ -208,33 +215,38 @@ class _Call:
                 self._generation.abandon()
             raise BursarError(f"llama.cpp: {chunk['error'].get('message')}", reason="ENGINE")
         verdict = self._debit(chunk)
-        choices = chunk.get("choices") or [{}]
+        choices = chunk.get("choices")
+        if not choices:
+            return False
         finished = choices[0].get("finish_reason")
         if finished is not None:
             self.ended = finished
             return False
-        if not chunk.get("choices"):
-            return False
         if verdict is Verdict.STOP:
             self.ended = "stop"
             return True
-        if self._pass_on(chunk):
+        if self._pass_on(chunk, choices[0]):
             self.ended = "cancelled"
             return True
-        return self._follow()
+        # While all is well there is no advice, and the limit is the one that the engine was told.
+        return (verdict is not Verdict.OK or bool(self._applied)) and self._follow()
 
     def _debit(self, chunk: Chunk) -> Verdict:
         """Debits what the engine has computed since the last chunk."""
-        timings = chunk.get("timings") or {}
+        timings = chunk.get("timings")
+        if timings is None:
+            return Verdict.OK
         if self._prompt_tokens is None and "prompt_n" in timings:
             self._prompt_tokens = timings["prompt_n"] + timings.get("cache_n", 0)
-        made = timings.get("predicted_n", self._made)
-        new, self._made = max(0, made - self._made), max(made, self._made)
-        return self._generation.on_step(new) if new else Verdict.OK
+        new = timings.get("predicted_n", 0) - self._made
+        if new <= 0:
+            return Verdict.OK
+        self._made += new
+        return self._generation.on_step(new)
 
-    def _pass_on(self, chunk: Chunk) -> bool:
-        self._frame = {key: chunk[key] for key in ("id", "created", "model", "object")}
-        choice = chunk["choices"][0]
+    def _pass_on(self, chunk: Chunk, choice: Chunk) -> bool:
+        if not self._frame:  # the same in all chunks of an answer
+            self._frame = {key: chunk[key] for key in ("id", "created", "model", "object")}
         delta = choice.get("delta", choice)
         self._text += delta.get("content" if self._is_chat else "text") or ""
         if self._is_streaming:
@@ -316,38 +328,56 @@ class _Engine:
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
-    def _ask(self, method: str, path: str, body: Body | None = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(
-            self._at.hostname or "localhost", self._at.port, timeout=_TIMEOUT_S
-        )
+    @contextmanager
+    def _connected(self) -> Iterator[http.client.HTTPConnection]:
+        host = self._at.hostname or "localhost"
+        connection = http.client.HTTPConnection(host, self._at.port, timeout=_TIMEOUT_S)
         try:
-            connection.request(method, path, json.dumps(body or {}), self._headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            yield connection
         finally:
             connection.close()
 
-    def _right(self, method: str, path: str, body: Body | None = None) -> Any:  # noqa: ANN401 -- JSON
-        status, answer = self._ask(method, path, body)
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Body | None = None,
+    ) -> tuple[int, Any]:
+        connection.request(method, path, json.dumps(body or {}), self._headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    def _right(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Body | None = None,
+    ) -> Any:  # noqa: ANN401 -- JSON
+        status, answer = self._ask(connection, method, path, body)
         if status != http.client.OK:
             raise BursarError(f"llama.cpp answered {status} to {path}: {answer}", reason="ENGINE")
         return answer
 
     def slot_count(self) -> int:
         """How many slots it has, once it is sure that they can be erased."""
-        status, answer = self._ask("POST", "/slots/0?action=none")
-        if status != http.client.BAD_REQUEST:
-            raise invalid(f"the engine erases no slot: {answer}", field="slot_save_path")
-        return min(int(self._right("GET", "/props")["total_slots"]), _SLOTS_MAX)
+        with self._connected() as engine:
+            status, answer = self._ask(engine, "POST", "/slots/0?action=none")
+            if status != http.client.BAD_REQUEST:
+                raise invalid(f"the engine erases no slot: {answer}", field="slot_save_path")
+            return min(int(self._right(engine, "GET", "/props")["total_slots"]), _SLOTS_MAX)
 
     def count_prompt(self, body: Body, *, is_chat: bool) -> int:
         """The exact prompt, the model's template included."""
         prompt = body.get("prompt")
-        if is_chat:
-            prompt = self._right("POST", "/apply-template", body)["prompt"]
-        asked = {"content": prompt, "add_special": True, "parse_special": True}
-        return len(self._right("POST", "/tokenize", asked)["tokens"])
+        with self._connected() as engine:
+            if is_chat:
+                prompt = self._right(engine, "POST", "/apply-template", body)["prompt"]
+            asked = {"content": prompt, "add_special": True, "parse_special": True}
+            return len(self._right(engine, "POST", "/tokenize", asked)["tokens"])
 
     def erase(self, slot: int) -> int:
         """Erases a slot; how many tokens it held."""
-        return int(self._right("POST", f"/slots/{slot}?action=erase")["n_erased"])
+        with self._connected() as engine:
+            return int(self._right(engine, "POST", f"/slots/{slot}?action=erase")["n_erased"])

@@ -1,11 +1,11 @@
 //! `bursar._core`: thin wrappers. A body converts, calls without the GIL, converts.
 #![deny(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bursar_server::config::Config;
 use bursar_server::prompt::Prompt;
-use bursar_server::{ApiError, Engine, tokens};
+use bursar_server::{AccountWatch, ApiError, Engine, tokens};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -40,6 +40,12 @@ impl PyEngine {
         answer.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| core_error(py, &error))
     }
 
+    /// What has changed since this watch last looked, serialized; None: nothing.
+    fn look<'py>(&self, py: Python<'py>, watch: &PyWatch) -> Option<Bound<'py, PyBytes>> {
+        let look = || watch.0.lock().unwrap_or_else(PoisonError::into_inner).look(&self.0);
+        py.detach(look).map(|bytes| PyBytes::new(py, &bytes))
+    }
+
     #[getter]
     fn recovery(&self) -> String {
         self.0.recovery().to_owned()
@@ -47,6 +53,19 @@ impl PyEngine {
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.0.close()).map_err(|error| core_error(py, &error))
+    }
+}
+
+/// What one watcher of accounts has seen.
+#[pyclass(name = "Watch", frozen, module = "bursar._core")]
+struct PyWatch(Mutex<AccountWatch>);
+
+#[pymethods]
+impl PyWatch {
+    #[new]
+    fn new(py: Python<'_>, account: String) -> PyResult<PyWatch> {
+        let watch = AccountWatch::new(account).map_err(|error| core_error(py, &error))?;
+        Ok(PyWatch(Mutex::new(watch)))
     }
 }
 
@@ -62,10 +81,10 @@ fn count_tokens(py: Python<'_>, encoding: &str, text: &str) -> PyResult<i64> {
 
 /// The texts of a call's prompt, and about how many tokens come with them.
 #[pyfunction]
-fn prompt_parts(py: Python<'_>, call: &str) -> PyResult<(Vec<String>, i64)> {
+fn prompt_parts(py: Python<'_>, call: &str) -> PyResult<(Vec<String>, i64, bool)> {
     let prompt = py.detach(|| Prompt::parse(call)).map_err(|error| core_error(py, &error))?;
-    let beside = prompt.beside();
-    Ok((prompt.texts, beside))
+    let (beside, has_media) = (prompt.beside(), prompt.has_media());
+    Ok((prompt.texts, beside, has_media))
 }
 
 /// The bytes of each token of a text by an encoding.
@@ -105,6 +124,7 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
+    module.add_class::<PyWatch>()?;
     module.add_class::<server::PyServer>()?;
     module.add_class::<lease::PyLease>()?;
     module.add_function(wrap_pyfunction!(lease::empty_call, module)?)?;

@@ -4,7 +4,25 @@ use prost::Message;
 
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::{process, v1};
+use crate::history::Watch;
+use crate::{convert, process, v1};
+
+/// A watch of accounts by whoever looks: there is no connection to push to.
+#[derive(Debug)]
+pub struct AccountWatch(Watch);
+
+impl AccountWatch {
+    /// Of an account and those below it; empty: of all.
+    pub fn new(account: String) -> Result<AccountWatch, ApiError> {
+        convert::within(&account)?;
+        Ok(AccountWatch(Watch::new(account)))
+    }
+
+    /// A `WatchAccountsResponse`, if anything has changed since the last look.
+    pub fn look(&mut self, engine: &Engine) -> Option<Vec<u8>> {
+        self.0.look(engine).map(|changes| changes.encode_to_vec())
+    }
+}
 
 impl Engine {
     /// Answers `Service/Method` once the answer is durable. Streams are not offered here.

@@ -32,6 +32,7 @@ pub mod tokens;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+pub use embedded::AccountWatch;
 pub use engine::{Engine, OpenError};
 pub use error::ApiError;
 pub use process::{ProcessCall, Processes};

@@ -75,7 +75,7 @@ impl Prompt {
     }
 
     /// Whether there are pictures, sounds or files.
-    pub(crate) fn has_media(&self) -> bool {
+    pub fn has_media(&self) -> bool {
         self.media > 0
     }
 
