@@ -78,7 +78,7 @@ fn hold(ledger: &Ledger<NoJournal>, path: &str, amount: i64, key: u128) -> Reser
 
 fn commit(ledger: &Ledger<NoJournal>, id: ReservationId) {
     let actual = Amounts::of(Unit::Tokens, 7);
-    let ending = Ending::Commit { actual, named: 1, payload: 1 };
+    let ending = Ending::Commit { actual, named: 1, payload: 1, success: None };
     let ended = ledger.end(id, ending, NOW);
     assert!(black_box(&ended).is_ok());
 }

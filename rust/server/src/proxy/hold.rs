@@ -229,6 +229,7 @@ impl Hold {
             reservation,
             actual: Vec::new(),
             usage: Some(usage),
+            success: None,
         })
     }
 }
