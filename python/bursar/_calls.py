@@ -210,6 +210,7 @@ def commit(
     tokens: int | None,
     actual: models.Amounts | None,
     usage: models.Usage | None,
+    success: bool | None,
 ) -> Call[models.CommitResult]:
     """LedgerService/Commit; with nothing given, what was debited."""
     amounts = one_of(tokens, actual, usage, field="actual", required=False)
@@ -227,6 +228,7 @@ def commit(
         reservation=reservation,
         actual=convert.amounts_to_wire(amounts or {}, field="actual"),
         usage=convert.usage_to_wire(usage) if usage else None,
+        success=success,
     )
     return Call("LedgerService/Commit", request, lg.CommitResponse, read)
 

@@ -134,12 +134,15 @@ class AsyncReservation(Handle):
         actual: Amounts | None = None,
         usage: Usage | None = None,
         output_tokens: int | None = None,
+        success: bool | None = None,
     ) -> CommitResult:
         """As `Reservation.commit`."""
         usage = self._usage(usage, output_tokens)
         if tokens is None and actual is None and usage is None:
             actual, usage = await self._tell()
-        result = await self._client.commit(self.id, tokens=tokens, actual=actual, usage=usage)
+        result = await self._client.commit(
+            self.id, tokens=tokens, actual=actual, usage=usage, success=success
+        )
         return self._saw_commit(result)
 
     async def _tell(self) -> Spending:
@@ -277,9 +280,11 @@ class AsyncClient:
         tokens: int | None = None,
         actual: Amounts | None = None,
         usage: Usage | None = None,
+        success: bool | None = None,
     ) -> CommitResult:
         """As `Client.commit`."""
-        return await self._run(calls.commit(reservation, tokens=tokens, actual=actual, usage=usage))
+        call = calls.commit(reservation, tokens=tokens, actual=actual, usage=usage, success=success)
+        return await self._run(call)
 
     async def release(self, reservation: str) -> ReleaseResult:
         """As `Client.release`."""

@@ -184,15 +184,18 @@ class Client:
         tokens: int | None = None,
         actual: Amounts | None = None,
         usage: Usage | None = None,
+        success: bool | None = None,
     ) -> CommitResult:
         """Ends a reservation with its true amounts; with none given, with what was debited.
 
         Never refused for lack of budget: what passes the limit is `CommitResult.overdraft`.
+        `success` says whether the work came to what it was for, for calibration; None: not judged.
 
         Raises:
-            IdempotencyMismatch: It was committed before with other amounts.
+            IdempotencyMismatch: It was committed before with other amounts or another `success`.
         """
-        return self._run(calls.commit(reservation, tokens=tokens, actual=actual, usage=usage))
+        call = calls.commit(reservation, tokens=tokens, actual=actual, usage=usage, success=success)
+        return self._run(call)
 
     def release(self, reservation: str) -> ReleaseResult:
         """Ends a reservation at what was debited and returns the rest. A repeat is safe."""

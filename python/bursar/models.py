@@ -91,6 +91,8 @@ class EntryKind(StrEnum):
     CROSSING = "crossing"
     CARVE = "carve"
     RUNAWAY = "runaway"
+    SUCCESS = "success"
+    FAILURE = "failure"
 
 
 _KINDS: Final = frozenset(kind.value for kind in PeriodKind)
@@ -423,7 +425,7 @@ class Entry:
         time: When it happened.
         account: The account's path.
         reservation: The reservation's id, or empty.
-        unit: The unit; empty for freeze and unfreeze.
+        unit: The unit; empty for freeze, unfreeze, success and failure.
         kind: What moved.
         amount: How much, in the unit's base; for a crossing its share in thousandths.
         admit_time: When the window that it counts in was charged.

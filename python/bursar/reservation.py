@@ -272,15 +272,19 @@ class Reservation(Handle):
         actual: Amounts | None = None,
         usage: Usage | None = None,
         output_tokens: int | None = None,
+        success: bool | None = None,
     ) -> CommitResult:
         """Ends it with its true amounts; with none given, with what was debited.
 
         What its lease has counted is part of that, also where the sidecar has not heard it yet.
+        `success` says whether the work came to what it was for; see `Client.commit`.
         """
         usage = self._usage(usage, output_tokens)
         if tokens is None and actual is None and usage is None:
             actual, usage = self._tell()
-        result = self._client.commit(self.id, tokens=tokens, actual=actual, usage=usage)
+        result = self._client.commit(
+            self.id, tokens=tokens, actual=actual, usage=usage, success=success
+        )
         return self._saw_commit(result)
 
     def release(self) -> ReleaseResult:

@@ -3,7 +3,7 @@
 - `runs`: entries → what each run spent and held. Pure.
 - `replay`: runs → what a limit would have cut, degraded, saved and refused, and which to take.
   Pure.
-- `labels`: which runs succeeded, out of a CSV file.
+- `labels`: which runs succeeded, out of a CSV file; Commits say it, too, and it outranks them.
 - `summary`: the whole answer, by unit, and as JSON; `words`: the same for people. Pure.
 - `report`, `charts`: the page for people; they need matplotlib, of the extra `report`.
 

@@ -1,6 +1,6 @@
 """Which runs succeeded, out of a CSV file: a label per run, matched by the run's key.
 
-The ledger has no field for it; whoever judges answers writes the file. Reads one file, no ledger.
+For what is judged after the Commit, which can say it, too. Reads one file, no ledger.
 """
 
 import csv

@@ -132,11 +132,11 @@ class Replay:
 
         Args:
             runs: The runs of one unit.
-            labels: Whether runs succeeded, by their keys; others are not labelled.
+            labels: Whether runs succeeded, by their keys; others are labelled as their Commits say.
         """
         ordered = sorted(runs, key=lambda run: run.spent)
         labels = labels or {}
-        labelled = [(run.spent, labels[run.key]) for run in ordered if run.key in labels]
+        judged = [(run.spent, labels.get(run.key, run.success)) for run in ordered]
         self.spent = [run.spent for run in ordered]
         self.claimed = sorted(run.claimed for run in ordered)
         self.unused = sorted(run.claimed - run.spent for run in ordered)
@@ -148,8 +148,8 @@ class Replay:
         self._single_tail = _tail(self._single)
         self._several = [run for run in ordered if len(run.floors) > 1]
         self._several_spent = [run.spent for run in self._several]
-        self._good = [spent for spent, success in labelled if success]
-        self._bad = [spent for spent, success in labelled if not success]
+        self._good = [spent for spent, success in judged if success]
+        self._bad = [spent for spent, success in judged if success is False]
         self._bad_tail = _tail(self._bad)
 
     @property

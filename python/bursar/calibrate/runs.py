@@ -7,6 +7,9 @@ is spent, so they are left out.
 
 Entries do not name the parent of a nested reservation. It counts as a call of its own whose carve
 is its hold; its parent's hold is not lessened by it.
+
+A run succeeded, or failed, as the Commit of its call says; one of several calls as the last Commit
+among them that says it: what came before led there.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +23,7 @@ from zoneinfo import ZoneInfo
 from bursar.models import Entry, EntryKind, Period, PeriodKind
 from bursar.units import CAPACITY_UNITS
 
-__all__ = ["ENTRIES_MAX", "KINDS", "By", "History", "Run", "TooMuchHistory", "read_runs"]
+__all__ = ["ENTRIES_MAX", "JUDGED", "KINDS", "By", "History", "Run", "TooMuchHistory", "read_runs"]
 
 ENTRIES_MAX: Final = 5_000_000
 """Entries that one calibration reads: about a gigabyte of memory."""
@@ -33,6 +36,9 @@ KINDS: Final = (
     EntryKind.OVERDRAFT,
 )
 """The kinds of entries that runs are made of."""
+
+JUDGED: Final = (EntryKind.SUCCESS, EntryKind.FAILURE)
+"""The kinds of entries that say how the work of a call ended; they have no unit."""
 
 _HELD: Final = frozenset({EntryKind.HOLD, EntryKind.CARVE})
 _LABELS: Final = {PeriodKind.HOUR: "%Y-%m-%dT%H%z", PeriodKind.MONTH: "%Y-%m"}
@@ -61,6 +67,7 @@ class Run:
         exhausted: Whether a call spent all that it held, so that it may have wanted more.
         floors: For each call in the order of their beginnings: what was settled before it began.
         totals: What the first 0, 1, 2, … calls spent together; one more than `floors`.
+        success: Whether it succeeded; None: no Commit says.
     """
 
     key: str
@@ -70,6 +77,7 @@ class Run:
     exhausted: bool
     floors: tuple[int, ...]
     totals: tuple[int, ...]
+    success: bool | None = None
 
     def spent_if_checked_between_calls(self, limit: int) -> int:
         """What it spends if a call may begin, and then runs to its end, while less is settled.
@@ -111,13 +119,15 @@ class _Row(NamedTuple):
 class _Call:
     """The rows of one reservation."""
 
-    __slots__ = ("account", "id", "rows", "time")
+    __slots__ = ("account", "id", "judged", "rows", "time")
 
     def __init__(self, entry: Entry) -> None:
         self.id = entry.reservation
         self.account = entry.account
         self.time = entry.time
         self.rows: list[_Row] = []
+        self.judged: tuple[int, bool] | None = None
+        """Where a Commit says whether it succeeded, and what."""
 
     def has_hold(self) -> bool:
         return any(row.kind in _HELD for row in self.rows)
@@ -153,7 +163,8 @@ def read_runs(
     """Makes runs of the entries of an account and those below it.
 
     Args:
-        entries: All of `KINDS`, from the beginning and in order, so that no call is cut in two.
+        entries: All of `KINDS`, from the beginning and in order, so that no call is cut in two;
+            those of `JUDGED` among them or behind them.
         account: The account that is calibrated; empty: all.
         by: What a run is.
         period: With `By.ACCOUNT`: each window makes a run of its own. A call counts in the window
@@ -200,6 +211,10 @@ def _calls(entries: Iterable[Entry]) -> Iterable[_Call]:
         if entry.unit in CAPACITY_UNITS or not entry.reservation:
             continue
         call = calls.get(entry.reservation)
+        if entry.kind in JUDGED:
+            if call is not None:  # else it moved nothing of the unit that is asked for
+                call.judged = position, entry.kind is EntryKind.SUCCESS
+            continue
         if call is None:
             call = calls[entry.reservation] = _Call(entry)
         call.rows.append(_Row(position, entry.unit, entry.kind, entry.amount))
@@ -253,7 +268,8 @@ def _run(key: str, calls: list[_Call], unit: str) -> Run:
             # What a parent carved out of its hold never comes back to it by a row of its own.
             claim -= unused.pop(index)
     floors, totals = _steps(first, last, spent)
-    return Run(key, totals[-1], claimed, overdraft, exhausted, floors, totals)
+    _, success = max((call.judged for call in calls if call.judged), default=(0, None))
+    return Run(key, totals[-1], claimed, overdraft, exhausted, floors, totals, success)
 
 
 def _steps(

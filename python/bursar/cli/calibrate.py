@@ -3,6 +3,7 @@
 import importlib.util
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import click
 
 import bursar
 from bursar.calibrate.labels import LabelsError, read_labels
-from bursar.calibrate.runs import KINDS, By, History, TooMuchHistory, read_runs
+from bursar.calibrate.runs import JUDGED, KINDS, By, History, TooMuchHistory, read_runs
 from bursar.calibrate.summary import QUANTILES, THRESHOLDS, Question, Summary, summarise
 from bursar.calibrate.words import advice, facts, left_out, run_in_words, tables
 from bursar.cli._output import echo_json, echo_table, safe
@@ -117,7 +118,8 @@ class Percent(click.ParamType[Fraction]):
 @click.option(
     "--labels",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV with the columns reservation (or account) and success: what truncation costs.",
+    help="CSV with the columns reservation (or account) and success: what truncation costs. It "
+    "outranks what Commits said.",
 )
 @click.option(
     "--report",
@@ -203,13 +205,13 @@ def _history(client: bursar.Client, question: Question, options: dict[str, Any])
         # One that has spent since its entries were read is one that was open then.
         return found.state is ReservationState.PENDING or any(found.spent.values())
 
-    entries = client.list_entries(
-        question.account, unit=options["unit"] or "", kinds=KINDS, page_size=_PAGE_SIZE
-    )
+    account, unit = question.account, options["unit"] or ""
+    entries = client.list_entries(account, unit=unit, kinds=KINDS, page_size=_PAGE_SIZE)
+    judged = client.list_entries(account, kinds=JUDGED, page_size=_PAGE_SIZE)
     try:
         return read_runs(
-            entries,
-            question.account,
+            chain(entries, judged),
+            account,
             by=question.by,
             period=Period.parse(question.period),
             since=options["since"],

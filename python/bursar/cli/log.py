@@ -30,6 +30,9 @@ COLUMNS: Final = (
     "detail",
 )
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(Entry))
+_WITHOUT_AMOUNT: Final = frozenset(
+    {EntryKind.FREEZE, EntryKind.UNFREEZE, EntryKind.SUCCESS, EntryKind.FAILURE}
+)
 _PAGE_SIZE: Final = 10_000
 _CHUNK_ROWS: Final = 1_000
 
@@ -117,7 +120,7 @@ def _cells(entry: Entry) -> list[str]:
 def _amount(entry: Entry) -> str:
     if entry.kind is EntryKind.CROSSING:
         return f"{entry.amount / 10:g}%"
-    if entry.kind in {EntryKind.FREEZE, EntryKind.UNFREEZE}:
+    if entry.kind in _WITHOUT_AMOUNT:
         return ""
     return format_amount(entry.unit, entry.amount) if entry.unit in UNITS else str(entry.amount)
 

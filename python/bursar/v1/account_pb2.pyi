@@ -177,6 +177,8 @@ class Entry(_message.Message):
         KIND_CROSSING: _ClassVar[Entry.Kind]
         KIND_CARVE: _ClassVar[Entry.Kind]
         KIND_RUNAWAY: _ClassVar[Entry.Kind]
+        KIND_SUCCESS: _ClassVar[Entry.Kind]
+        KIND_FAILURE: _ClassVar[Entry.Kind]
     KIND_UNSPECIFIED: Entry.Kind
     KIND_HOLD: Entry.Kind
     KIND_RETURN: Entry.Kind
@@ -188,6 +190,8 @@ class Entry(_message.Message):
     KIND_CROSSING: Entry.Kind
     KIND_CARVE: Entry.Kind
     KIND_RUNAWAY: Entry.Kind
+    KIND_SUCCESS: Entry.Kind
+    KIND_FAILURE: Entry.Kind
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]

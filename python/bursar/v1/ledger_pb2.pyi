@@ -322,14 +322,16 @@ class ExtendResponse(_message.Message):
     def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., advice: _Optional[_Union[Advice, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
-    __slots__ = ("reservation", "actual", "usage")
+    __slots__ = ("reservation", "actual", "usage", "success")
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     ACTUAL_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
     reservation: str
     actual: _containers.RepeatedCompositeFieldContainer[Amount]
     usage: Usage
-    def __init__(self, reservation: _Optional[str] = ..., actual: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+    success: bool
+    def __init__(self, reservation: _Optional[str] = ..., actual: _Optional[_Iterable[_Union[Amount, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., success: _Optional[bool] = ...) -> None: ...
 
 class CommitResponse(_message.Message):
     __slots__ = ("verdict", "spent", "returned", "overdraft", "advice")

@@ -150,9 +150,10 @@ class LedgerServiceServicer:
     def Commit(self, request, context):
         """Ends the reservation with its true amounts and returns the rest of the hold.
 
-        A second Commit alike answers alike; a second one with other amounts fails with
-        IDEMPOTENCY_MISMATCH. A Commit on an expired or released reservation still counts. A Commit is never
-        refused for lack of budget: what passes the limit is recorded as overdraft, which blocks new holds.
+        A second Commit alike answers alike; a second one with other amounts, or another `success`, fails
+        with IDEMPOTENCY_MISMATCH. A Commit on an expired or released reservation still counts. A Commit is
+        never refused for lack of budget: what passes the limit is recorded as overdraft, which blocks new
+        holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

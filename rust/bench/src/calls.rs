@@ -95,7 +95,8 @@ pub fn echo(length: usize) -> Bytes {
 /// Ends a reservation at one unit.
 pub fn commit(reservation: &str) -> Bytes {
     let reservation = reservation.to_owned();
-    let request = v1::CommitRequest { reservation, actual: vec![amount(HOLD)], usage: None };
+    let request =
+        v1::CommitRequest { reservation, actual: vec![amount(HOLD)], usage: None, success: None };
     Bytes::from(request.encode_to_vec())
 }
 

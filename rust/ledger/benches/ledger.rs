@@ -22,12 +22,19 @@ use bursar_ledger::{
 
 const ROUNDS: usize = 9;
 const OPS: i64 = 200_000;
+/// Of what is measured in pairs: how many pairs, and how many operations on each side of one.
+const PAIRS: usize = 1_000;
+const BLOCK: i64 = 500;
 const PATH: &str = "acme/research/team/agent";
 const NOW: Now = Now { wall_ms: 1_767_225_600_000, mono_ms: 1 };
 /// Far enough not to be used up by any case.
 const LIMIT: i64 = 1 << 60;
 
 fn ledger(period: &Period) -> Ledger<NoJournal> {
+    guarded(period, policy())
+}
+
+fn guarded(period: &Period, runaway: Policy) -> Ledger<NoJournal> {
     let patterns = ["acme", "acme/**"].map(|text| AccountPattern {
         pattern: Pattern::parse(text).expect("a pattern"),
         budgets: vec![BudgetSpec {
@@ -44,7 +51,7 @@ fn ledger(period: &Period) -> Ledger<NoJournal> {
         max_reservations: 1 << 20,
         key_retention_ms: 0,
         account_idle_ms: i64::MAX,
-        runaway: Arc::new(policy()),
+        runaway: Arc::new(runaway),
     };
     Ledger::new(settings, NoJournal)
 }
@@ -78,7 +85,7 @@ fn hold(ledger: &Ledger<NoJournal>, path: &str, amount: i64, key: u128) -> Reser
 
 fn commit(ledger: &Ledger<NoJournal>, id: ReservationId) {
     let actual = Amounts::of(Unit::Tokens, 7);
-    let ending = Ending::Commit { actual, named: 1, payload: 1 };
+    let ending = Ending::Commit { actual, named: 1, payload: 1, success: None };
     let ended = ledger.end(id, ending, NOW);
     assert!(black_box(&ended).is_ok());
 }
@@ -161,6 +168,32 @@ fn reserve_and_commit(name: &str, floor: f64, keyed: bool, period: &Period) {
     });
 }
 
+/// What looking for runaways adds to a Reserve with its Commit: two ledgers in turn, one of which
+/// looks for none; the median over pairs of blocks.
+fn runaways(name: &str, period: &Period) {
+    let only = std::env::args().nth(1).filter(|arg| !arg.starts_with('-'));
+    if only.is_some_and(|only| only != name) {
+        return;
+    }
+    let ledgers = [Policy::off(), policy()].map(|policy| guarded(period, policy));
+    let block = |ledger: &Ledger<NoJournal>| {
+        let took = timed(|| (0..BLOCK).for_each(|_| commit(ledger, hold(ledger, PATH, 10, 0))));
+        tick(ledger);
+        took
+    };
+    let pair = |n: usize| {
+        let (first, second) = (block(&ledgers[n % 2]), block(&ledgers[1 - n % 2]));
+        if n.is_multiple_of(2) { second / first } else { first / second }
+    };
+    let mut ratios: Vec<f64> = (0..PAIRS).map(pair).collect();
+    ratios.sort_by(f64::total_cmp);
+    let [low, median, high] = [PAIRS / 4, PAIRS / 2, PAIRS * 3 / 4].map(|rank| ratios[rank]);
+    println!(
+        "{{\"case\":\"{name}\",\"unit\":\"ratio\",\"lower_quartile\":{low:.4},\
+         \"median\":{median:.4},\"upper_quartile\":{high:.4},\"pairs\":{PAIRS}}}"
+    );
+}
+
 /// The time per pair of calls on each of two threads that share three levels of the tree.
 fn two_threads(name: &str, floor: f64, keyed: bool) {
     let ledger = ledger(&Period::total());
@@ -203,6 +236,8 @@ fn main() {
     reserve_and_commit("reserve_commit_four_levels", floor, false, &total);
     reserve_and_commit("reserve_commit_four_levels_keyed", floor, true, &total);
     reserve_and_commit("reserve_commit_four_levels_by_day", floor, false, &day);
+    runaways("runaways_total", &total);
+    runaways("runaways_by_day", &day);
     two_threads("reserve_commit_two_threads", floor, false);
     two_threads("reserve_commit_two_threads_keyed", floor, true);
 }

@@ -23,6 +23,8 @@ pub trait Observer: std::fmt::Debug + Send + Sync {
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     count: AtomicU64,
+    /// Of those, the changes of limits.
+    limits: AtomicU64,
     observers: RwLock<Vec<Arc<dyn Observer>>>,
 }
 
@@ -34,6 +36,18 @@ impl Changes {
 
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn limits(&self) -> u64 {
+        self.limits.load(Ordering::Acquire)
+    }
+
+    /// A limit changed; called after it did.
+    pub(crate) fn limit(&self) {
+        // Release pairs with `limits`: whoever sees the new count sees the new limit.
+        self.limits.fetch_add(1, Ordering::Release);
+        self.verdicts();
     }
 
     /// Verdicts changed; called after they did.

@@ -256,6 +256,15 @@ pub enum Fact {
         /// What followed.
         action: Action,
     },
+    /// A Commit said whether the work of its reservation succeeded.
+    Judged {
+        /// The reservation.
+        id: ReservationId,
+        /// The account it was on.
+        account: AccountId,
+        /// Whether it did.
+        success: bool,
+    },
 }
 
 /// What happened in one operation, at one time: a record of the log.

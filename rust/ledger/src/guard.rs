@@ -1,8 +1,9 @@
 //! What follows from runaways: looking at calls and ends, telling what is found, and acting on it.
 //!
 //! Called from admission before anything is held, and from settlements. Mostly it costs a few loads
-//! at Reserve and one uncontended lock at the end. What it knows is not stored: after a restart an
-//! interval begins anew. What it finds is: as a fact, and for watchers in a short list.
+//! at Reserve, and at the end one draw from the leeway for each unit. What it knows is not stored:
+//! after a restart an interval begins anew. What it finds is: as a fact, and for watchers in a short
+//! list.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -12,9 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use foldhash::fast::FixedState;
 use parking_lot::Mutex;
 
-use crate::account::{Account, Chain, covers};
+use crate::account::{Account, Chain};
 use crate::fact::{Fact, Journal};
 use crate::ledger::Ledger;
+use crate::leeway::{Holds, Leeway};
 use crate::period::PeriodKind;
 use crate::reservation::Reservation;
 use crate::runaway::{Action, BURST, Counts, Finding, PROMPT_FINGERPRINT, Paced, Policy, Rule};
@@ -33,6 +35,8 @@ pub(crate) struct Guard {
     alarmed: AtomicBool,
     /// Whether its last end was in vain.
     failing: AtomicBool,
+    /// What may be spent without a look at `counts`; none while it is failing.
+    leeway: Leeway,
     /// None until there is something to count, and once the account is idle.
     counts: Mutex<Option<Box<Counts>>>,
 }
@@ -43,20 +47,36 @@ impl Guard {
             policy,
             alarmed: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            leeway: Leeway::none(),
             counts: Mutex::default(),
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Counts, &Policy) -> T) -> T {
+    fn with<T>(&self, now_ms: i64, f: impl FnOnce(&mut Counts, &Policy) -> T) -> T {
         let mut counts = self.counts.lock();
-        f(counts.get_or_insert_default(), &self.policy)
+        let counts = counts.get_or_insert_default();
+        if counts.is_over(&self.policy, now_ms) {
+            self.take_back(counts);
+        }
+        f(counts, &self.policy)
+    }
+
+    /// Counts what was drawn from the leeway, and ends it. Called under the lock of the counts.
+    fn take_back(&self, counts: &mut Counts) {
+        let given = std::mem::take(&mut counts.given);
+        if !given.is_zero() {
+            counts.spend(&self.leeway.take_back(&given));
+        }
     }
 
     /// Forgets the counts: nothing in them matters any more.
     pub(crate) fn forget(&self) {
         self.alarmed.store(false, Ordering::Relaxed);
         self.failing.store(false, Ordering::Relaxed);
-        *self.counts.lock() = None;
+        let mut counts = self.counts.lock();
+        if let Some(mut counts) = counts.take() {
+            self.take_back(&mut counts);
+        }
     }
 }
 
@@ -106,7 +126,7 @@ pub struct Found {
 pub(crate) struct Findings(Mutex<VecDeque<Found>>);
 
 /// Whether a call is to be degraded, or why it is refused.
-pub(crate) type Looked = Result<bool, Refusal>;
+pub(crate) type Looked = Result<bool, Box<Refusal>>;
 
 impl<J: Journal> Ledger<J> {
     /// Looks at a call of an account before it holds anything.
@@ -127,6 +147,7 @@ impl<J: Journal> Ledger<J> {
         if is_quiet { Ok(false) } else { self.look_closely(account, prompt, open, now_ms) }
     }
 
+    #[cold]
     fn look_closely(
         &self,
         account: &Arc<Account>,
@@ -142,12 +163,12 @@ impl<J: Journal> Ledger<J> {
         let pending = guard.policy.look(Rule::OpenReservations, open);
         let mut alarm = None;
         if guard.alarmed.load(Ordering::Relaxed) {
-            alarm = guard.with(|counts, policy| counts.alarmed(policy, now_ms));
+            alarm = guard.with(now_ms, |counts, policy| counts.alarmed(policy, now_ms));
             guard.alarmed.store(alarm.is_some(), Ordering::Relaxed);
         }
         let repeated = prompt.and_then(|(_, prompt)| {
             let fingerprint = FixedState::default().hash_one(prompt);
-            guard.with(|counts, policy| counts.asked(policy, fingerprint, now_ms))
+            guard.with(now_ms, |counts, policy| counts.asked(policy, fingerprint, now_ms))
         });
         self.act([pending, alarm, repeated], account, now_ms)
     }
@@ -176,8 +197,11 @@ impl<J: Journal> Ledger<J> {
     fn look_at_failure(&self, account: &Arc<Account>, now_ms: i64) {
         let guard = &account.guard;
         if guard.policy.most(Rule::NoProgress) != i64::MAX {
-            let found = guard.with(|counts, policy| counts.unspent(policy, now_ms));
-            guard.failing.store(true, Ordering::Relaxed);
+            let found = guard.with(now_ms, |counts, policy| {
+                guard.take_back(counts);
+                guard.failing.store(true, Ordering::Relaxed);
+                counts.unspent(policy, now_ms)
+            });
             self.raise_alarm(found, account, now_ms);
         }
     }
@@ -193,28 +217,44 @@ impl<J: Journal> Ledger<J> {
         now_ms: i64,
     ) {
         let guard = &account.guard;
-        if guard.failing.load(Ordering::Relaxed) {
-            guard.failing.store(false, Ordering::Relaxed);
-            guard.with(|counts, _| counts.progressed());
-        }
-        let is_paced = |(unit, _): &(Unit, i64)| covers(chain.paced, *unit);
-        if guard.policy.most(Rule::Velocity) == i64::MAX || !spent.iter().any(|one| is_paced(&one))
-        {
+        let paced = if guard.policy.most(Rule::Velocity) == i64::MAX { 0 } else { chain.paced };
+        if paced == 0 {
+            if guard.failing.load(Ordering::Relaxed) {
+                self.look_at_counts(account, chain, &Amounts::ZERO, now_ms);
+            }
             return;
         }
-        let lasted_ms = now_ms.saturating_sub(start_ms);
-        let mut found = None;
-        guard.with(|counts, policy| {
-            for (unit, amount) in spent.iter().filter(is_paced) {
-                let part = shortened(amount, policy.interval_ms, lasted_ms);
-                let total = counts.spent(policy, unit, part, now_ms);
-                chain.each(unit, &mut |window| {
-                    // Never says no when it is above: these are parts of the limit.
-                    if total > window.unheld().div_euclid(BURST) && found.is_none() {
-                        found = counts.velocity(policy, &paced(window));
-                    }
-                });
+        let (interval_ms, lasted_ms) = (guard.policy.interval_ms, now_ms.saturating_sub(start_ms));
+        let part = |unit| shortened(spent.get(unit), interval_ms, lasted_ms);
+        let holds = Holds { chain: chain.id, limits: self.changes.limits() };
+        if let Err(short) = guard.leeway.draw(part, paced, &holds, now_ms) {
+            let uncounted = Unit::among(short).map(|unit| (unit, part(unit))).collect();
+            self.look_at_counts(account, chain, &uncounted, now_ms);
+        }
+    }
+
+    /// Counts what was spent, looks at all that was in this interval, and leaves leeway for what comes.
+    #[cold]
+    fn look_at_counts(&self, account: &Arc<Account>, chain: &Chain, spent: &Amounts, now_ms: i64) {
+        let guard = &account.guard;
+        let found = guard.with(now_ms, |counts, policy| {
+            guard.failing.store(false, Ordering::Relaxed);
+            counts.progressed();
+            guard.take_back(counts);
+            counts.run(policy, now_ms);
+            counts.spend(spent);
+            if policy.most(Rule::Velocity) == i64::MAX {
+                return None;
             }
+            // Before the limits are looked at: who draws under later ones looks again.
+            let holds = Holds { chain: chain.id, limits: self.changes.limits() };
+            let found = too_fast(chain, counts, policy);
+            // A nested reservation's chain is used by itself only: it is looked at every time.
+            if found.is_none() && chain.base.is_none() {
+                counts.given = leeway(chain, counts, policy);
+                guard.leeway.give(&counts.given, &holds, counts.end_ms(policy));
+            }
+            found
         });
         if found.is_some() {
             self.raise_alarm(found, account, now_ms);
@@ -228,7 +268,7 @@ impl<J: Journal> Ledger<J> {
         if self.act([found], account, now_ms) != Ok(false)
             && account.guard.policy.action != Action::Freeze
         {
-            account.guard.with(|counts, _| counts.alarm(finding));
+            account.guard.with(now_ms, |counts, _| counts.alarm(finding));
             account.guard.alarmed.store(true, Ordering::Relaxed);
         }
     }
@@ -251,7 +291,7 @@ impl<J: Journal> Ledger<J> {
     #[cold]
     fn act_on(&self, finding: Finding, account: &Arc<Account>, now_ms: i64) -> Looked {
         let action = account.guard.policy.action;
-        if account.guard.with(|counts, policy| counts.tell(policy, finding.rule, now_ms)) {
+        if account.guard.with(now_ms, |counts, policy| counts.tell(policy, finding.rule, now_ms)) {
             self.log(now_ms, || vec![Fact::Runaway { account: account.id, finding, action }]);
             let account = Arc::clone(&account.path);
             self.findings.push(Found { sequence: 0, time_ms: now_ms, account, finding, action });
@@ -265,13 +305,13 @@ impl<J: Journal> Ledger<J> {
                 account.guard.forget();
             }
         }
-        Err(Refusal {
+        Err(Box::new(Refusal {
             reason: RefusalReason::Runaway(finding),
             account: account.path.to_string(),
             unit: finding.unit,
             shortfall: finding.figure.saturating_sub(finding.most),
             reset_ms: finding.until_ms.filter(|_| action == Action::Stop),
-        })
+        }))
     }
 
     /// The findings after one of them (0: all that are kept), oldest first.
@@ -296,6 +336,33 @@ impl Findings {
         }
         kept.push_back(Found { sequence, ..found });
     }
+}
+
+/// The first window whose pace is passed by what was spent in this interval.
+fn too_fast(chain: &Chain, counts: &Counts, policy: &Policy) -> Option<Finding> {
+    let mut found = None;
+    for unit in Unit::among(chain.paced) {
+        let total = counts.spent(unit);
+        chain.each(unit, &mut |window| {
+            // Never says no when it is above: these are parts of the limit.
+            if total > window.unheld().div_euclid(BURST) && found.is_none() {
+                found = counts.velocity(policy, &paced(window));
+            }
+        });
+    }
+    found
+}
+
+/// So much more of each unit passes the pace of no window.
+fn leeway(chain: &Chain, counts: &Counts, policy: &Policy) -> Amounts {
+    let of_unit = |unit| {
+        let mut least = i64::MAX;
+        chain.each(unit, &mut |window| {
+            least = least.min(paced(window).most(policy).unwrap_or(i64::MAX));
+        });
+        (unit, least.saturating_sub(counts.spent(unit)).max(0))
+    };
+    Unit::among(chain.paced).map(of_unit).collect()
 }
 
 /// Whether an end with nothing spent says something: not of what cannot be spent, and not of one

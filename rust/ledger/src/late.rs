@@ -32,7 +32,7 @@ impl<J: Journal> Ledger<J> {
         let given = unspend(reservation, less, now_ms, &mut crossed);
         // Each part is a fact of its own, and only the last one says that it is committed now: by state
         // and spent amount, replay tells a fact that it has seen from one that it has not.
-        let mut facts = Vec::with_capacity(given.len() + 1);
+        let mut facts = Vec::with_capacity(given.len() + 2);
         for (chain, part) in given {
             let left = reservation.end.spent.checked_add(&part);
             reservation.end.spent = left.expect("part of it");
@@ -55,6 +55,7 @@ impl<J: Journal> Ledger<J> {
             returned: kept,
             ..as_it_ended(reservation)
         }));
+        facts.extend(settlement.judged(reservation));
         let ticket = self.log(now_ms, || facts);
         self.report_crossings(now_ms, &crossed);
         Ok(ticket)

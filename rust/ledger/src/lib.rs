@@ -22,6 +22,9 @@ mod keys;
 mod late;
 pub mod lease;
 mod ledger;
+mod leeway;
+#[cfg(all(test, bursar_loom))]
+mod loom_leeway;
 #[cfg(all(test, bursar_loom))]
 mod loom_pairs;
 #[cfg(all(test, bursar_loom))]

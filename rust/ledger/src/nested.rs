@@ -50,7 +50,7 @@ impl<J: Journal> Ledger<J> {
         let fork = Fork::below(holder);
         let degrade = match self.look_at_fork(&own.account, &fork, now_ms) {
             Ok(degrade) => degrade,
-            Err(refusal) => return Ok(Err(NoHold::Refused(refusal))),
+            Err(refusal) => return Ok(Err(NoHold::Refused(*refusal))),
         };
         // Nobody debits what is being carved.
         self.close_lease(holder, now_ms);

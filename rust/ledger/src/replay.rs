@@ -118,8 +118,8 @@ impl<J: Journal> Replay<J> {
             Fact::Crossed { window, permille } => {
                 self.window(*window)?.replay_crossed(*permille);
             }
-            // What was found is history.
-            Fact::Runaway { .. } => {}
+            // What was found, and how work ended, is history.
+            Fact::Runaway { .. } | Fact::Judged { .. } => {}
             Fact::WindowStood { window, spent, fired, buckets } => {
                 self.window(*window)?.restore(*spent, fired, buckets);
             }

@@ -152,7 +152,7 @@ impl<J: Journal> Ledger<J> {
             Ok(degrade) => degrade,
             Err(refusal) => {
                 leave(&chain.account);
-                return Ok(Admission::Refused(refusal, Scope(Some(chain))));
+                return Ok(Admission::Refused(*refusal, Scope(Some(chain))));
             }
         };
         let mut held = self.hold_in_slot(&chain, ask, now_ms);

@@ -173,7 +173,8 @@ pub(crate) struct Paced {
 impl Paced {
     /// The most to spend in one interval: `times` its pace, and at least a part of its limit.
     /// `None` where that passes the limit itself, which is the budget's business.
-    fn most(&self, times: i64, interval_ms: i64) -> Option<i64> {
+    pub(crate) fn most(&self, policy: &Policy) -> Option<i64> {
+        let (times, interval_ms) = (policy.most(Rule::Velocity), policy.interval_ms);
         let length_ms = i128::from(self.length_ms?.max(1));
         let over_intervals = i128::from(self.limit)
             .checked_mul(i128::from(times))
@@ -195,12 +196,24 @@ pub(crate) struct Counts {
     unspent: u32,
     alarm: Option<Finding>,
     prompts: Option<Box<Prompts>>,
+    /// What may be spent without a look, and is counted once it is taken back.
+    pub(crate) given: Amounts,
 }
 
 impl Counts {
-    /// Begins anew when the interval is over.
-    fn run(&mut self, policy: &Policy, now_ms: i64) {
-        if now_ms.saturating_sub(self.start_ms) >= policy.interval_ms {
+    /// Whether the interval is over.
+    pub(crate) fn is_over(&self, policy: &Policy, now_ms: i64) -> bool {
+        now_ms.saturating_sub(self.start_ms) >= policy.interval_ms
+    }
+
+    /// The first millisecond after the interval.
+    pub(crate) fn end_ms(&self, policy: &Policy) -> i64 {
+        self.start_ms.saturating_add(policy.interval_ms)
+    }
+
+    /// Begins anew when the interval is over. What is given was taken back before.
+    pub(crate) fn run(&mut self, policy: &Policy, now_ms: i64) {
+        if self.is_over(policy, now_ms) {
             let mut prompts = self.prompts.take();
             if let Some(prompts) = &mut prompts {
                 **prompts = Prompts::default();
@@ -221,13 +234,14 @@ impl Counts {
         self.until(policy, policy.look(Rule::Repeats, i64::from(count)))
     }
 
-    /// Notes what was spent of a unit; returns all that was in this interval.
-    #[inline]
-    pub(crate) fn spent(&mut self, policy: &Policy, unit: Unit, amount: i64, now_ms: i64) -> i64 {
-        self.run(policy, now_ms);
-        let total = self.spent.get(unit).saturating_add(amount);
-        self.spent.set(unit, total);
-        total
+    /// Notes what was spent.
+    pub(crate) fn spend(&mut self, amounts: &Amounts) {
+        self.spent = self.spent.saturating_add(amounts);
+    }
+
+    /// What was spent in this interval, but for what was drawn and not taken back yet.
+    pub(crate) fn spent(&self, unit: Unit) -> i64 {
+        self.spent.get(unit)
     }
 
     /// Notes that what the account does is not in vain.
@@ -239,7 +253,7 @@ impl Counts {
     #[cold]
     pub(crate) fn velocity(&self, policy: &Policy, window: &Paced) -> Option<Finding> {
         let figure = self.spent.get(window.unit);
-        let most = window.most(policy.most(Rule::Velocity), policy.interval_ms)?;
+        let most = window.most(policy)?;
         let (rule, unit) = (Rule::Velocity, Some(window.unit));
         let found = Finding { rule, figure, most, unit, until_ms: None };
         self.until(policy, (figure > most).then_some(found))
@@ -273,7 +287,7 @@ impl Counts {
     }
 
     fn until(&self, policy: &Policy, found: Option<Finding>) -> Option<Finding> {
-        let until_ms = Some(self.start_ms.saturating_add(policy.interval_ms));
+        let until_ms = Some(self.end_ms(policy));
         found.map(|finding| Finding { until_ms, ..finding })
     }
 }
@@ -321,20 +335,23 @@ mod tests {
 
     fn spend(counts: &mut Counts, window: Paced, amount: i64, now_ms: i64) -> Option<Finding> {
         counts.progressed();
-        counts.spent(&policy(), Unit::Tokens, amount, now_ms);
+        counts.run(&policy(), now_ms);
+        counts.spend(&Amounts::of(Unit::Tokens, amount));
         counts.velocity(&policy(), &window)
     }
 
     #[test]
     fn velocity_is_times_the_pace_and_at_least_a_quarter_of_the_limit() {
         let hour = window(1_200, 60 * MINUTE);
-        assert_eq!(hour.most(10, 5 * MINUTE), Some(1_000));
+        assert_eq!(hour.most(&policy()), Some(1_000));
         let day = window(1_000, 24 * 60 * MINUTE);
-        assert_eq!(day.most(10, 5 * MINUTE), Some(250));
+        assert_eq!(day.most(&policy()), Some(250));
         // Ten times the pace of so short a window is more than all of it.
-        assert_eq!(window(1_000, 50 * MINUTE).most(10, 5 * MINUTE), None);
-        assert_eq!(Paced { length_ms: None, ..day }.most(10, 5 * MINUTE), None);
-        assert!(window(i64::MAX, 1).most(i64::MAX, i64::MAX).is_none());
+        assert_eq!(window(1_000, 50 * MINUTE).most(&policy()), None);
+        assert_eq!(Paced { length_ms: None, ..day }.most(&policy()), None);
+        let most = [i64::MAX; Rule::ALL.len()];
+        let endless = Policy { interval_ms: i64::MAX, most, ..policy() };
+        assert!(window(i64::MAX, 1).most(&endless).is_none());
     }
 
     #[test]
@@ -415,7 +432,7 @@ mod tests {
             assert_eq!(counts.asked(&off, 1, MINUTE), None);
             assert_eq!(counts.unspent(&off, MINUTE), None);
         }
-        counts.spent(&off, Unit::Tokens, i64::MAX, MINUTE);
+        counts.spend(&Amounts::of(Unit::Tokens, i64::MAX));
         assert_eq!(counts.velocity(&off, &window(10, 24 * 60 * MINUTE)), None);
         assert!(Rule::ALL.iter().all(|rule| off.look(*rule, i64::MAX).is_none()));
     }
@@ -429,7 +446,7 @@ mod tests {
 
     #[test]
     fn the_counts_of_an_account_are_small() {
-        assert!(size_of::<Counts>() <= 152, "{}", size_of::<Counts>());
+        assert!(size_of::<Counts>() <= 216, "{}", size_of::<Counts>());
         assert!(size_of::<Prompts>() <= 128, "{}", size_of::<Prompts>());
     }
 }

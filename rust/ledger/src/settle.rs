@@ -5,6 +5,7 @@
 //! hold into spending and gives the rest back, which cannot. The true amount is recorded whatever the
 //! limit says. A hold carved from a parent goes back to it while it is pending (R16).
 
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -30,6 +31,8 @@ pub enum Ending {
         named: u8,
         /// Hash of the request as sent.
         payload: u128,
+        /// Whether the work succeeded; `None`: nobody judged.
+        success: Option<bool>,
     },
     /// At what was debited.
     Release,
@@ -58,6 +61,21 @@ pub(crate) struct Settlement {
     pub(crate) spent: Amounts,
     /// Hash of the Commit as sent; 0: none.
     pub(crate) payload: u128,
+    /// What the Commit says of the work.
+    pub(crate) success: Option<bool>,
+}
+
+impl Settlement {
+    /// A settlement at an amount, by no Commit.
+    pub(crate) fn at(spent: Amounts, state: State) -> Settlement {
+        Settlement { state, spent, payload: 0, success: None }
+    }
+
+    /// What it says of a reservation's work, if anything.
+    pub(crate) fn judged(&self, reservation: &Reservation) -> Option<Fact> {
+        let (id, account) = (reservation.id, reservation.account.id);
+        self.success.map(|success| Fact::Judged { id, account, success })
+    }
 }
 
 impl<J: Journal> Ledger<J> {
@@ -141,7 +159,7 @@ impl<J: Journal> Ledger<J> {
         now_ms: i64,
         to_parent: &mut ToParent,
     ) -> Result<u64, LedgerError> {
-        let Settlement { state, spent, payload } = *settlement;
+        let Settlement { state, spent, payload, .. } = *settlement;
         let held = reservation.held();
         let from_hold = spent.min(&held);
         let excess = spent.checked_sub(&from_hold).ok_or(LedgerError::Overflow)?;
@@ -171,13 +189,14 @@ impl<J: Journal> Ledger<J> {
         reservation.end = End { payload, spent, returned, overdraft, kept };
         let ticket = self.log(now_ms, || {
             let fact = |s: &Slice| SliceFact { chain: s.chain.id, held: s.held, spent: s.used };
-            vec![Fact::Settled(Settled {
+            let settled = Fact::Settled(Settled {
                 slices: reservation.slices.iter().map(fact).collect(),
                 beyond: beyond.map(|(chain, amounts)| (chain.id, amounts)),
                 overdraft,
                 returned,
                 ..as_it_ended(reservation)
-            })]
+            });
+            iter::once(settled).chain(settlement.judged(reservation)).collect()
         });
         for slice in &mut reservation.slices {
             let back = returnable(slice, state);
@@ -288,13 +307,12 @@ fn returnable(slice: &Slice, state: State) -> Amounts {
 #[inline]
 fn settlement(reservation: &Reservation, ending: &Ending) -> Settlement {
     match ending {
-        Ending::Release => {
-            Settlement { state: State::Released, spent: reservation.used, payload: 0 }
-        }
-        Ending::Commit { actual, named, payload } => Settlement {
+        Ending::Release => Settlement::at(reservation.used, State::Released),
+        Ending::Commit { actual, named, payload, success } => Settlement {
             state: State::Committed,
             spent: committed(reservation, actual, *named),
             payload: *payload,
+            success: *success,
         },
     }
 }

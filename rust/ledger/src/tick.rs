@@ -69,7 +69,7 @@ impl<J: Journal> Ledger<J> {
         let now_ms = self.time(now.wall_ms);
         let reservation = locked.as_mut().expect("the caller has seen it");
         self.close_lease(reservation, now_ms);
-        let settlement = Settlement { state: State::Expired, spent: reservation.used, payload: 0 };
+        let settlement = Settlement::at(reservation.used, State::Expired);
         let mut to_parent = Vec::new();
         let settled = self.settle(reservation, &settlement, now_ms, &mut to_parent);
         settled.expect("what was used is within the hold");

@@ -54,6 +54,16 @@ impl Unit {
         Self::ALL.iter().copied()
     }
 
+    /// Those with these bits, in index order.
+    #[inline]
+    pub(crate) fn among(mut units: u8) -> impl Iterator<Item = Unit> {
+        std::iter::from_fn(move || {
+            let unit = *Unit::ALL.get(units.trailing_zeros() as usize)?;
+            units &= units.wrapping_sub(1);
+            Some(unit)
+        })
+    }
+
     /// The name used on the wire, in configuration and in the store.
     pub fn name(self) -> &'static str {
         match self {

@@ -266,7 +266,7 @@ impl Window {
         terms.limit = limit;
         terms.thresholds = thresholds;
         let crossed = self.refresh(&mut terms);
-        self.changes.verdicts();
+        self.changes.limit();
         Ok(crossed)
     }
 

@@ -174,7 +174,8 @@ impl Engine {
             );
         }
         let payload = self.payload(request);
-        let ended = self.ledger.end(id, Ending::Commit { actual, named, payload }, self.now())?;
+        let ending = Ending::Commit { actual, named, payload, success: request.success };
+        let ended = self.ledger.end(id, ending, self.now())?;
         let body = v1::CommitResponse {
             verdict: convert::verdict(ended.verdict),
             spent: convert::list(&ended.view.spent),

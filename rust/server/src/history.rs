@@ -161,7 +161,7 @@ impl Engine {
 }
 
 /// The kinds of entries on the wire and in the store.
-const KINDS: [(v1::entry::Kind, EntryKind); 10] = [
+const KINDS: [(v1::entry::Kind, EntryKind); 12] = [
     (v1::entry::Kind::Hold, EntryKind::Hold),
     (v1::entry::Kind::Return, EntryKind::Return),
     (v1::entry::Kind::Spend, EntryKind::Spend),
@@ -172,6 +172,8 @@ const KINDS: [(v1::entry::Kind, EntryKind); 10] = [
     (v1::entry::Kind::Crossing, EntryKind::Crossing),
     (v1::entry::Kind::Carve, EntryKind::Carve),
     (v1::entry::Kind::Runaway, EntryKind::Runaway),
+    (v1::entry::Kind::Success, EntryKind::Success),
+    (v1::entry::Kind::Failure, EntryKind::Failure),
 ];
 
 fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {

@@ -22,7 +22,6 @@ pub(crate) const SCHEMA_VERSION: i64 = 1;
 /// What came to the schema without changing what was there before.
 const DETAILS: &str = "CREATE TABLE IF NOT EXISTS details
     (entry INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT";
-const RUNAWAY: (u8, &str) = (EntryKind::Runaway as u8, "runaway");
 /// Tells a store from other SQLite files: "BRSR".
 const APPLICATION_ID: i64 = 0x4252_5352;
 /// How long to wait for somebody else's lock on the database.
@@ -149,9 +148,7 @@ pub(crate) fn create(path: &Path, now_ms: i64) -> Result<(Connection, Meta), Sto
         for unit in Unit::ALL {
             tx.execute("INSERT INTO units VALUES (?1, ?2)", (unit.index(), unit.name()))?;
         }
-        for kind in EntryKind::ALL {
-            tx.execute("INSERT INTO kinds VALUES (?1, ?2)", (kind as u8, kind.name()))?;
-        }
+        add_kinds(&tx)?;
         let high = HighIds::default();
         let store_id = random_id();
         let meta = Meta { store_id, applied: 0, time_ms: now_ms, clean: true, memory: false, high };
@@ -167,6 +164,12 @@ pub(crate) fn create(path: &Path, now_ms: i64) -> Result<(Connection, Meta), Sto
     make().doing("create the tables")
 }
 
+/// Names the kinds of entries; a store of an earlier release lacks the newest.
+fn add_kinds(conn: &Connection) -> rusqlite::Result<()> {
+    let mut add = conn.prepare("INSERT OR IGNORE INTO kinds VALUES (?1, ?2)")?;
+    EntryKind::ALL.into_iter().try_for_each(|kind| add.execute((kind as u8, kind.name())).map(drop))
+}
+
 /// Random enough to tell a handful of stores apart. Zero is never used.
 fn random_id() -> u32 {
     let random = RandomState::new().build_hasher().finish();
@@ -180,9 +183,9 @@ pub(crate) fn begin_session(conn: &Connection, durability: Durability) -> Result
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
         conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         conn.pragma_update(None, "synchronous", "full")?;
-        // A store of an earlier release has neither.
+        // A store of an earlier release has not all of them.
         conn.execute_batch(DETAILS)?;
-        conn.execute("INSERT OR IGNORE INTO kinds VALUES (?1, ?2)", RUNAWAY)?;
+        add_kinds(conn)?;
         let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1";
         conn.execute(begun, [durability.name()])?;
         if durability == Durability::Memory {

@@ -37,11 +37,15 @@ pub enum EntryKind {
     Carve = 9,
     /// An account was found to have run away; the amount is the figure, the detail says the rest.
     Runaway = 10,
+    /// A Commit said that the work of its reservation succeeded.
+    Success = 11,
+    /// A Commit said that the work of its reservation failed.
+    Failure = 12,
 }
 
 impl EntryKind {
     /// Every kind.
-    pub const ALL: [EntryKind; 10] = [
+    pub const ALL: [EntryKind; 12] = [
         EntryKind::Hold,
         EntryKind::Return,
         EntryKind::Spend,
@@ -52,6 +56,8 @@ impl EntryKind {
         EntryKind::Crossing,
         EntryKind::Carve,
         EntryKind::Runaway,
+        EntryKind::Success,
+        EntryKind::Failure,
     ];
 
     /// The name in the database.
@@ -67,6 +73,8 @@ impl EntryKind {
             EntryKind::Crossing => "crossing",
             EntryKind::Carve => "carve",
             EntryKind::Runaway => "runaway",
+            EntryKind::Success => "success",
+            EntryKind::Failure => "failure",
         }
     }
 

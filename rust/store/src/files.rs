@@ -127,7 +127,9 @@ pub(crate) fn remove_in_order<'a>(
 /// Held while the store is open; the system lets go of it when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+    /// Who has it; a forked child only has its file.
+    pid: u32,
 }
 
 impl Lock {
@@ -144,9 +146,10 @@ impl Lock {
             }
             Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &path, &error)),
         }
-        let named = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        let pid = std::process::id();
+        let named = file.set_len(0).and_then(|()| write!(file, "{pid}"));
         named.at("write the lock", &path)?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file, pid })
     }
 
     /// Who has the store open, if anybody has.
@@ -159,8 +162,37 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that another thread is about to start has a copy of
+        // it until it runs its program.
+        if self.pid == std::process::id() {
+            let _ = self.file.unlock();
+        }
+    }
+}
+
 fn holder(file: &mut File) -> Option<String> {
     let mut text = String::new();
     file.take(20).read_to_string(&mut text).ok()?;
     text.parse::<u32>().ok().map(|pid| pid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_the_lock_s_file_holds_nothing_once_the_lock_is_dropped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let take = || Lock::take(Path::new("ledger.db"), folder.path());
+        let lock = take().expect("free");
+        assert!(matches!(take(), Err(StoreError::InUse { .. })));
+        let copy = lock.file.try_clone().expect("as a child has it that is about to start");
+        drop(lock);
+        let again = take().expect("free again");
+        drop(copy);
+        assert!(matches!(take(), Err(StoreError::InUse { .. })));
+        drop(again);
+    }
 }

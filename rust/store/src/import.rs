@@ -156,6 +156,12 @@ impl Group<'_> {
                 self.rows.push(EntryKind::Runaway, about, finding.unit, finding.figure)?;
                 self.rows.detail(&format!("{}: {finding}", action.name()))
             }
+            Fact::Judged { id, account, success } => {
+                let about =
+                    About { account: *account, reservation: Some(id.sequence), chain: None };
+                let kind = if *success { EntryKind::Success } else { EntryKind::Failure };
+                self.rows.push(kind, about, None, 0)
+            }
             // For restoring only; they say nothing new.
             Fact::WindowStood { .. } | Fact::Remembered { .. } => Ok(()),
         }

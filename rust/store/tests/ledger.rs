@@ -188,8 +188,9 @@ impl World {
                 if let Some((id, _)) = self.pick(pick) {
                     let actual = [(Unit::Tokens, tokens), (Unit::UsdNanos, usd)];
                     let actual = actual.into_iter().collect();
-                    let _ =
-                        self.ledger.end(id, Ending::Commit { actual, named: 3, payload: 9 }, now);
+                    let success = (usd % 3 != 0).then_some(usd % 3 == 1);
+                    let ending = Ending::Commit { actual, named: 3, payload: 9, success };
+                    let _ = self.ledger.end(id, ending, now);
                 }
             }
             Op::Release { pick } => {

@@ -171,5 +171,37 @@ fn a_store_that_was_made_before_there_were_findings_takes_them() {
     add(&store, &world());
     add(&store, &finding(T0 + 1, 17));
     store.close().expect("closed");
-    assert_eq!((count(&config, "details"), count(&config, "kinds")), (1, 10));
+    assert_eq!((count(&config, "details"), count(&config, "kinds")), (1, 12));
+}
+
+#[test]
+fn a_store_that_was_made_before_work_was_judged_takes_it() {
+    let folder = folder();
+    let config = config(&folder);
+    let store = open(&config);
+    add(&store, &world());
+    add(&store, &reserve(1, 10));
+    add(&store, &reserve(2, 10));
+    store.close().expect("closed");
+    drop(store);
+    let conn = rusqlite::Connection::open(&config.path).expect("opened");
+    conn.execute("DELETE FROM kinds WHERE name IN ('success', 'failure')", ()).expect("as it was");
+    drop(conn);
+    let store = open(&config);
+    for (sequence, success) in [(1, true), (2, false)] {
+        let mut ended = settle(sequence, 10, 7);
+        ended.facts.push(Fact::Judged { id: id(sequence), account: 2, success });
+        add(&store, &ended);
+    }
+    store.import_through(store.written()).expect("imported");
+    let kinds = vec![EntryKind::Success, EntryKind::Failure];
+    let filter = EntryFilter { account: Some("acme".into()), kinds, ..EntryFilter::default() };
+    let rows = store.reader().expect("a reader").entries(&filter, None, 9).expect("entries");
+    let said: Vec<_> = rows.iter().map(|row| (row.kind, row.reservation, row.unit)).collect();
+    let (one, two) = (Some(id(1)), Some(id(2)));
+    assert_eq!(said, [(EntryKind::Success, one, None), (EntryKind::Failure, two, None)]);
+    assert!(rows.iter().all(|row| row.account == "acme/a" && row.amount == 0));
+    store.close().expect("closed");
+    assert_eq!(check_store(&config.path).expect("checked"), []);
+    assert_eq!(count(&config, "entries WHERE kind IN ('success', 'failure')"), 2);
 }

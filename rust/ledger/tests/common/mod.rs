@@ -147,7 +147,7 @@ pub fn commit(actual: &[(Unit, i64)]) -> Ending {
     let payload = actual.iter().fold(1_u128, |hash, (unit, amount)| {
         hash.wrapping_mul(31) + (unit.index() as u128) + u128::from(amount.unsigned_abs())
     });
-    Ending::Commit { actual: of(actual), named, payload }
+    Ending::Commit { actual: of(actual), named, payload, success: None }
 }
 
 impl World {

@@ -193,7 +193,7 @@ impl Pair {
             UNITS.into_iter().filter(|unit| named & (1 << unit.index()) != 0).collect();
         let payload =
             1 + u128::from(actual.get(Unit::Tokens).unsigned_abs()) * 256 + u128::from(named);
-        let ending = Ending::Commit { actual: *actual, named, payload };
+        let ending = Ending::Commit { actual: *actual, named, payload, success: None };
         let ended = self.world.end(self.ids[of], ending);
         assert_eq!(ended.is_ok(), self.plain.commit(of, actual, &units, payload));
     }

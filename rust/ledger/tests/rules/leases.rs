@@ -246,13 +246,13 @@ fn r07_a_commit_ends_the_lease_and_its_own_amount_counts() {
     let id = world.held("a", 10);
     let (page, _) = attach(&world, id, 0, 0);
     assert!(page.step(6));
-    let actual = Ending::Commit { actual: tokens(12), named: 1, payload: 1 };
+    let actual = Ending::Commit { actual: tokens(12), named: 1, payload: 1, success: None };
     assert_eq!(world.ledger.end(id, actual, world.now()).unwrap().view.spent, tokens(12));
     assert!(page.told().ended);
     let id = world.held("a", 10);
     let (page, _) = attach(&world, id, 0, 0);
     assert!(page.step(6));
-    let measured = Ending::Commit { actual: Amounts::ZERO, named: 0, payload: 1 };
+    let measured = Ending::Commit { actual: Amounts::ZERO, named: 0, payload: 1, success: None };
     assert_eq!(world.ledger.end(id, measured, world.now()).unwrap().view.spent, tokens(6));
 }
 

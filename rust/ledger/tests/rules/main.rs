@@ -19,3 +19,4 @@ mod runaways;
 mod settlement;
 mod slices;
 mod threads;
+mod velocity;

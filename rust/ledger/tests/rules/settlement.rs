@@ -1,6 +1,6 @@
 //! R7 and R9: ends tell the truth, and holds end.
 
-use bursar_ledger::fact::State;
+use bursar_ledger::fact::{Fact, State};
 use bursar_ledger::{Amounts, Ending, LedgerError, Period, RefusalReason, Unit, Verdict};
 
 use crate::common::{RETENTION, TTL, World, commit, of, tokens, totals};
@@ -86,6 +86,52 @@ fn r07_a_late_commit_counts_after_release_and_after_expiry() {
             assert_eq!(world.tokens_of("a"), (0, actual));
         }
     }
+}
+
+#[test]
+fn r06_a_commit_says_once_whether_the_work_succeeded_also_when_it_is_late() {
+    for late in [false, true] {
+        let world = World::tokens(&[("a", 100)]);
+        let id = world.held("a", 50);
+        world.debit(id, 20);
+        if late {
+            world.wait(TTL);
+            assert_eq!(world.ledger.tick(world.now()).expired, 1);
+        }
+        let judged = |payload, success| Ending::Commit {
+            actual: tokens(10),
+            named: 1,
+            payload,
+            success: Some(success),
+        };
+        let first = world.end(id, judged(1, false)).unwrap();
+        let again = world.end(id, judged(1, false)).unwrap();
+        assert_eq!(again.view.spent, first.view.spent);
+        let other = world.end(id, judged(2, true)).unwrap_err();
+        assert_eq!(other, LedgerError::IdempotencyMismatch("commit"));
+        let said: Vec<_> = world.tape.facts().into_iter().filter(is_judged).collect();
+        assert!(matches!(said[..], [Fact::Judged { id: on, success: false, .. }] if on == id));
+        // In the record of the settlement: never one without the other.
+        let records = world.tape.records();
+        let with = records.iter().find(|record| record.facts.iter().any(is_judged)).unwrap();
+        let is_end = |fact: &Fact| matches!(fact, Fact::Settled(end) if end.id == id);
+        assert!(with.facts.iter().any(is_end), "{with:?}");
+    }
+}
+
+#[test]
+fn ends_that_nobody_judged_say_nothing_of_the_work() {
+    let world = World::tokens(&[("a", 100)]);
+    world.commit(world.held("a", 10), 3);
+    world.release(world.held("a", 10));
+    world.held("a", 10);
+    world.wait(TTL);
+    assert_eq!(world.ledger.tick(world.now()).expired, 1);
+    assert!(!world.tape.facts().iter().any(is_judged));
+}
+
+fn is_judged(fact: &Fact) -> bool {
+    matches!(fact, Fact::Judged { .. })
 }
 
 #[test]

@@ -231,6 +231,7 @@ impl Hold {
             reservation,
             actual: Vec::new(),
             usage: Some(usage),
+            success: None,
         })
     }
 }
