@@ -58,7 +58,8 @@ class Desk:
         self.answered = Failed(*about)
 
     def ask(self, method: str, request: Any, peer: Any, answer: Any) -> Any:
-        self.service.answer(1, f"ProcessService/{method}", request.SerializeToString(), peer)
+        by = (f"user {peer[1]}" if peer else "a caller by TCP", "")
+        self.service.answer(1, f"ProcessService/{method}", request.SerializeToString(), peer, by)
         if isinstance(self.answered, Failed):
             raise self.answered
         return answer.FromString(self.answered)
@@ -160,7 +161,7 @@ def test_a_field_that_is_wrong_is_named(
 
 def test_what_is_no_message_is_said_to_be_none(desk: Desk) -> None:
     for method in ("RegisterProcess", "ListProcesses", "KillProcess", "ListIncidents"):
-        desk.service.answer(1, f"ProcessService/{method}", b"\xff\xff", None)
+        desk.service.answer(1, f"ProcessService/{method}", b"\xff\xff", None, ("", ""))
         assert desk.answered.reason == "INVALID_FIELD"
 
 
