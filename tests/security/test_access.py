@@ -1,4 +1,4 @@
-"""Who may do what: roles, accounts and tokens, by the socket, by TCP and in streams."""
+"""Who may do what: roles, accounts and tokens, by socket, TCP and proxy, and in streams."""
 
 import os
 import re
@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
+from openai import APIStatusError, OpenAI
 from support.daemon import Daemon
 
 import bursar
-from bursar import Client, NewToken, Role
+from bursar import Client, Role
 
 DAY_S: Final = 86_400
 LIMIT: Final = 1_000_000
@@ -43,12 +44,11 @@ def operator(daemon: Daemon) -> Iterator[Client]:
 
 
 def secret_of(operator: Client, role: Role, account: str = "", ttl_s: float = DAY_S) -> str:
-    made: NewToken = operator.tokens.create("test", role=role, account=account, ttl_s=ttl_s)
-    return made.secret
+    return operator.tokens.create("test", role=role, account=account, ttl_s=ttl_s).secret
 
 
 def tcp_target(daemon: Daemon) -> str:
-    return next(one for one in re.findall(r"127\.0\.0\.1:\d+", daemon.log))
+    return str(re.findall(r"127\.0\.0\.1:\d+", daemon.log)[0])
 
 
 def holder(daemon: Daemon, secret: str, *, tcp: bool = False) -> Client:
@@ -235,3 +235,30 @@ def test_an_open_sidecar_takes_everybody_for_an_operator_but_a_token_at_its_word
         made = anybody.tokens.create("bound", role=Role.OBSERVER, account="acme", ttl_s=60)
         with holder(daemon, made.secret) as client, pytest.raises(bursar.NotAllowed):
             client.record("acme", tokens=1)
+
+
+def test_the_proxy_asks_for_a_token_that_may_spend_and_passes_it_on_to_nobody() -> None:
+    upstream = {"name": "gone", "url": "http://127.0.0.1:9", "api": "openai"}
+    proxy = {"listen": "127.0.0.1:0", "default_account": "acme/a", "upstreams": [upstream]}
+    enforce = {"access": {"mode": "enforce"}, "rates": {"allow_unpriced": True}}
+    with Daemon(proxy=proxy, **enforce) as daemon, daemon.client() as operator:
+        [base] = re.findall(r"proxy on (http://\S+)/v1", daemon.log)
+
+        def answer(key: str, account: str = "") -> tuple[int, str]:
+            path = f"/a/{account}/v1" if account else "/v1"
+            client = OpenAI(base_url=base + path, api_key=key, max_retries=0)
+            try:
+                client.completions.create(model="m", prompt="x")
+            except APIStatusError as error:
+                return error.status_code, error.message
+            raise AssertionError("there is no upstream")
+
+        agent = secret_of(operator, Role.AGENT, "acme/a")
+        assert answer("sk-of-the-provider")[0] == 401
+        assert answer("bursar_00_00")[0] == 401
+        assert answer(secret_of(operator, Role.OBSERVER))[0] == 403
+        assert answer(agent, "acme/b")[0] == 403
+        for account in ("", "acme/a", "acme/a/sub"):
+            code, said = answer(agent, account)
+            assert (code, "cannot be reached" in said) == (502, True), "it is let through"
+        assert agent not in daemon.log
