@@ -62,7 +62,7 @@ class AccessServiceServicer:
     """
 
     def WhoAmI(self, request, context):
-        """Says who the caller is.
+        """Says who the caller is. Changes nothing; a budget that is gone changes nothing about it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,21 +70,23 @@ class AccessServiceServicer:
 
     def CreateToken(self, request, context):
         """Makes a token; operators only, and for accounts that they are bound to. The secret is in this
-        answer and nowhere else: what is kept is its hash.
+        answer and nowhere else: what is kept is its hash. A repeat makes another one; no budget matters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTokens(self, request, context):
-        """Lists the tokens of the accounts that the caller, an operator, is bound to.
+        """Lists the tokens of the accounts that the caller, an operator, is bound to. Changes nothing; no
+        budget matters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Ends a token: the next call with it fails with UNAUTHENTICATED, and so do streams.
+        """Ends a token: the next call with it fails with UNAUTHENTICATED, and so do streams. A repeat
+        answers alike; no budget matters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,8 +1,8 @@
 //! The tokens: in memory to be looked up, in one file beside the store to outlive the daemon.
 //!
-//! Of a secret only the hash is kept: 32 random bytes need no slow one. A change is in the file, synced,
-//! before it counts; a file that cannot be read keeps the daemon from starting. Who may change what is
-//! not decided here.
+//! Of a secret only the hash is kept: 32 random bytes need no slow one. A change is in the file,
+//! synced, before it counts; a file that cannot be read keeps the daemon from starting. Who may change
+//! what is not decided here.
 
 use std::collections::HashMap;
 use std::fs;
