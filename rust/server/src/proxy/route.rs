@@ -3,10 +3,10 @@
 
 use hyper::HeaderMap;
 use hyper::http::request::Parts;
-use ring::digest;
 
 use super::failure::Failure;
 use super::settings::{Api, ProxySection};
+use crate::access::sha256;
 
 /// The header that names an account.
 pub(crate) const ACCOUNT: &str = "x-bursar-account";
@@ -120,11 +120,7 @@ fn account_of<'a>(token: &str, settings: &'a ProxySection) -> Option<&'a str> {
     if settings.tokens.is_empty() {
         return None;
     }
-    let mut hash = String::with_capacity(64);
-    for byte in digest::digest(&digest::SHA256, token.as_bytes()).as_ref() {
-        let digit = |value: u8| char::from_digit(value.into(), 16).expect("half a byte");
-        hash.extend([digit(byte >> 4), digit(byte & 15)]);
-    }
+    let hash = sha256(token);
     let found = settings.tokens.iter().find(|known| known.sha256 == hash);
     found.map(|known| known.account.as_str())
 }
