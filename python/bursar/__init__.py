@@ -14,9 +14,11 @@ process. A refusal raises `BudgetExceeded`; every other failure is a `BursarErro
 
 from bursar._open import connect, connect_async, open  # noqa: A004 -- always used as bursar.open
 from bursar._version import __version__
+from bursar.access import NewToken, Principal, Role, Token
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
 from bursar.exceptions import (
+    AccessError,
     AccountFrozen,
     AccountInUse,
     AccountNotFound,
@@ -27,6 +29,7 @@ from bursar.exceptions import (
     IdempotencyMismatch,
     InvalidRequest,
     LimitReached,
+    NotAllowed,
     NotTheOwner,
     ProcessError,
     ProcessNotFound,
@@ -41,6 +44,8 @@ from bursar.exceptions import (
     SidecarTimeout,
     SidecarUnavailable,
     StoreUnavailable,
+    TokenNotFound,
+    Unauthenticated,
     UnpricedModel,
     WatchdogUnavailable,
 )
@@ -91,6 +96,7 @@ from bursar.processes import (
 from bursar.reservation import Reservation
 
 __all__ = [
+    "AccessError",
     "Account",
     "AccountChanges",
     "AccountFrozen",
@@ -125,9 +131,12 @@ __all__ = [
     "Job",
     "Lease",
     "LimitReached",
+    "NewToken",
+    "NotAllowed",
     "NotTheOwner",
     "Period",
     "PeriodKind",
+    "Principal",
     "Process",
     "ProcessError",
     "ProcessEvent",
@@ -147,13 +156,17 @@ __all__ = [
     "ReservationLeased",
     "ReservationNotFound",
     "ReservationState",
+    "Role",
     "RunawayStopped",
     "SidecarError",
     "SidecarTimeout",
     "SidecarUnavailable",
     "StoreUnavailable",
     "Threshold",
+    "Token",
     "TokenCount",
+    "TokenNotFound",
+    "Unauthenticated",
     "UnpricedModel",
     "Usage",
     "UsageEstimate",

@@ -19,8 +19,10 @@ from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 DEFAULT_TARGET: Final = "unix:/run/bursar/bursar.sock"
 TARGET_VARIABLE: Final = "BURSAR_TARGET"
+TOKEN_VARIABLE: Final = "BURSAR_TOKEN"  # noqa: S105 -- its name
 PACKAGE: Final = "bursar.v1"
 _TARGET: Final = re.compile(r"unix:.+|unix-abstract:.+|(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
+_TOKEN: Final = re.compile(r"bursar_[0-9a-f]+_[0-9a-f]+")
 METER: Final = "LedgerService/Meter"
 _RECEIVE_BYTES_MAX: Final = 64 * 2**20  # a page of 10,000 entries is a few MiB
 
@@ -67,6 +69,16 @@ def channel_options(target: str) -> tuple[tuple[str, Any], ...]:
     return _UNIX_OPTIONS if target.startswith(("unix:", "unix-abstract:")) else _OPTIONS
 
 
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """What a token, or the one in BURSAR_TOKEN, adds to every call; raises InvalidRequest."""
+    shown = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+    if not shown:
+        return ()
+    if not _TOKEN.fullmatch(shown):
+        raise invalid("the token is none: it looks like bursar_…", field="token")
+    return (("authorization", f"Bearer {shown}"),)
+
+
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
@@ -102,8 +114,11 @@ def _cause(details: str) -> str:
 class GrpcTransport:
     """Calls a sidecar over gRPC."""
 
-    def __init__(self, target: str, *, timeout_s: float, retry: Retry) -> None:
+    def __init__(
+        self, target: str, *, timeout_s: float, retry: Retry, token: str | None = None
+    ) -> None:
         self._target = target
+        self._metadata = _metadata(token)
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
@@ -132,7 +147,11 @@ class GrpcTransport:
         while True:
             attempt += 1
             try:
-                answer: Message = send(request, timeout=max(0.0, deadline - time.monotonic()))
+                answer: Message = send(
+                    request,
+                    timeout=max(0.0, deadline - time.monotonic()),
+                    metadata=self._metadata,
+                )
             except grpc.RpcError as raised:
                 error = _translate(cast("_RpcFailure", raised), self._target)
                 pause = self._retry.pause_s(attempt, error, deadline - time.monotonic())
@@ -144,7 +163,7 @@ class GrpcTransport:
 
     def stream(self, method: str, request: Message, response: type[Message]) -> Iterator[Message]:
         """Sends a request and yields answers; leaving the loop hangs up."""
-        answers = self._method("unary_stream", method, response)(request)
+        answers = self._method("unary_stream", method, response)(request, metadata=self._metadata)
         try:
             yield from answers
         except grpc.RpcError as raised:
@@ -154,7 +173,9 @@ class GrpcTransport:
 
     def meter(self, requests: Iterator[MeterRequest]) -> Iterator[MeterResponse]:
         """Opens a Meter stream; leaving the loop hangs up."""
-        responses = self._method("stream_stream", METER, MeterResponse)(requests)
+        responses = self._method("stream_stream", METER, MeterResponse)(
+            requests, metadata=self._metadata
+        )
         try:
             yield from responses
         except grpc.RpcError as raised:
@@ -171,8 +192,11 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """Calls a sidecar over gRPC from an event loop."""
 
-    def __init__(self, target: str, *, timeout_s: float, retry: Retry) -> None:
+    def __init__(
+        self, target: str, *, timeout_s: float, retry: Retry, token: str | None = None
+    ) -> None:
         self._target = target
+        self._metadata = _metadata(token)
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
@@ -205,7 +229,7 @@ class AsyncGrpcTransport:
             attempt += 1
             try:
                 left_s = max(0.0, deadline - time.monotonic())
-                answer: Message = await send(request, timeout=left_s)
+                answer: Message = await send(request, timeout=left_s, metadata=self._metadata)
             except grpc.aio.AioRpcError as raised:
                 error = _translate(cast("_RpcFailure", raised), self._target)
                 pause = self._retry.pause_s(attempt, error, deadline - time.monotonic())
@@ -219,7 +243,7 @@ class AsyncGrpcTransport:
         self, method: str, request: Message, response: type[Message]
     ) -> AsyncGenerator[Message, None]:
         """Sends a request and yields answers; leaving the loop hangs up."""
-        answers = self._method("unary_stream", method, response)(request)
+        answers = self._method("unary_stream", method, response)(request, metadata=self._metadata)
         try:
             async for answer in answers:
                 yield answer
@@ -232,7 +256,9 @@ class AsyncGrpcTransport:
         self, requests: AsyncIterator[MeterRequest]
     ) -> AsyncGenerator[MeterResponse, None]:
         """Opens a Meter stream; leaving the loop hangs up."""
-        responses = self._method("stream_stream", METER, MeterResponse)(requests)
+        responses = self._method("stream_stream", METER, MeterResponse)(
+            requests, metadata=self._metadata
+        )
         try:
             async for response in responses:
                 yield response

@@ -15,7 +15,11 @@ ATTEMPTS: Final = 6  # together some 2 s of patience: a restart of the sidecar g
 
 
 def connect(
-    target: str | None = None, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS
+    target: str | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    attempts: int = ATTEMPTS,
+    token: str | None = None,
 ) -> Client:
     """Makes a client of a sidecar. Connects at the first call, not here.
 
@@ -24,21 +28,30 @@ def connect(
             environment variable BURSAR_TARGET, else ``unix:/run/bursar/bursar.sock``.
         timeout_s: The deadline of each call in seconds, its repeats included.
         attempts: How often a call is sent at most while no sidecar answers.
+        token: What the client shows; None: the environment variable BURSAR_TOKEN, else nothing.
     """
     from bursar._grpc import GrpcTransport, resolve_target
 
     retry = Retry(attempts=attempts)
-    return Client(GrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry))
+    return Client(
+        GrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry, token=token)
+    )
 
 
 def connect_async(
-    target: str | None = None, *, timeout_s: float = TIMEOUT_S, attempts: int = ATTEMPTS
+    target: str | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    attempts: int = ATTEMPTS,
+    token: str | None = None,
 ) -> AsyncClient:
     """Makes an asynchronous client of a sidecar; arguments as in `connect`."""
     from bursar._grpc import AsyncGrpcTransport, resolve_target
 
     retry = Retry(attempts=attempts)
-    transport = AsyncGrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry)
+    transport = AsyncGrpcTransport(
+        resolve_target(target), timeout_s=timeout_s, retry=retry, token=token
+    )
     return AsyncClient(transport)
 
 

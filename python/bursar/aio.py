@@ -18,6 +18,7 @@ from bursar import _process_calls as process_calls
 from bursar._async_lease import AsyncLease
 from bursar._metered import AsyncReports, CountedHere, CountedStep, debited_count, start
 from bursar._transport import AsyncTransport
+from bursar.access import AsyncTokens, Principal, who_am_i
 from bursar.exceptions import BursarError, ReservationError
 from bursar.lease import AHEAD, LeaseTerms, SharedStep, terms_of
 from bursar.models import (
@@ -175,6 +176,7 @@ class AsyncClient:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._counted = CountedHere()
+        self.tokens = AsyncTokens(self._run)
 
     async def _run(self, call: calls.Call[T]) -> T:
         return call.read(await self._transport.call(call.method, call.request, call.response))
@@ -406,6 +408,10 @@ class AsyncClient:
         async with aclosing(answers):  # hangs up as soon as this generator is closed
             async for answer in answers:
                 yield call.read(answer)
+
+    async def who_am_i(self) -> Principal:
+        """As `Client.who_am_i`."""
+        return await self._run(who_am_i())
 
     async def register_process(
         self,

@@ -16,6 +16,7 @@ from bursar import _process_calls as process_calls
 from bursar._embedded import EmbeddedTransport
 from bursar._metered import CountedHere, EmbeddedLease, MeteredLease, debited_count
 from bursar._transport import Transport
+from bursar.access import Principal, Tokens, who_am_i
 from bursar.lease import Lease, LeaseTerms, SharedLease
 from bursar.models import (
     Account,
@@ -55,6 +56,7 @@ class Client:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._counted = CountedHere()
+        self.tokens = Tokens(self._run)
 
     def _run(self, call: calls.Call[T]) -> T:
         return call.read(self._transport.call(call.method, call.request, call.response))
@@ -348,6 +350,10 @@ class Client:
         call = calls.watch_accounts(account, min_interval_s=min_interval_s)
         answers = self._transport.stream(call.method, call.request, call.response)
         return (call.read(answer) for answer in answers)
+
+    def who_am_i(self) -> Principal:
+        """Asks who this client is to the sidecar, and what it may do."""
+        return self._run(who_am_i())
 
     def register_process(
         self,

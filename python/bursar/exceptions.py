@@ -18,6 +18,10 @@ BursarError
 ├─ ProcessError
 │  ├─ ProcessNotFound
 │  └─ ProcessProtected       a rule forbids to signal it
+├─ AccessError
+│  ├─ Unauthenticated        no token, or one that is unknown, expired or revoked
+│  ├─ NotAllowed             the caller's role or account does not allow it
+│  └─ TokenNotFound
 ├─ NotTheOwner               it belongs to another process: a reservation, a process to register
 ├─ InvalidRequest            also a ValueError: the call itself is wrong
 ├─ GenerationTerminated      a hard limit in mid-stream, with the partial text
@@ -38,6 +42,7 @@ from typing import Any, Final, Self
 
 __all__ = [
     "ERRORS",
+    "AccessError",
     "AccountFrozen",
     "AccountInUse",
     "AccountNotFound",
@@ -49,6 +54,7 @@ __all__ = [
     "IdempotencyMismatch",
     "InvalidRequest",
     "LimitReached",
+    "NotAllowed",
     "NotTheOwner",
     "ProcessError",
     "ProcessNotFound",
@@ -63,6 +69,8 @@ __all__ = [
     "SidecarTimeout",
     "SidecarUnavailable",
     "StoreUnavailable",
+    "TokenNotFound",
+    "Unauthenticated",
     "UnpricedModel",
     "WatchdogUnavailable",
 ]
@@ -236,6 +244,22 @@ class ProcessProtected(ProcessError):
     """A rule forbids to signal the process; the message says which."""
 
 
+class AccessError(BursarError):
+    """The sidecar does not let the caller do this."""
+
+
+class Unauthenticated(AccessError):
+    """No token where one is needed, or one that is unknown, expired or revoked."""
+
+
+class NotAllowed(AccessError):
+    """The caller's role, or the account that it is bound to, does not allow it."""
+
+
+class TokenNotFound(AccessError):
+    """No such token."""
+
+
 class NotTheOwner(BursarError):
     """What was named is another process's: a reservation to lease, a process to register."""
 
@@ -298,7 +322,7 @@ class WatchdogUnavailable(SidecarError):
 
 
 class LimitReached(SidecarError):
-    """A maximum is reached: accounts, reservations, leases, slices of a reservation, jobs."""
+    """A maximum is reached: of accounts, reservations, leases, slices, jobs, tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +361,10 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "PROCESS_PROTECTED": ErrorRow("FAILED_PRECONDITION", ProcessProtected),
         "WATCHDOG_UNAVAILABLE": ErrorRow("UNAVAILABLE", WatchdogUnavailable),
         "JOB_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
+        "UNAUTHENTICATED": ErrorRow("UNAUTHENTICATED", Unauthenticated),
+        "NOT_ALLOWED": ErrorRow("PERMISSION_DENIED", NotAllowed),
+        "TOKEN_NOT_FOUND": ErrorRow("NOT_FOUND", TokenNotFound),
+        "TOKEN_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
     },
 )
 """ErrorReason without its prefix → gRPC code and exception. A test compares it with the proto."""

@@ -50,6 +50,7 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
             "runtime_threads": 1,
             "drain_timeout_ms": 10_000,
         },
+        "access": {"mode": "open", "local": []},
         "limits": {
             "max_accounts": 100_000,
             "max_reservations": 2_000_000,
@@ -220,8 +221,8 @@ COMPLAINTS = [
     (f'[server]\nsocket = "/{"a" * 107}"', "the path has 108 bytes"),
     ("[server]\nsocket_mode = 660", 'write four octal digits in quotes, such as "0660"'),
     ('[server]\nsocket_mode = "0999"', "that is not an octal mode up to 0777"),
-    ('[server]\ntcp = "0.0.0.0:7411"', "TCP callers show no credentials"),
-    ('[server]\ntcp = "[::]:7411"', "TCP callers show no credentials"),
+    ('[server]\ntcp = "0.0.0.0:7411"', "what is sent there, tokens included"),
+    ('[server]\ntcp = "[::]:7411"', "what is sent there, tokens included"),
     ('[server]\ntcp = "10.0.0.1:7411"', 'write a loopback address and a port, such as "127.0.0.1'),
     ('[server]\ntcp = "127.0.0.1"', "that is not an address and a port"),
     ('[server]\ntcp = "127.0.0.1:65536"', "that is not an address and a port"),
@@ -420,3 +421,29 @@ def test_any_accounts_are_taken_or_explained(value: object) -> None:
 def test_a_mapping_is_written_as_toml_that_reads_back() -> None:
     config = {"a": {"b c": ["x\n\u20ac\U0001f600", 1, True, {"d": 0.5}]}, "e": "f", "g": None}
     assert tomllib.loads(to_toml(config)) == {key: config[key] for key in ("a", "e")}
+
+
+def test_callers_by_the_socket_are_named_by_user_and_group() -> None:
+    rows = [{"user": "root", "group": 7, "role": "observer", "account": "acme/a"}]
+    config = Config.from_dict({"access": {"mode": "enforce", "local": rows}})
+    core = json.loads(config.to_core_json())["access"]
+    assert core == {
+        "mode": "enforce",
+        "local": [{"uid": 0, "gid": 7, "role": "observer", "account": "acme/a"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"role": "agent"}, "neither user nor group is set"),
+        ({"role": "god", "user": 1}, 'write "agent", "observer" or "operator"'),
+        ({"role": "agent", "user": "no-such-user"}, "this host has no user 'no-such-user'"),
+        ({"role": "agent", "group": -1}, "-1 is no id of a group"),
+        ({"role": "agent", "user": 1, "account": "acme//x"}, "acme"),
+    ],
+)
+def test_a_caller_that_is_nobody_is_a_problem(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Config.from_dict({"access": {"local": [row]}})
+    assert says in str(raised.value)

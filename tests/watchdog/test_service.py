@@ -47,6 +47,7 @@ class Desk:
         self.events: list[bytes] = []
         self.publish_process_event = self.events.append
         self.answered: Any = None
+        self.within = ""
         self.dog = Watchdog(self, Settings(), journal_path=None, say=lambda _: None)  # type: ignore[arg-type]
         self.dog._open()
         self.service = Service(self.dog, self)  # type: ignore[arg-type]
@@ -58,7 +59,8 @@ class Desk:
         self.answered = Failed(*about)
 
     def ask(self, method: str, request: Any, peer: Any, answer: Any) -> Any:
-        self.service.answer(1, f"ProcessService/{method}", request.SerializeToString(), peer)
+        by = (f"user {peer[1]}" if peer else "a caller by TCP", self.within)
+        self.service.answer(1, f"ProcessService/{method}", request.SerializeToString(), peer, by)
         if isinstance(self.answered, Failed):
             raise self.answered
         return answer.FromString(self.answered)
@@ -160,7 +162,7 @@ def test_a_field_that_is_wrong_is_named(
 
 def test_what_is_no_message_is_said_to_be_none(desk: Desk) -> None:
     for method in ("RegisterProcess", "ListProcesses", "KillProcess", "ListIncidents"):
-        desk.service.answer(1, f"ProcessService/{method}", b"\xff\xff", None)
+        desk.service.answer(1, f"ProcessService/{method}", b"\xff\xff", None, ("", ""))
         assert desk.answered.reason == "INVALID_FIELD"
 
 
@@ -223,6 +225,15 @@ def test_a_repeat_for_a_job_with_limits_names_the_account_above(cast: Cast, desk
     assert desk.register(peer, account=first.job.account) == first
     with refused("IDEMPOTENCY_MISMATCH", first.job.account):
         desk.register(peer, account="acme")
+
+
+def test_who_is_bound_to_other_accounts_finds_no_job_to_stop(cast: Cast, desk: Desk) -> None:
+    job = desk.register(peer_of(cast.pids["a"])).job
+    desk.within = "acme/b"
+    for request in (pb.KillProcessRequest(job=job.id), pb.KillProcessRequest(pid=job.pid)):
+        with refused("PROCESS_NOT_FOUND", "is no job's"):
+            desk.ask("KillProcess", request, None, pb.KillProcessResponse)
+    assert not list(desk.dog.cases)
 
 
 def test_no_more_jobs_than_there_may_be(

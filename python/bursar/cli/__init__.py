@@ -19,6 +19,7 @@ from bursar.cli import (
     proxy,
     run,
     serve,
+    token,
 )
 from bursar.cli._shared import EXIT_CODES_HELP, BursarGroup
 
@@ -44,6 +45,8 @@ cli.add_command(calibrate.calibrate)
 cli.add_command(gpu.gpu)
 cli.add_command(kill.kill)
 cli.add_command(incidents.incidents)
+cli.add_command(token.token)
+cli.add_command(token.whoami)
 cli.add_command(doctor.check)
 cli.add_command(doctor.doctor)
 cli.add_command(demo.demo)

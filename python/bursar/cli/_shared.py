@@ -11,6 +11,7 @@ import click
 import bursar
 from bursar.daemon.config import ConfigError
 from bursar.exceptions import (
+    AccessError,
     AccountFrozen,
     AccountNotFound,
     BudgetExceeded,
@@ -21,6 +22,7 @@ from bursar.exceptions import (
     SidecarTimeout,
     SidecarUnavailable,
     StoreUnavailable,
+    TokenNotFound,
     WatchdogUnavailable,
 )
 from bursar.models import Period
@@ -39,9 +41,9 @@ EXIT_CODES_HELP: Final = (
     "  0  done\n"
     "  1  something else went wrong\n"
     "  2  wrong usage or wrong configuration\n"
-    "  3  refused: over budget or frozen\n"
+    "  3  refused: over budget, frozen or not allowed\n"
     "  4  the sidecar, its store or its watchdog is unavailable\n"
-    "  5  no such account, reservation, job or process\n"
+    "  5  no such account, reservation, job, process or token\n"
 )
 
 _EXIT_CODES: Final[tuple[tuple[type[BursarError], int], ...]] = (
@@ -56,6 +58,8 @@ _EXIT_CODES: Final[tuple[tuple[type[BursarError], int], ...]] = (
     (AccountNotFound, EXIT_NOT_FOUND),
     (ReservationNotFound, EXIT_NOT_FOUND),
     (ProcessNotFound, EXIT_NOT_FOUND),
+    (TokenNotFound, EXIT_NOT_FOUND),
+    (AccessError, EXIT_REFUSED),
 )
 _CLI_ATTEMPTS: Final = 2  # a person waits; an agent's patience would only look like a hang
 

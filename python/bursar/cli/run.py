@@ -22,7 +22,7 @@ _EXIT_CODES_HELP: Final = (
     "\b\nExit codes:\n"
     "  the command's own, or 128+n where signal n ended it; but where it was not run:\n"
     "  2    wrong usage\n"
-    "  3    refused: over budget or frozen\n"
+    "  3    refused: over budget, frozen or not allowed\n"
     "  4    the sidecar is unavailable\n"
     "  5    no such account\n"
     "  126  the command cannot be executed\n"

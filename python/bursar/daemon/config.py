@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from bursar.daemon._access import AccessSection
 from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._model import Bytes, DurationMs, Section, right
@@ -113,7 +114,7 @@ class ServerSection(Section):
 
 
 def normalise_tcp(value: str) -> str:
-    """Reads ``host:port``; refuses what is not loopback, because TCP carries no credentials yet."""
+    """Reads ``host:port``; refuses what is not loopback: nothing on the way is encrypted."""
     host, colon, port = value.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > _PORT_MAX:
         raise ValueError("that is not an address and a port")
@@ -124,8 +125,8 @@ def normalise_tcp(value: str) -> str:
         raise ValueError("that is not an address and a port") from None
     if not address.is_loopback:
         raise ValueError(
-            f"{host} can be reached from other hosts, and TCP callers show no credentials: "
-            "anybody there could spend or raise every budget",
+            f"{host} can be reached from other hosts, and what is sent there, tokens included, "
+            "could be read and changed on the way",
         )
     return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"  # noqa: PLR2004 -- IPv6
 
@@ -270,6 +271,7 @@ class Config(Section):
     watchdog: WatchdogSection = Field(
         default_factory=WatchdogSection, description="how GPUs and jobs are watched"
     )
+    access: AccessSection = Field(default_factory=AccessSection, description="who may do what")
     proxy: ProxySection = Field(
         default_factory=ProxySection, description="the endpoint for model calls"
     )
@@ -378,6 +380,7 @@ class Config(Section):
         }
         if listen:
             core["listen"] = self._listen_to_core()
+            core["access"] = self.access.to_core()
             if self.proxy.listen is not None:
                 core["proxy"] = self.proxy.to_core()
         return json.dumps(core)

@@ -4,7 +4,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
@@ -33,6 +33,20 @@ _PAGE_TOKEN: Final = re.compile(r"[0-9]{1,1000}")
 Peer = tuple[int, int, int]  # pid, uid, start time in clock ticks
 
 
+class Caller(NamedTuple):
+    """Who calls.
+
+    Attributes:
+        peer: Its process; None: it cannot be seen.
+        name: What it is called.
+        account: What it is bound to: this account and those below it; empty: all.
+    """
+
+    peer: Peer | None
+    name: str
+    account: str
+
+
 class Refused(Exception):
     """A call that fails, with its reason out of errors.proto."""
 
@@ -59,11 +73,13 @@ class Service:
             "ProcessService/ListIncidents": (pb.ListIncidentsRequest, self._incidents),
         }
 
-    def answer(self, number: int, method: str, request: bytes, peer: Peer | None) -> None:
+    def answer(
+        self, number: int, method: str, request: bytes, peer: Peer | None, by: tuple[str, str]
+    ) -> None:
         """Answers one call, whatever it is."""
         kind, answer = self._methods[method]
         try:
-            body = answer(kind.FromString(request), peer)
+            body = answer(kind.FromString(request), Caller(peer, *by))
         except Refused as refused:
             self._fail(number, refused.reason, str(refused), refused.metadata)
         except BursarError as error:
@@ -80,10 +96,10 @@ class Service:
         self._server.fail_process_call(number, reason, message, dict(metadata))
 
     def _register(
-        self, request: pb.RegisterProcessRequest, peer: Peer | None
+        self, request: pb.RegisterProcessRequest, caller: Caller
     ) -> pb.RegisterProcessResponse:
         watchdog = self._watchdog
-        held = self._process(request.pid, peer)
+        held = self._process(request.pid, caller.peer)
         known = watchdog.jobs.of_process(held)
         if known is not None:
             if request.account not in {known.job.account, known.named_account}:
@@ -192,7 +208,7 @@ class Service:
         books.retire(job.account)
         return over.refusal
 
-    def _list(self, request: pb.ListProcessesRequest, _: Peer | None) -> pb.ListProcessesResponse:
+    def _list(self, request: pb.ListProcessesRequest, _: Caller) -> pb.ListProcessesResponse:
         watchdog, gpus = self._watchdog, self._watchdog.gpus
         answer = pb.ListProcessesResponse(watchdog=watchdog.status())
         sample = gpus.view.sample
@@ -257,21 +273,22 @@ class Service:
         case = self._watchdog.cases.of_job(job_id)
         return case.incident.state if case else pb.Incident.STATE_UNSPECIFIED
 
-    def _kill(self, request: pb.KillProcessRequest, peer: Peer | None) -> pb.KillProcessResponse:
+    def _kill(self, request: pb.KillProcessRequest, caller: Caller) -> pb.KillProcessResponse:
         watchdog = self._watchdog
         if len(request.reason.encode()) > _REASON_BYTES_MAX:
             raise _field("reason", f"longer than {_REASON_BYTES_MAX} bytes")
         if bool(request.job) == bool(request.pid):
             raise _field("job", "give either job or pid")
         kept = watchdog.jobs.get(request.job) if request.job else self._job_of(request.pid)
+        if kept is not None and not _is_within(kept.job.account, caller.account):
+            kept = None  # who may not see a job does not learn that there is one
         if kept is None:
             asked = request.job or f"process {request.pid}"
             message = f"{asked} is no job's; only what was registered can be stopped"
             raise Refused("PROCESS_NOT_FOUND", message)
         case = watchdog.cases.of_job(kept.job.id)
         if case is None:
-            by = f"user {peer[1]}" if peer else "a caller by TCP"
-            reason = f"{by} asked for it" + (f": {request.reason}" if request.reason else "")
+            reason = ": ".join(filter(None, (f"{caller.name} asked for it", request.reason)))
             incident = pb.Incident(cause=pb.Incident.CAUSE_OPERATOR, reason=reason)
             case = watchdog.stop_job(kept, incident, boot_ms())
         if case is None or case.incident.state == pb.Incident.STATE_OBSERVED:
@@ -284,9 +301,7 @@ class Service:
         held = watchdog.table.hold(pid)
         return watchdog.jobs.get(watchdog.attributor.whose(held).job_id) if held else None
 
-    def _incidents(
-        self, request: pb.ListIncidentsRequest, _: Peer | None
-    ) -> pb.ListIncidentsResponse:
+    def _incidents(self, request: pb.ListIncidentsRequest, _: Caller) -> pb.ListIncidentsResponse:
         default, most = _PAGE
         size = request.page_size or default
         if not 0 < size <= most:
@@ -328,6 +343,10 @@ def _within(answer: pb.ListProcessesResponse, account: str) -> pb.ListProcessesR
     if account:
         for rows in (answer.processes, answer.jobs, answer.metered):
             for index in range(len(rows) - 1, -1, -1):
-                if not f"{rows[index].account}/".startswith(f"{account}/"):
+                if not _is_within(rows[index].account, account):
                     del rows[index]
     return answer
+
+
+def _is_within(account: str, ancestor: str) -> bool:
+    return not ancestor or f"{account}/".startswith(f"{ancestor}/")

@@ -12,7 +12,8 @@ use pyo3::types::PyBytes;
 use crate::error::{core_error, open_error};
 
 /// A call of `ProcessService` as Python takes it.
-type Taken<'py> = (u64, &'static str, Bound<'py, PyBytes>, Option<(u32, u32, u64)>);
+type Taken<'py> =
+    (u64, &'static str, Bound<'py, PyBytes>, Option<(u32, u32, u64)>, (String, String));
 
 /// The daemon in this process; its threads never take the GIL.
 #[pyclass(name = "Server", frozen, module = "bursar._core")]
@@ -74,12 +75,14 @@ impl PyServer {
         self.running.processes().attach();
     }
 
-    /// Takes a call: its id, its method, the request, and the pid, user and start time of its caller.
+    /// Takes a call: its id, its method, the request, the pid, user and start time of its caller, and
+    /// what that is called, with the account that it is bound to.
     /// None when there is none in time, or the daemon drains.
     fn next_process_call<'py>(&self, py: Python<'py>, timeout_s: f64) -> Option<Taken<'py>> {
         let call = py.detach(|| self.running.processes().next(seconds(timeout_s)))?;
         let caller = call.caller.map(|caller| (caller.pid, caller.uid, caller.start_ticks));
-        Some((call.id, call.method, PyBytes::new(py, &call.request), caller))
+        let by = (call.by.to_string(), call.within.to_string());
+        Some((call.id, call.method, PyBytes::new(py, &call.request), caller, by))
     }
 
     /// Answers a call.

@@ -15,6 +15,7 @@ use bursar_ledger::{
 };
 use serde::Deserialize;
 
+use crate::access::AccessSection;
 use crate::proxy::ProxySection;
 
 /// Why a configuration cannot be used.
@@ -37,6 +38,9 @@ pub struct Config {
     /// Where to listen; absent when embedded.
     #[serde(default)]
     pub listen: Option<Listen>,
+    /// Who may do what; absent: open.
+    #[serde(default)]
+    pub(crate) access: AccessSection,
     /// The proxy; absent: none.
     #[serde(default)]
     pub(crate) proxy: Option<ProxySection>,

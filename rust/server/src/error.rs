@@ -75,10 +75,12 @@ impl ApiError {
             | ErrorReason::UnknownUnit
             | ErrorReason::InvalidKey
             | ErrorReason::InvalidField => Code::InvalidArgument,
-            ErrorReason::NotTheOwner => Code::PermissionDenied,
+            ErrorReason::NotTheOwner | ErrorReason::NotAllowed => Code::PermissionDenied,
+            ErrorReason::Unauthenticated => Code::Unauthenticated,
             ErrorReason::AccountNotFound
             | ErrorReason::ReservationNotFound
-            | ErrorReason::ProcessNotFound => Code::NotFound,
+            | ErrorReason::ProcessNotFound
+            | ErrorReason::TokenNotFound => Code::NotFound,
             ErrorReason::ReservationEnded
             | ErrorReason::ReservationExpired
             | ErrorReason::ReservationLeased
@@ -92,7 +94,8 @@ impl ApiError {
             | ErrorReason::ReservationLimitReached
             | ErrorReason::LeaseLimitReached
             | ErrorReason::SliceLimitReached
-            | ErrorReason::JobLimitReached => Code::ResourceExhausted,
+            | ErrorReason::JobLimitReached
+            | ErrorReason::TokenLimitReached => Code::ResourceExhausted,
             ErrorReason::StoreUnavailable
             | ErrorReason::ShuttingDown
             | ErrorReason::WatchdogUnavailable => Code::Unavailable,
@@ -107,6 +110,7 @@ impl ApiError {
             Code::FailedPrecondition => "FAILED_PRECONDITION",
             Code::AlreadyExists => "ALREADY_EXISTS",
             Code::PermissionDenied => "PERMISSION_DENIED",
+            Code::Unauthenticated => "UNAUTHENTICATED",
             Code::OutOfRange => "OUT_OF_RANGE",
             Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
             Code::Unavailable => "UNAVAILABLE",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::listen::Peer;
@@ -20,6 +21,7 @@ use crate::{convert, v1};
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     pub(crate) engine: Arc<Engine>,
+    pub(crate) access: Arc<Access>,
     pub(crate) processes: Arc<Processes>,
     /// Ends the streams when the daemon drains.
     pub(crate) draining: tokio::sync::watch::Receiver<bool>,
@@ -29,6 +31,11 @@ type Reply<T> = Result<Answer<T>, ApiError>;
 pub(crate) type Answered<T> = Result<Response<T>, Status>;
 
 impl Api {
+    /// Who makes a call.
+    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Caller, ApiError> {
+        self.access.caller(request, self.engine.now().wall_ms)
+    }
+
     /// Runs a call on the ledger and lets its answer leave once it is durable.
     async fn answer<T>(&self, call: impl FnOnce(&Engine) -> Reply<T>) -> Answered<T> {
         let answer = call(&self.engine)?;
@@ -38,6 +45,15 @@ impl Api {
         }
         self.engine.publish(answer.raised);
         Ok(Response::new(answer.body))
+    }
+
+    /// Runs a call that has nothing to do with the ledger and writes to the disk.
+    pub(crate) async fn aside_of_ledger<T, F>(&self, call: F) -> Answered<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(i64) -> Result<T, ApiError> + Send + 'static,
+    {
+        self.aside(move |engine| Ok(Answer::new(call(engine.now().wall_ms)?, 0))).await
     }
 
     /// Runs a call that may read the disk or take long, away from the data plane.
@@ -61,45 +77,69 @@ impl Api {
 #[tonic::async_trait]
 impl LedgerService for Api {
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Answered<v1::ReserveResponse> {
+        let caller = self.caller(&request)?;
         let owner = request.extensions().get::<Peer>().and_then(|peer| peer.owner);
         let request = request.get_ref();
+        caller.may(Act::Spend, &request.account)?;
+        caller.may_use(Act::Spend, &self.engine, &request.parent_reservation)?;
         self.answer(|engine| engine.reserve(request, owner)).await
     }
 
     async fn debit(&self, request: Request<v1::DebitRequest>) -> Answered<v1::DebitResponse> {
+        let caller = self.caller(&request)?;
+        caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
         self.answer(|engine| engine.debit(request.get_ref())).await
     }
 
     type MeterStream = MeterStream;
 
     async fn meter(&self, requests: Request<Streaming<v1::MeterRequest>>) -> Answered<MeterStream> {
-        let stream = MeterStream::new(Arc::clone(&self.engine), requests.into_inner());
+        let caller = self.caller(&requests)?;
+        caller.may_act(Act::Spend)?;
+        let (engine, access) = (Arc::clone(&self.engine), Arc::clone(&self.access));
+        let stream = MeterStream::new(engine, access, caller, requests.into_inner());
         Ok(Response::new(stream))
     }
 
     async fn extend(&self, request: Request<v1::ExtendRequest>) -> Answered<v1::ExtendResponse> {
+        let caller = self.caller(&request)?;
+        caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
         self.answer(|engine| engine.extend(request.get_ref())).await
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Answered<v1::CommitResponse> {
+        let caller = self.caller(&request)?;
         if self.engine.remembers(&request.get_ref().reservation) {
+            caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
             return self.answer(|engine| engine.commit(request.get_ref())).await;
         }
-        self.aside(move |engine| engine.commit(request.get_ref())).await
+        self.aside(move |engine| {
+            caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
+            engine.commit(request.get_ref())
+        })
+        .await
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
+        let caller = self.caller(&request)?;
         if self.engine.remembers(&request.get_ref().reservation) {
+            caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
             return self.answer(|engine| engine.release(request.get_ref())).await;
         }
-        self.aside(move |engine| engine.release(request.get_ref())).await
+        self.aside(move |engine| {
+            caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
+            engine.release(request.get_ref())
+        })
+        .await
     }
 
     async fn record(&self, request: Request<v1::RecordRequest>) -> Answered<v1::RecordResponse> {
+        self.caller(&request)?.may(Act::Spend, &request.get_ref().account)?;
         self.answer(|engine| engine.record(request.get_ref())).await
     }
 
     async fn check(&self, request: Request<v1::CheckRequest>) -> Answered<v1::CheckResponse> {
+        self.caller(&request)?.may(Act::Read, &request.get_ref().account)?;
         self.answer(|engine| engine.check(request.get_ref())).await
     }
 
@@ -107,16 +147,23 @@ impl LedgerService for Api {
         &self,
         request: Request<v1::GetReservationRequest>,
     ) -> Answered<v1::GetReservationResponse> {
+        let caller = self.caller(&request)?;
         if self.engine.remembers(&request.get_ref().reservation) {
+            caller.may_use(Act::Read, &self.engine, &request.get_ref().reservation)?;
             return self.answer(|engine| engine.get_reservation(request.get_ref())).await;
         }
-        self.aside(move |engine| engine.get_reservation(request.get_ref())).await
+        self.aside(move |engine| {
+            caller.may_use_stored(Act::Read, engine, &request.get_ref().reservation)?;
+            engine.get_reservation(request.get_ref())
+        })
+        .await
     }
 
     async fn count_tokens(
         &self,
         request: Request<v1::CountTokensRequest>,
     ) -> Answered<v1::CountTokensResponse> {
+        self.caller(&request)?;
         self.aside(move |engine| engine.count_tokens(request.get_ref())).await
     }
 }
@@ -127,6 +174,8 @@ impl AccountService for Api {
         &self,
         request: Request<v1::SetBudgetRequest>,
     ) -> Answered<v1::SetBudgetResponse> {
+        let account = request.get_ref().budget.as_ref().map_or("", |budget| &budget.account);
+        self.caller(&request)?.may(Act::Manage, account)?;
         self.answer(|engine| engine.set_budget(request.get_ref())).await
     }
 
@@ -134,6 +183,7 @@ impl AccountService for Api {
         &self,
         request: Request<v1::GetAccountRequest>,
     ) -> Answered<v1::GetAccountResponse> {
+        self.caller(&request)?.may(Act::Read, &request.get_ref().account)?;
         self.aside(move |engine| engine.get_account(request.get_ref())).await
     }
 
@@ -141,10 +191,15 @@ impl AccountService for Api {
         &self,
         request: Request<v1::ListAccountsRequest>,
     ) -> Answered<v1::ListAccountsResponse> {
-        self.aside(move |engine| engine.list_accounts(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let account = caller.narrow(&request.account)?;
+        let request = v1::ListAccountsRequest { account, ..request };
+        self.aside(move |engine| engine.list_accounts(&request)).await
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
+        self.caller(&request)?.may(Act::Manage, &request.get_ref().account)?;
         self.answer(|engine| engine.freeze(request.get_ref())).await
     }
 
@@ -152,6 +207,7 @@ impl AccountService for Api {
         &self,
         request: Request<v1::UnfreezeRequest>,
     ) -> Answered<v1::UnfreezeResponse> {
+        self.caller(&request)?.may(Act::Manage, &request.get_ref().account)?;
         self.answer(|engine| engine.unfreeze(request.get_ref())).await
     }
 
@@ -159,6 +215,7 @@ impl AccountService for Api {
         &self,
         request: Request<v1::RetireAccountRequest>,
     ) -> Answered<v1::RetireAccountResponse> {
+        self.caller(&request)?.may(Act::Manage, &request.get_ref().account)?;
         self.aside(move |engine| engine.retire_account(request.get_ref())).await
     }
 
@@ -166,7 +223,11 @@ impl AccountService for Api {
         &self,
         request: Request<v1::ListEntriesRequest>,
     ) -> Answered<v1::ListEntriesResponse> {
-        self.aside(move |engine| engine.list_entries(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let account = caller.narrow(&request.account)?;
+        let request = v1::ListEntriesRequest { account, ..request };
+        self.aside(move |engine| engine.list_entries(&request)).await
     }
 
     type WatchAccountsStream =
@@ -177,19 +238,24 @@ impl AccountService for Api {
         request: Request<v1::WatchAccountsRequest>,
     ) -> Answered<Self::WatchAccountsStream> {
         const LONGEST_MS: i64 = 60_000;
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
-        convert::within(&request.account)?;
+        let account = caller.narrow(convert::within(&request.account)?)?;
         let interval_ms = match &request.min_interval {
             Some(interval) => convert::duration_ms("min_interval", interval, LONGEST_MS)?.max(50),
             None => 250,
         };
         let interval = Duration::from_millis(interval_ms.unsigned_abs());
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        let engine = Arc::clone(&self.engine);
+        let (engine, access) = (Arc::clone(&self.engine), Arc::clone(&self.access));
         let mut draining = self.draining.clone();
         tokio::spawn(async move {
-            let mut watch = crate::history::Watch::new(request.account);
+            let mut watch = crate::history::Watch::new(account);
             loop {
+                if let Err(ended) = access.check(&caller, engine.now().wall_ms) {
+                    let _told = sender.send(Err(ended.into())).await;
+                    return;
+                }
                 let look = Arc::clone(&engine);
                 let looked = tokio::task::spawn_blocking(move || (watch.look(&look), watch)).await;
                 let Ok((changes, same)) = looked else { return };

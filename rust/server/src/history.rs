@@ -1,6 +1,7 @@
 //! What the store remembers beyond memory: entries, ended reservations; and what watchers see.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bursar_ledger::ReservationId;
 use bursar_store::{Cursor, EntryFilter, EntryKind, EntryRow, Reader};
@@ -22,6 +23,12 @@ impl Engine {
             // A malformed name is answered at once as well.
             Err(_) => true,
         }
+    }
+
+    /// Whose a reservation is that is in memory.
+    pub(crate) fn account_of(&self, name: &str) -> Result<Option<Arc<str>>, ApiError> {
+        let id = convert::parse_reservation_id(self.store_id, name)?;
+        Ok(self.ledger.reservation(id, self.now()).ok().map(|view| view.account))
     }
 
     /// The reservation of that name in memory; one that has ended long ago is fetched back from the

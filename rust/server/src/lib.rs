@@ -5,6 +5,7 @@
 //! the drain. Nothing here knows Python.
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
 mod calls;
 mod clock;

@@ -24,10 +24,12 @@ use crate::engine::OpenError;
 use crate::owner;
 
 /// What a connection tells of its other end.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Peer {
     /// The process, where the socket tells it (see `owner`).
     pub(crate) owner: Option<Owner>,
+    /// Its user and group; none by TCP.
+    pub(crate) ids: Option<(u32, u32)>,
 }
 
 /// The listeners before they belong to a runtime.
@@ -166,10 +168,13 @@ async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, connections: Arc<
         };
         // One more than allowed is closed at once: its caller learns of it and does not wait.
         let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
-        let peer = stream.peer_cred().ok();
-        let owner = peer.and_then(|peer| owner::identify(peer.pid()?, peer.uid()));
+        let credentials = stream.peer_cred().ok();
+        let peer = Peer {
+            owner: credentials.and_then(|peer| owner::identify(peer.pid()?, peer.uid())),
+            ids: credentials.map(|peer| (peer.uid(), peer.gid())),
+        };
         let Ok(stream) = stream.into_std() else { continue };
-        hand_over(&lanes, StdSocket::Unix(stream), owner, permit).await;
+        hand_over(&lanes, StdSocket::Unix(stream), peer, permit).await;
     }
 }
 
@@ -182,22 +187,17 @@ async fn accept_tcp(listener: TcpListener, lanes: Vec<Lane>, connections: Arc<Se
         let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
         let _slower_without = stream.set_nodelay(true);
         let Ok(stream) = stream.into_std() else { continue };
-        hand_over(&lanes, StdSocket::Tcp(stream), None, permit).await;
+        hand_over(&lanes, StdSocket::Tcp(stream), Peer::default(), permit).await;
     }
 }
 
 /// Gives a connection to the thread that has the fewest.
-async fn hand_over(
-    lanes: &[Lane],
-    socket: StdSocket,
-    owner: Option<Owner>,
-    permit: OwnedSemaphorePermit,
-) {
+async fn hand_over(lanes: &[Lane], socket: StdSocket, peer: Peer, permit: OwnedSemaphorePermit) {
     let lane = lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed));
     let lane = lane.expect("there is at least one thread");
     let place = Place::new(&lane.load, permit);
     // A thread that has ended drops it, which closes it.
-    let _taken = lane.sender.send(Accepted { socket, owner, place }).await;
+    let _taken = lane.sender.send(Accepted { socket, peer, place }).await;
 }
 
 /// A connection's place: it counts against the maximum, and as its thread's load, while it lives.
@@ -222,7 +222,7 @@ impl Drop for Place {
 /// A connection on its way from one runtime to another.
 pub(crate) struct Accepted {
     socket: StdSocket,
-    owner: Option<Owner>,
+    peer: Peer,
     place: Place,
 }
 
@@ -238,7 +238,7 @@ impl Accepted {
             StdSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
             StdSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
         };
-        Ok(Connection { socket, owner: self.owner, _place: self.place })
+        Ok(Connection { socket, peer: self.peer, _place: self.place })
     }
 }
 
@@ -255,7 +255,7 @@ enum Socket {
 /// A connection of this thread.
 pub(crate) struct Connection {
     socket: Socket,
-    owner: Option<Owner>,
+    peer: Peer,
     _place: Place,
 }
 
@@ -263,7 +263,7 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer { owner: self.owner }
+        self.peer
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
+use crate::access::{Access, Act, Caller};
 use crate::calls::advice;
 use crate::convert;
 use crate::engine::Engine;
@@ -38,6 +39,8 @@ type Timer = Option<Pin<Box<Sleep>>>;
 /// One stream.
 pub(crate) struct MeterStream {
     engine: Arc<Engine>,
+    access: Arc<Access>,
+    caller: Caller,
     requests: Streaming<v1::MeterRequest>,
     place: Place,
     /// The reservations that it has claimed.
@@ -82,10 +85,17 @@ impl Told {
 }
 
 impl MeterStream {
-    pub(crate) fn new(engine: Arc<Engine>, requests: Streaming<v1::MeterRequest>) -> MeterStream {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        access: Arc<Access>,
+        caller: Caller,
+        requests: Streaming<v1::MeterRequest>,
+    ) -> MeterStream {
         MeterStream {
             place: engine.meters.open(),
             engine,
+            access,
+            caller,
             requests,
             claimed: HashMap::new(),
             waiting: None,
@@ -99,6 +109,7 @@ impl MeterStream {
     /// One answer for each debit, in order, and what has to be durable before they may leave.
     fn answer(&mut self, request: v1::MeterRequest) -> Result<(v1::MeterResponse, u64), ApiError> {
         self.engine.check_open()?;
+        self.access.check(&self.caller, self.engine.now().wall_ms)?;
         if request.debits.len() > MAX_DEBITS {
             let message = format!("{} in one request: at most {MAX_DEBITS}", request.debits.len());
             return Err(ApiError::field("debits", message));
@@ -127,7 +138,7 @@ impl MeterStream {
         match self.claimed.get(&id) {
             Some(told) => used = used.max(&told.used),
             None if self.claimed.len() >= MAX_RESERVATIONS => return Err(too_many()),
-            None => {}
+            None => self.caller.may_use(Act::Spend, engine, &debit.reservation)?,
         }
         let debited = engine.ledger.debit_through(self.place.channel(), id, &used, engine.now());
         match debited {

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
+use crate::access::{Act, Caller};
 use crate::convert;
 use crate::error::ApiError;
 use crate::grpc::{Answered, Api};
@@ -43,6 +44,10 @@ pub struct ProcessCall {
     pub request: Vec<u8>,
     /// Who made it, where the socket tells.
     pub caller: Option<Owner>,
+    /// What the caller is called.
+    pub by: Arc<str>,
+    /// It may change nothing but of this account and those below it; empty: all.
+    pub within: Arc<str>,
 }
 
 type Event = Arc<v1::WatchProcessesResponse>;
@@ -206,10 +211,12 @@ impl Api {
         &self,
         method: &'static str,
         request: Request<Q>,
+        by: Caller,
     ) -> Answered<A> {
         let caller = request.extensions().get::<Peer>().and_then(|peer| peer.owner);
         let request = request.into_inner().encode_to_vec();
-        let call = ProcessCall { id: 0, method, request, caller };
+        let (by, within) = (Arc::clone(&by.name), by.account().into());
+        let call = ProcessCall { id: 0, method, request, caller, by, within };
         let reply = self.processes.ask(call, ANSWER_WITHIN).await?;
         Ok(Response::new(decode(&reply)?))
     }
@@ -223,28 +230,36 @@ impl ProcessService for Api {
         &self,
         request: Request<v1::RegisterProcessRequest>,
     ) -> Answered<v1::RegisterProcessResponse> {
-        self.process("ProcessService/RegisterProcess", request).await
+        let caller = self.caller(&request)?;
+        caller.may(Act::Spend, &request.get_ref().account)?;
+        self.process("ProcessService/RegisterProcess", request, caller).await
     }
 
     async fn list_processes(
         &self,
-        request: Request<v1::ListProcessesRequest>,
+        mut request: Request<v1::ListProcessesRequest>,
     ) -> Answered<v1::ListProcessesResponse> {
-        self.process("ProcessService/ListProcesses", request).await
+        let caller = self.caller(&request)?;
+        request.get_mut().account = caller.narrow(&request.get_ref().account)?;
+        self.process("ProcessService/ListProcesses", request, caller).await
     }
 
     async fn kill_process(
         &self,
         request: Request<v1::KillProcessRequest>,
     ) -> Answered<v1::KillProcessResponse> {
-        self.process("ProcessService/KillProcess", request).await
+        let caller = self.caller(&request)?;
+        caller.may_act(Act::Manage)?;
+        self.process("ProcessService/KillProcess", request, caller).await
     }
 
     async fn list_incidents(
         &self,
-        request: Request<v1::ListIncidentsRequest>,
+        mut request: Request<v1::ListIncidentsRequest>,
     ) -> Answered<v1::ListIncidentsResponse> {
-        self.process("ProcessService/ListIncidents", request).await
+        let caller = self.caller(&request)?;
+        request.get_mut().account = caller.narrow(&request.get_ref().account)?;
+        self.process("ProcessService/ListIncidents", request, caller).await
     }
 
     type WatchProcessesStream = EventStream;
@@ -253,9 +268,15 @@ impl ProcessService for Api {
         &self,
         request: Request<v1::WatchProcessesRequest>,
     ) -> Answered<EventStream> {
-        let account = request.into_inner().account;
-        convert::within(&account)?;
-        Ok(Response::new(self.processes.watch(account)?))
+        let caller = self.caller(&request)?;
+        let account = caller.narrow(convert::within(&request.get_ref().account)?)?;
+        let (engine, access) = (Arc::clone(&self.engine), Arc::clone(&self.access));
+        let events = self.processes.watch(account)?;
+        let checked = events.map(move |event| {
+            access.check(&caller, engine.now().wall_ms)?;
+            event
+        });
+        Ok(Response::new(Box::pin(checked)))
     }
 }
 
@@ -268,7 +289,14 @@ mod tests {
 
     fn call() -> ProcessCall {
         let method = "ProcessService/ListProcesses";
-        ProcessCall { id: 0, method, request: vec![7], caller: None }
+        ProcessCall {
+            id: 0,
+            method,
+            request: vec![7],
+            caller: None,
+            by: "".into(),
+            within: "".into(),
+        }
     }
 
     fn attached() -> Arc<Processes> {

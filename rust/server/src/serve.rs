@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
@@ -22,6 +23,7 @@ use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Lane, Listeners, bind_tcp};
 use crate::process::Processes;
 use crate::proxy::{self, Proxy};
+use crate::v1::access_service_server::AccessServiceServer;
 use crate::v1::account_service_server::AccountServiceServer;
 use crate::v1::ledger_service_server::LedgerServiceServer;
 use crate::v1::process_service_server::ProcessServiceServer;
@@ -58,6 +60,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let section = config.proxy.clone();
     let proxy_listener =
         section.as_ref().map(|section| bind_tcp("proxy.listen", section.listen)).transpose()?;
+    let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
     let desk = Desk::open(&engine, &listen, lease_connections)?;
     let (drain, draining) = watch::channel(false);
@@ -71,6 +74,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = Api {
             engine: Arc::clone(&engine),
+            access: Arc::clone(&access),
             processes: Arc::clone(&processes),
             draining: draining.clone(),
         };
@@ -82,7 +86,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     }
     let proxy_address = proxy_listener.as_ref().and_then(|bound| bound.local_addr().ok());
     if let (Some(listener), Some(section)) = (proxy_listener, section) {
-        let proxy = Proxy::new(Arc::clone(&engine), section)?;
+        let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section)?;
         let run = move || proxy::run(listener, &proxy, &draining);
         let thread = std::thread::Builder::new().name("bursar-proxy".into()).spawn(run);
         threads.push(thread.map_err(|error| OpenError::Io("the proxy's thread".into(), error))?);
@@ -184,6 +188,7 @@ fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, 
         reporter.set_serving::<LedgerServiceServer<Api>>().await;
         reporter.set_serving::<AccountServiceServer<Api>>().await;
         reporter.set_serving::<ProcessServiceServer<Api>>().await;
+        reporter.set_serving::<AccessServiceServer<Api>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
             .build_v1()
@@ -201,6 +206,7 @@ fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, 
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
+            .add_service(AccessServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(ProcessServiceServer::new(api).max_decoding_message_size(limit))
             .add_service(health)
             .add_service(reflection)

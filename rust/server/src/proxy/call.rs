@@ -71,7 +71,7 @@ async fn try_answer(
     if is_get != (route.endpoint == super::route::Endpoint::Models) {
         return Err(Failure::method());
     }
-    let account = route.account(&parts.headers, &proxy.settings)?;
+    let account = route.account(&parts.headers, &proxy.settings, |shown| proxy.spender(shown))?;
     let body = read(proxy, body).await?;
     if route.endpoint.is_free() {
         return pass(proxy, parts, route, api, body).await;

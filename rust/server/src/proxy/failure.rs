@@ -175,6 +175,7 @@ impl Failure {
 
     fn anthropic_type(&self) -> &'static str {
         match self.status.as_u16() {
+            401 => "authentication_error",
             402 => "billing_error",
             403 => "permission_error",
             404 => "not_found_error",
@@ -191,6 +192,8 @@ impl Failure {
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         let status = match error.reason {
+            ErrorReason::Unauthenticated => StatusCode::UNAUTHORIZED,
+            ErrorReason::NotAllowed => StatusCode::FORBIDDEN,
             ErrorReason::AccountNotFound => StatusCode::NOT_FOUND,
             ErrorReason::InvalidAccount
             | ErrorReason::InvalidAmount

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use crate::access::Access;
 use crate::config::ConfigError;
 use crate::engine::Engine;
 
@@ -46,6 +47,7 @@ use upstream::{Upstream, Upstreams};
 #[derive(Debug)]
 pub(crate) struct Proxy {
     engine: Arc<Engine>,
+    access: Arc<Access>,
     settings: ProxySection,
     upstreams: Upstreams,
     /// Places for calls under way.
@@ -56,12 +58,18 @@ pub(crate) struct Proxy {
 impl Proxy {
     pub(crate) fn new(
         engine: Arc<Engine>,
+        access: Arc<Access>,
         settings: ProxySection,
     ) -> Result<Arc<Proxy>, ConfigError> {
         let upstreams = Upstreams::new(&settings)?;
         let calls = Arc::new(Semaphore::new(settings.max_calls));
         let replays = Replays::new(engine.times.key_retention_ms);
-        Ok(Arc::new(Proxy { engine, settings, upstreams, calls, replays }))
+        Ok(Arc::new(Proxy { engine, access, settings, upstreams, calls, replays }))
+    }
+
+    /// The account that a token may spend on; `None`: all.
+    fn spender(&self, shown: Option<&str>) -> Result<Option<String>, failure::Failure> {
+        Ok(self.access.spender(shown, self.engine.now().wall_ms)?)
     }
 
     /// Where a call may go on with a cheaper model: one that has a price and an upstream, and can do

@@ -3,10 +3,10 @@
 
 use hyper::HeaderMap;
 use hyper::http::request::Parts;
-use ring::digest;
 
 use super::failure::Failure;
 use super::settings::{Api, ProxySection};
+use crate::access::sha256;
 
 /// The header that names an account.
 pub(crate) const ACCOUNT: &str = "x-bursar-account";
@@ -73,11 +73,13 @@ impl<'a> Route<'a> {
         Some(Route { endpoint: Endpoint::of(path)?, path, account })
     }
 
-    /// Whose call it is. Who shows a token spends within its account only.
+    /// Whose call it is. Who shows a token spends within its account only; `spender` says whose one
+    /// is that the settings do not name.
     pub(crate) fn account(
         &self,
         headers: &HeaderMap,
         settings: &ProxySection,
+        spender: impl FnOnce(Option<&str>) -> Result<Option<String>, Failure>,
     ) -> Result<String, Failure> {
         let header =
             match headers.get(ACCOUNT) {
@@ -87,8 +89,12 @@ impl<'a> Route<'a> {
                 None => None,
             };
         let named = self.account.or(header);
-        let of_token = token(headers).and_then(|token| account_of(token, settings));
-        match (named, of_token) {
+        let shown = token(headers);
+        let of_token = match shown.and_then(|token| account_of(token, settings)) {
+            Some(account) => Some(account.to_owned()),
+            None => spender(shown)?,
+        };
+        match (named, of_token.as_deref()) {
             (Some(named), Some(of_token)) if !is_within(named, of_token) => {
                 let message = format!("the token is of {of_token} and may not spend on {named}");
                 Err(Failure::forbidden(message))
@@ -114,11 +120,7 @@ fn account_of<'a>(token: &str, settings: &'a ProxySection) -> Option<&'a str> {
     if settings.tokens.is_empty() {
         return None;
     }
-    let mut hash = String::with_capacity(64);
-    for byte in digest::digest(&digest::SHA256, token.as_bytes()).as_ref() {
-        let digit = |value: u8| char::from_digit(value.into(), 16).expect("half a byte");
-        hash.extend([digit(byte >> 4), digit(byte & 15)]);
-    }
+    let hash = sha256(token);
     let found = settings.tokens.iter().find(|known| known.sha256 == hash);
     found.map(|known| known.account.as_str())
 }
@@ -184,10 +186,10 @@ mod tests {
         let path = Route::of("/a/acme/x/v1/models").unwrap();
         let plain = Route::of("/v1/models").unwrap();
         let named = headers(&[(ACCOUNT, "acme/y")]);
-        assert_eq!(path.account(&named, &open).unwrap(), "acme/x");
-        assert_eq!(plain.account(&named, &open).unwrap(), "acme/y");
-        assert_eq!(plain.account(&headers(&[]), &open).unwrap(), "other");
-        assert!(plain.account(&headers(&[]), &settings(&[], None)).is_err());
+        assert_eq!(path.account(&named, &open, |_| Ok(None)).unwrap(), "acme/x");
+        assert_eq!(plain.account(&named, &open, |_| Ok(None)).unwrap(), "acme/y");
+        assert_eq!(plain.account(&headers(&[]), &open, |_| Ok(None)).unwrap(), "other");
+        assert!(plain.account(&headers(&[]), &settings(&[], None), |_| Ok(None)).is_err());
     }
 
     #[test]
@@ -196,7 +198,9 @@ mod tests {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let settings = settings(&[(abc, "acme/team")], None);
         for shown in [("authorization", "Bearer abc"), ("x-api-key", "abc")] {
-            let of = |path| Route::of(path).unwrap().account(&headers(&[shown]), &settings);
+            let of = |path| {
+                Route::of(path).unwrap().account(&headers(&[shown]), &settings, |_| Ok(None))
+            };
             assert_eq!(of("/v1/models").unwrap(), "acme/team");
             assert_eq!(of("/a/acme/team/x/v1/models").unwrap(), "acme/team/x");
             assert!(of("/a/acme/teamster/v1/models").is_err());

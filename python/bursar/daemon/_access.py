@@ -1,0 +1,96 @@
+"""`[access]`: who may do what."""
+
+import grp
+import pwd
+from collections.abc import Callable
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bursar.daemon._accounts import check_name, split_path
+from bursar.daemon._model import Section, right
+
+_ID_MAX: Final = 2**32 - 2
+
+
+class LocalCaller(Section):
+    """`[[access.local]]`: who calls by the Unix socket, and what that caller may do."""
+
+    user: str | int | None = Field(
+        default=None,
+        description="the user that the caller runs as",
+        json_schema_extra=right('write a name or an id, such as "alice" or 1000'),
+    )
+    group: str | int | None = Field(
+        default=None,
+        description="the primary group that the caller runs with",
+        json_schema_extra=right('write a name or an id, such as "ml" or 1000'),
+    )
+    role: Literal["agent", "observer", "operator"] = Field(
+        description="what the caller may do",
+        json_schema_extra=right('write "agent", "observer" or "operator"'),
+    )
+    account: str = Field(
+        default="",
+        description="where: this account and those below it; empty for all",
+        json_schema_extra=right('write a path such as "acme/research"'),
+    )
+
+    @field_validator("user")
+    @classmethod
+    def _user(cls, value: str | int | None) -> int | None:
+        return _id_of(value, lambda name: pwd.getpwnam(name).pw_uid, "user")
+
+    @field_validator("group")
+    @classmethod
+    def _group(cls, value: str | int | None) -> int | None:
+        return _id_of(value, lambda name: grp.getgrnam(name).gr_gid, "group")
+
+    @field_validator("account")
+    @classmethod
+    def _account(cls, value: str) -> str:
+        for name in split_path(value) if value else ():
+            check_name(name)
+        return value
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if self.user is None and self.group is None:
+            raise ValueError("neither user nor group is set, so everybody would be meant")
+        return self
+
+    def to_core(self) -> dict[str, Any]:
+        """What the Rust core reads."""
+        about = {"role": self.role, "account": self.account}
+        return about | {"uid": self.user, "gid": self.group}
+
+
+class AccessSection(Section):
+    """`[access]`: who may do what."""
+
+    mode: Literal["open", "enforce"] = Field(
+        default="open",
+        description="who may call without a token",
+        json_schema_extra=right('write "open" or "enforce"'),
+    )
+    local: tuple[LocalCaller, ...] = Field(
+        default=(),
+        strict=False,
+        description="callers by the Unix socket; the first row that fits counts",
+        json_schema_extra=right("write [[access.local]] tables"),
+    )
+
+    def to_core(self) -> dict[str, Any]:
+        """What the Rust core reads."""
+        return {"mode": self.mode, "local": [one.to_core() for one in self.local]}
+
+
+def _id_of(value: str | int | None, look_up: Callable[[str], int], what: str) -> int | None:
+    if value is None or isinstance(value, int):
+        if value is not None and not 0 <= value <= _ID_MAX:
+            raise ValueError(f"{value} is no id of a {what}")
+        return value
+    try:
+        return look_up(value)
+    except KeyError:
+        raise ValueError(f"this host has no {what} {value!r}") from None

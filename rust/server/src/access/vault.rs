@@ -1,0 +1,298 @@
+//! The tokens: in memory to be looked up, in one file beside the store to outlive the daemon.
+//!
+//! Of a secret only the hash is kept: 32 random bytes need no slow one. A change is in the file,
+//! synced, before it counts; a file that cannot be read keeps the daemon from starting. Who may change
+//! what is not decided here.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use ring::digest;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+
+use super::Role;
+use crate::error::ApiError;
+use crate::v1::ErrorReason;
+
+/// How every token begins, so that scanners for leaked secrets know one.
+pub(crate) const PREFIX: &str = "bursar_";
+/// The most tokens that are kept.
+const MAX_TOKENS: usize = 10_000;
+/// How long one that has ended stays in the list.
+const KEPT_MS: i64 = 30 * 86_400_000;
+const ID_BYTES: usize = 8;
+const SECRET_BYTES: usize = 32;
+
+/// A token, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Token {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    /// Empty: all.
+    pub(crate) account: String,
+    pub(crate) creator: String,
+    pub(crate) created_ms: i64,
+    pub(crate) expires_ms: i64,
+    #[serde(default)]
+    pub(crate) revoked_ms: Option<i64>,
+    /// Of the secret, in hexadecimal digits.
+    sha256: String,
+}
+
+impl Token {
+    /// Why it is good for nothing any more; `None`: it is good.
+    pub(crate) fn ended(&self, now_ms: i64) -> Option<&'static str> {
+        if self.revoked_ms.is_some() {
+            return Some("was revoked");
+        }
+        (now_ms >= self.expires_ms).then_some("has expired")
+    }
+
+    fn is_forgotten(&self, now_ms: i64) -> bool {
+        now_ms - self.revoked_ms.unwrap_or(self.expires_ms) > KEPT_MS
+    }
+}
+
+/// What a token is to be.
+pub(crate) struct Order {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) account: String,
+    pub(crate) creator: String,
+    pub(crate) ttl_ms: i64,
+}
+
+/// All tokens.
+#[derive(Debug)]
+pub(crate) struct Vault {
+    /// `None`: they are forgotten at the end.
+    path: Option<PathBuf>,
+    tokens: RwLock<HashMap<String, Arc<Token>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    tokens: Vec<Token>,
+}
+
+impl Vault {
+    /// Reads the file, if there is one.
+    pub(crate) fn open(path: Option<PathBuf>) -> io::Result<Vault> {
+        let tokens = match path.as_deref().map(fs::read) {
+            Some(Ok(bytes)) => {
+                let file: File = serde_json::from_slice(&bytes)?;
+                if file.version != 1 {
+                    let message = format!("version {} is of a later Bursar", file.version);
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                }
+                file.tokens
+            }
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => Vec::new(),
+        };
+        let by_id = |token: Token| (token.id.clone(), Arc::new(token));
+        Ok(Vault { path, tokens: RwLock::new(tokens.into_iter().map(by_id).collect()) })
+    }
+
+    /// The token that somebody shows, whether it is still good or not.
+    pub(crate) fn find(&self, shown: &str) -> Option<Arc<Token>> {
+        let (id, secret) = shown.strip_prefix(PREFIX)?.split_once('_')?;
+        let token = Arc::clone(self.tokens.read().get(id)?);
+        // Whoever could tell hashes apart by the time that this takes would learn nothing of a secret.
+        (token.sha256 == sha256(secret)).then_some(token)
+    }
+
+    /// The token of that id.
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<Token>> {
+        self.tokens.read().get(id).cloned()
+    }
+
+    /// All of them, the latest first.
+    pub(crate) fn list(&self) -> Vec<Arc<Token>> {
+        let mut tokens: Vec<_> = self.tokens.read().values().cloned().collect();
+        tokens.sort_by(|a, b| (b.created_ms, &b.id).cmp(&(a.created_ms, &a.id)));
+        tokens
+    }
+
+    /// Makes a token; returns it with its secret.
+    pub(crate) fn create(
+        &self,
+        order: Order,
+        now_ms: i64,
+    ) -> Result<(Arc<Token>, String), ApiError> {
+        let (id, secret) = (random::<ID_BYTES>()?, random::<SECRET_BYTES>()?);
+        let token = Arc::new(Token {
+            sha256: sha256(&secret),
+            id,
+            name: order.name,
+            role: order.role,
+            account: order.account,
+            creator: order.creator,
+            created_ms: now_ms,
+            expires_ms: now_ms.saturating_add(order.ttl_ms),
+            revoked_ms: None,
+        });
+        self.change(now_ms, |tokens| {
+            if tokens.len() >= MAX_TOKENS {
+                let message = format!("{MAX_TOKENS} tokens are kept, which is the most");
+                let error = ApiError::new(ErrorReason::TokenLimitReached, message);
+                return Err(error.with("max", MAX_TOKENS.to_string()));
+            }
+            tokens.insert(token.id.clone(), Arc::clone(&token));
+            Ok(())
+        })?;
+        let shown = format!("{PREFIX}{}_{secret}", token.id);
+        Ok((token, shown))
+    }
+
+    /// Ends a token; one that has ended already stays as it is.
+    pub(crate) fn revoke(&self, token: &Token, now_ms: i64) -> Result<Arc<Token>, ApiError> {
+        let ended =
+            Arc::new(Token { revoked_ms: token.revoked_ms.or(Some(now_ms)), ..token.clone() });
+        self.change(now_ms, |tokens| {
+            tokens.insert(ended.id.clone(), Arc::clone(&ended));
+            Ok(())
+        })?;
+        Ok(ended)
+    }
+
+    /// Changes the tokens in the file, and then here.
+    fn change(
+        &self,
+        now_ms: i64,
+        change: impl FnOnce(&mut HashMap<String, Arc<Token>>) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let mut tokens = self.tokens.write();
+        let mut changed = tokens.clone();
+        changed.retain(|_, token| !token.is_forgotten(now_ms));
+        change(&mut changed)?;
+        if let Some(path) = &self.path {
+            let written = write(path, &changed);
+            written.map_err(|error| {
+                let message = format!("{} cannot be written: {error}", path.display());
+                ApiError::new(ErrorReason::StoreUnavailable, message)
+            })?;
+        }
+        *tokens = changed;
+        Ok(())
+    }
+}
+
+/// Writes beside the file and takes its name: what is there is whole, whenever the power fails.
+fn write(path: &Path, tokens: &HashMap<String, Arc<Token>>) -> io::Result<()> {
+    let tokens = tokens.values().map(|token| Token::clone(token)).collect();
+    let bytes = serde_json::to_vec_pretty(&File { version: 1, tokens })?;
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let temporary = PathBuf::from(name);
+    let _of_a_crash = fs::remove_file(&temporary);
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn random<const N: usize>() -> Result<String, ApiError> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_unspecified| {
+        ApiError::new(ErrorReason::StoreUnavailable, "the system gives no random numbers")
+    })?;
+    Ok(hex(&bytes))
+}
+
+/// The SHA-256 of a text, in hexadecimal digits.
+pub(crate) fn sha256(text: &str) -> String {
+    hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from_digit(value.into(), 16).expect("half a byte");
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn order(name: &str) -> Order {
+        Order {
+            name: name.into(),
+            role: Role::Agent,
+            account: "acme".into(),
+            creator: "test".into(),
+            ttl_ms: 1_000,
+        }
+    }
+
+    #[test]
+    fn a_secret_is_found_again_after_a_restart_and_is_not_in_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tokens");
+        let vault = Vault::open(Some(path.clone())).expect("no file yet");
+        let (token, shown) = vault.create(order("ci"), 5).expect("room");
+        assert_eq!(fs::metadata(&path).expect("it").permissions().mode() & 0o777, 0o600);
+        let text = fs::read_to_string(&path).expect("text");
+        assert!(!text.contains(shown.rsplit('_').next().expect("a secret")));
+        let again = Vault::open(Some(path)).expect("readable");
+        let found = again.find(&shown).expect("known");
+        assert_eq!((&found.id, found.ended(1_004)), (&token.id, None));
+        assert_eq!(found.ended(1_005), Some("has expired"));
+        again.revoke(&found, 7).expect("writable");
+        assert_eq!(again.find(&shown).expect("known").ended(8), Some("was revoked"));
+    }
+
+    #[test]
+    fn what_is_no_secret_is_nobodys() {
+        let vault = Vault::open(None).expect("memory");
+        let (token, shown) = vault.create(order("ci"), 0).expect("room");
+        let other = format!("{PREFIX}{}_{}", token.id, "0".repeat(64));
+        for wrong in ["", "bursar_", "bursar__", &shown[7..], &shown[..shown.len() - 1], &other] {
+            assert!(vault.find(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_token_too_many_is_refused_and_what_ended_long_ago_makes_room() {
+        let vault = Vault::open(None).expect("memory");
+        for number in 0..MAX_TOKENS {
+            vault.create(order(&number.to_string()), 0).expect("room");
+        }
+        let refused = vault.create(order("more"), 0).expect_err("full");
+        assert_eq!(refused.reason, ErrorReason::TokenLimitReached);
+        vault.create(order("later"), KEPT_MS + 1_001).expect("room again");
+        assert_eq!(vault.list().len(), 1);
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_written_is_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let vault = Vault::open(Some(folder.path().join("gone/tokens"))).expect("no file yet");
+        assert!(vault.create(order("ci"), 0).is_err());
+        assert!(vault.list().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_of() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tokens");
+        for text in ["", "{", r#"{"version": 2, "tokens": []}"#, r#"{"version": 1, "tokens": [1]}"#]
+        {
+            fs::write(&path, text).expect("writable");
+            assert!(Vault::open(Some(path.clone())).is_err(), "{text}");
+        }
+    }
+}
