@@ -240,7 +240,7 @@ def test_an_open_sidecar_takes_everybody_for_an_operator_but_a_token_at_its_word
 def test_the_proxy_asks_for_a_token_that_may_spend_and_passes_it_on_to_nobody() -> None:
     upstream = {"name": "gone", "url": "http://127.0.0.1:9", "api": "openai"}
     proxy = {"listen": "127.0.0.1:0", "default_account": "acme/a", "upstreams": [upstream]}
-    enforce = {"access": {"mode": "enforce"}, "rates": {"allow_unpriced": True}}
+    enforce: dict[str, Any] = {"access": {"mode": "enforce"}, "rates": {"allow_unpriced": True}}
     with Daemon(proxy=proxy, **enforce) as daemon, daemon.client() as operator:
         [base] = re.findall(r"proxy on (http://\S+)/v1", daemon.log)
 
