@@ -1,15 +1,17 @@
 """What the adapter costs: tokens a second of llama.cpp with it and without it, in one process.
 
-The engine, its thread and its model are the same; calls alternate, so that what disturbs one kind
-disturbs the other, and of each round the pair counts whose ratio is the median. The whole call is
-timed, the counting of its prompt and its settlement at a sidecar included. The model's step takes
-some milliseconds, as a small real one's does.
+The engine, its thread, its model and its text are the same; calls alternate, so that what disturbs
+one kind disturbs the other. Of a round's calls the medians count: until the first piece, from piece
+to piece, after the last. So the whole call is in it, the counting of its prompt and its settlement
+at a sidecar included. The model's step takes some milliseconds, as a small real one's does.
 """
 
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ import _servers
 NAME = "llama_rate_with_adapter_vs_without"
 GOAL = ">= 0.99"
 ACCOUNT = "bench/llama"
-CALLS = 11  # of either kind, in a round
+CALLS = 10  # of either kind, in a round
+TOKENS = 200
 SIZE = {"embedding": 512, "layers": 12}
-
 
 Handle = Callable[[Any, Callable[[Any], bool]], None]
 
@@ -44,60 +46,58 @@ def measure(rounds: int, *, quick: bool) -> list[tuple[float, float]]:
     from bursar.middleware.xllamacpp import BudgetedServer
     from bursar.testing import Sidecar
 
-    size = {} if quick else SIZE
     with (
         tempfile.TemporaryDirectory(prefix="bench-llama-") as folder,
         Sidecar('[[accounts]]\npath = "**"\n') as sidecar,
         sidecar.client() as client,
     ):
         client.set_budget(ACCOUNT, unit="tokens", limit=10**12)
+        size = {} if quick else SIZE
         engine = llama.start(Path(folder), **size)
         ours = BudgetedServer(engine, client=client, account=ACCOUNT)
-        tokens = 20 if quick else 200
-        kinds = (ours.handle_chat_completions, engine.handle_chat_completions)
-        for handle in kinds:
-            rate(handle, tokens)  # warm
+        with_it, without = ours.handle_chat_completions, engine.handle_chat_completions
         pairs = []
         for _ in range(rounds):
             _machine.wait_until_quiet(_machine.cpus(), [])
-            pairs.append(middle([pair(kinds, tokens, number) for number in range(CALLS)]))
+            calls: dict[Handle, list[list[float]]] = {with_it: [], without: []}
+            call(with_it), call(without)  # warm
+            for number in range(CALLS):  # each is first as often as the other
+                for handle in (with_it, without)[:: -1 if number % 2 else 1]:
+                    calls[handle].append(call(handle))
+            pairs.append((rate(calls[with_it]), rate(calls[without])))
     return pairs
 
 
-def pair(kinds: tuple[Handle, Handle], tokens: int, number: int) -> tuple[float, float]:
-    """Both rates, one after the other; each is first as often as the other."""
-    if number % 2:
-        without, with_it = (rate(handle, tokens) for handle in reversed(kinds))
-    else:
-        with_it, without = (rate(handle, tokens) for handle in kinds)
-    return with_it, without
-
-
-def middle(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """The pair whose ratio is the median."""
-    return sorted(pairs, key=lambda each: each[0] / each[1])[len(pairs) // 2]
-
-
-def rate(handle: Handle, tokens: int) -> float:
-    """Tokens a second of one call that streams."""
+def call(handle: Handle) -> list[float]:
+    """When one call that streams began, had each piece of its text, and ended."""
     body = {
         "messages": [{"role": "user", "content": "hello"}],
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": tokens,
+        "max_tokens": TOKENS,
         "ignore_eos": True,
         "temperature": 0,
     }
-    made: list[int] = []
+    times, made = [time.perf_counter()], 0
 
     def take(chunk: Any) -> bool:
-        usage = chunk.get("usage") or {}
-        made.append(usage.get("completion_tokens", 0))
+        nonlocal made
+        choices = chunk.get("choices")
+        if choices and choices[0]["delta"].get("content"):
+            times.append(time.perf_counter())
+        made = max(made, (chunk.get("usage") or {}).get("completion_tokens", 0))
         return False
 
-    begun = time.perf_counter()
     handle(body, take)
-    elapsed = time.perf_counter() - begun
-    if max(made) != tokens:
-        raise RuntimeError(f"{max(made)} tokens instead of {tokens}")
-    return tokens / elapsed
+    times.append(time.perf_counter())
+    if made != TOKENS:
+        raise RuntimeError(f"{made} tokens instead of {TOKENS}")
+    return times
+
+
+def rate(calls: list[list[float]]) -> float:
+    """Tokens a second of a call of medians."""
+    first = statistics.median(times[1] - times[0] for times in calls)
+    last = statistics.median(times[-1] - times[-2] for times in calls)
+    steps = [after - before for times in calls for before, after in pairwise(times[1:-1])]
+    return TOKENS / (first + last + statistics.median(steps) * len(steps) / len(calls))
