@@ -93,6 +93,7 @@ class EntryKind(StrEnum):
     RUNAWAY = "runaway"
     SUCCESS = "success"
     FAILURE = "failure"
+    OPERATED = "operated"
 
 
 _KINDS: Final = frozenset(kind.value for kind in PeriodKind)

@@ -13,7 +13,7 @@ from openai import APIStatusError, OpenAI
 from support.daemon import Daemon
 
 import bursar
-from bursar import Client, Role
+from bursar import Client, EntryKind, Role
 
 DAY_S: Final = 86_400
 LIMIT: Final = 1_000_000
@@ -262,3 +262,19 @@ def test_the_proxy_asks_for_a_token_that_may_spend_and_passes_it_on_to_nobody() 
             code, said = answer(agent, account)
             assert (code, "cannot be reached" in said) == (502, True), "it is let through"
         assert agent not in daemon.log
+
+
+def test_who_changed_what_is_in_the_history(daemon: Daemon, operator: Client) -> None:
+    with holder(daemon, secret_of(operator, Role.OPERATOR, "acme/c")) as client:
+        client.set_budget("acme/c", unit="tokens", limit=7)
+        client.freeze("acme/c", reason="lunch")
+        client.unfreeze("acme/c")
+        client.retire_account("acme/c")
+    found = [one for one in operator.list_entries("acme/c") if one.kind is EntryKind.OPERATED]
+    assert [one.detail for one in found] == [
+        "test: set a limit of 7 tokens",
+        "test: froze it: lunch",
+        "test: ended its freeze",
+        "test: retired it",
+    ]
+    assert {one.account for one in found} == {"acme/c"}

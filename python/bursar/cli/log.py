@@ -31,7 +31,10 @@ COLUMNS: Final = (
 )
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(Entry))
 _WITHOUT_AMOUNT: Final = frozenset(
-    {EntryKind.FREEZE, EntryKind.UNFREEZE, EntryKind.SUCCESS, EntryKind.FAILURE}
+    {
+        *(EntryKind.FREEZE, EntryKind.UNFREEZE, EntryKind.OPERATED),
+        *(EntryKind.SUCCESS, EntryKind.FAILURE),
+    }
 )
 _PAGE_SIZE: Final = 10_000
 _CHUNK_ROWS: Final = 1_000

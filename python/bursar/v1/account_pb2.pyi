@@ -179,6 +179,7 @@ class Entry(_message.Message):
         KIND_RUNAWAY: _ClassVar[Entry.Kind]
         KIND_SUCCESS: _ClassVar[Entry.Kind]
         KIND_FAILURE: _ClassVar[Entry.Kind]
+        KIND_OPERATED: _ClassVar[Entry.Kind]
     KIND_UNSPECIFIED: Entry.Kind
     KIND_HOLD: Entry.Kind
     KIND_RETURN: Entry.Kind
@@ -192,6 +193,7 @@ class Entry(_message.Message):
     KIND_RUNAWAY: Entry.Kind
     KIND_SUCCESS: Entry.Kind
     KIND_FAILURE: Entry.Kind
+    KIND_OPERATED: Entry.Kind
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]

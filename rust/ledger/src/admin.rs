@@ -9,7 +9,7 @@ use parking_lot::MutexGuard;
 use crate::account::Account;
 use crate::budget::{Budget, BudgetTerms};
 use crate::error::LedgerError;
-use crate::fact::{Fact, Journal, ReservationId};
+use crate::fact::{AccountId, Fact, Journal, ReservationId};
 use crate::ledger::{Balance, BudgetSpec, Ledger, Now, View, body, view};
 use crate::path;
 use crate::period::Period;
@@ -142,6 +142,17 @@ impl<J: Journal> Ledger<J> {
         self.tree.set_frozen(account, frozen);
         self.changes.verdicts();
         ticket
+    }
+
+    /// The id of an account.
+    pub fn account_id(&self, path: &str) -> Option<AccountId> {
+        self.tree.find(path).map(|account| account.id)
+    }
+
+    /// Notes for the history who changed what. Returns what must be durable.
+    pub fn note_operated(&self, account: AccountId, detail: String, now: Now) -> u64 {
+        let now_ms = self.time(now.wall_ms);
+        self.log(now_ms, || vec![Fact::Operated { account, detail }])
     }
 
     /// One account.

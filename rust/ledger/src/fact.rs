@@ -265,6 +265,13 @@ pub enum Fact {
         /// Whether it did.
         success: bool,
     },
+    /// An operator changed something; what that was is a fact of its own, except for who asked.
+    Operated {
+        /// The account.
+        account: AccountId,
+        /// Who, and what, for people.
+        detail: String,
+    },
 }
 
 /// What happened in one operation, at one time: a record of the log.

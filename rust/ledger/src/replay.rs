@@ -119,7 +119,7 @@ impl<J: Journal> Replay<J> {
                 self.window(*window)?.replay_crossed(*permille);
             }
             // What was found, and how work ended, is history.
-            Fact::Runaway { .. } | Fact::Judged { .. } => {}
+            Fact::Runaway { .. } | Fact::Judged { .. } | Fact::Operated { .. } => {}
             Fact::WindowStood { window, spent, fired, buckets } => {
                 self.window(*window)?.restore(*spent, fired, buckets);
             }

@@ -1,5 +1,6 @@
 //! The calls of `AccountService`.
 
+use crate::access::Caller;
 use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
@@ -11,6 +12,23 @@ type Reply<T> = Result<Answer<T>, ApiError>;
 const PAGE: (usize, usize) = (100, 1000);
 
 impl Engine {
+    /// Does what an operator asks for, and notes who asked; both are durable before the answer.
+    pub(crate) fn operate<T>(
+        &self,
+        by: &Caller,
+        account: &str,
+        what: &str,
+        act: impl FnOnce(&Engine) -> Reply<T>,
+    ) -> Reply<T> {
+        let before = self.ledger.account_id(account); // afterwards it may have retired
+        let mut answer = act(self)?;
+        if let Some(id) = before.or_else(|| self.ledger.account_id(account)) {
+            let detail = format!("{}: {what}", by.name);
+            answer.ticket = answer.ticket.max(self.ledger.note_operated(id, detail, self.now()));
+        }
+        Ok(answer)
+    }
+
     pub(crate) fn set_budget(
         &self,
         request: &v1::SetBudgetRequest,

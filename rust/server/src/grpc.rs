@@ -174,9 +174,13 @@ impl AccountService for Api {
         &self,
         request: Request<v1::SetBudgetRequest>,
     ) -> Answered<v1::SetBudgetResponse> {
-        let account = request.get_ref().budget.as_ref().map_or("", |budget| &budget.account);
-        self.caller(&request)?.may(Act::Manage, account)?;
-        self.answer(|engine| engine.set_budget(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        let request = request.get_ref();
+        let budget = request.budget.clone().unwrap_or_default();
+        caller.may(Act::Manage, &budget.account)?;
+        let what = format!("set a limit of {} {}", budget.limit, convert::cut(&budget.unit));
+        let act = |engine: &Engine| engine.set_budget(request);
+        self.answer(|engine| engine.operate(&caller, &budget.account, &what, act)).await
     }
 
     async fn get_account(
@@ -199,24 +203,38 @@ impl AccountService for Api {
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
-        self.caller(&request)?.may(Act::Manage, &request.get_ref().account)?;
-        self.answer(|engine| engine.freeze(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        let request = request.get_ref();
+        caller.may(Act::Manage, &request.account)?;
+        let what = format!("froze it: {}", request.reason);
+        let act = |engine: &Engine| engine.freeze(request);
+        self.answer(|engine| engine.operate(&caller, &request.account, &what, act)).await
     }
 
     async fn unfreeze(
         &self,
         request: Request<v1::UnfreezeRequest>,
     ) -> Answered<v1::UnfreezeResponse> {
-        self.caller(&request)?.may(Act::Manage, &request.get_ref().account)?;
-        self.answer(|engine| engine.unfreeze(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        let request = request.get_ref();
+        caller.may(Act::Manage, &request.account)?;
+        let act = |engine: &Engine| engine.unfreeze(request);
+        self.answer(|engine| engine.operate(&caller, &request.account, "ended its freeze", act))
+            .await
     }
 
     async fn retire_account(
         &self,
         request: Request<v1::RetireAccountRequest>,
     ) -> Answered<v1::RetireAccountResponse> {
-        self.caller(&request)?.may(Act::Manage, &request.get_ref().account)?;
-        self.aside(move |engine| engine.retire_account(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        caller.may(Act::Manage, &request.account)?;
+        self.aside(move |engine| {
+            let act = |engine: &Engine| engine.retire_account(&request);
+            engine.operate(&caller, &request.account, "retired it", act)
+        })
+        .await
     }
 
     async fn list_entries(

@@ -168,7 +168,7 @@ impl Engine {
 }
 
 /// The kinds of entries on the wire and in the store.
-const KINDS: [(v1::entry::Kind, EntryKind); 12] = [
+const KINDS: [(v1::entry::Kind, EntryKind); 13] = [
     (v1::entry::Kind::Hold, EntryKind::Hold),
     (v1::entry::Kind::Return, EntryKind::Return),
     (v1::entry::Kind::Spend, EntryKind::Spend),
@@ -181,6 +181,7 @@ const KINDS: [(v1::entry::Kind, EntryKind); 12] = [
     (v1::entry::Kind::Runaway, EntryKind::Runaway),
     (v1::entry::Kind::Success, EntryKind::Success),
     (v1::entry::Kind::Failure, EntryKind::Failure),
+    (v1::entry::Kind::Operated, EntryKind::Operated),
 ];
 
 fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {

@@ -41,11 +41,13 @@ pub enum EntryKind {
     Success = 11,
     /// A Commit said that the work of its reservation failed.
     Failure = 12,
+    /// An operator changed something; the detail says who, and what.
+    Operated = 13,
 }
 
 impl EntryKind {
     /// Every kind.
-    pub const ALL: [EntryKind; 12] = [
+    pub const ALL: [EntryKind; 13] = [
         EntryKind::Hold,
         EntryKind::Return,
         EntryKind::Spend,
@@ -58,6 +60,7 @@ impl EntryKind {
         EntryKind::Runaway,
         EntryKind::Success,
         EntryKind::Failure,
+        EntryKind::Operated,
     ];
 
     /// The name in the database.
@@ -75,6 +78,7 @@ impl EntryKind {
             EntryKind::Runaway => "runaway",
             EntryKind::Success => "success",
             EntryKind::Failure => "failure",
+            EntryKind::Operated => "operated",
         }
     }
 

@@ -162,6 +162,10 @@ impl Group<'_> {
                 let kind = if *success { EntryKind::Success } else { EntryKind::Failure };
                 self.rows.push(kind, about, None, 0)
             }
+            Fact::Operated { account, detail } => {
+                self.rows.push(EntryKind::Operated, about_account(*account), None, 0)?;
+                self.rows.detail(detail)
+            }
             // For restoring only; they say nothing new.
             Fact::WindowStood { .. } | Fact::Remembered { .. } => Ok(()),
         }
