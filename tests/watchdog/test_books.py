@@ -269,6 +269,40 @@ def test_what_somebody_has_ended_is_held_anew(ledger: Ledger) -> None:
     assert ledger.balance("acme", "vram_bytes").held == 2 * GIB
 
 
+def test_what_was_held_before_is_no_growth_where_it_cannot_be_held_anew(ledger: Ledger) -> None:
+    ledger.limit("acme", "vram_bytes", 4 * GIB)
+    assert ledger.books.occupy("acme/a", 3 * GIB, 0) is None
+    ledger.end_all()
+    assert ledger.books.occupy("acme/b", 2 * GIB, 0) is None
+    ledger.books.renew(40_000)
+    assert ledger.books.occupy("acme/a", 3 * GIB, 41_000) is None
+    assert ledger.books.held_bytes("acme/a") == 2 * GIB
+    over = ledger.books.occupy("acme/a", 3 * GIB + 1, 42_000)
+    assert over is not None
+    assert (over.account, over.used) == ("acme", 5 * GIB + 1)
+    assert ledger.books.occupied == {"acme/a", "acme/b"}
+    for account in ledger.books.occupied:
+        assert ledger.books.occupy(account, 0, 43_000) is None
+    assert ledger.books.occupied == set()
+
+
+@pytest.mark.parametrize("first", ["acme/a", "acme/b"])
+def test_a_budget_that_is_set_on_what_is_in_use_counts_all_of_it(
+    ledger: Ledger, first: str
+) -> None:
+    sizes = {"acme/a": 3 * GIB, "acme/b": 6 * GIB}
+    order = sorted(sizes, key=lambda one: one != first)
+    for account in order:
+        assert ledger.books.occupy(account, sizes[account], 0) is None
+    ledger.limit("acme", "vram_bytes", 20 * GIB)
+    for now_ms in (3000, 6000, 9000):
+        ledger.books.look_anew()
+        for account in order:
+            assert ledger.books.occupy(account, sizes[account], now_ms) is None
+            ledger.books.look_anew()
+    assert ledger.balance("acme", "vram_bytes").held == 9 * GIB
+
+
 def test_after_a_crash_memory_is_held_once_and_what_was_metered_counts(ledger: Ledger) -> None:
     ledger.limit("acme", "vram_bytes", 4 * GIB)
     ledger.limit("acme", "gpu_ms", 10**6)

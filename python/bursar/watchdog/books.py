@@ -7,8 +7,9 @@ the refusal says which limit was passed. The calls are those of any client, with
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -78,7 +79,6 @@ class _Memory:
     granted_bytes: int
     renewed_ms: int
     looked_ms: int = 0
-    is_over: bool = False
 
 
 def chain(account: str) -> list[str]:
@@ -100,6 +100,8 @@ class Books:
         self._journal = journal
         self._meters: dict[str, _Meter] = {}
         self._memory: dict[str, _Memory] = {}
+        self._cut: dict[str, int] = {}  # what was held before: to hold it anew is no growth
+        self._below: Counter[str] | None = None
         self._owed: dict[str, dict[str, int]] = {}
         self._seen: dict[str, Sequence[lg.Balance]] = {}
         self.unknown: dict[str, None] = {}
@@ -202,24 +204,26 @@ class Books:
         """Makes the hold of an account's memory follow what is in use.
 
         Returns:
-            The limit that is passed, where the hold cannot follow; the hold then stays as large as
-            it may be.
+            The limit that is passed by what the account took in addition, where the hold cannot
+            follow; the hold then stays as large as it may be. What was held before a limit was set
+            or lowered passes none here: see `Booking`.
         """
         memory = self._memory.get(account)
         try:
             if size == 0:
                 self._give_up(account)
+                self._cut.pop(account, None)
                 return None
             less = memory is not None and size < memory.granted_bytes - _SLACK_BYTES
             # What is frozen would not be granted again, and is in use all the same.
             if less and not self.check(account).HasField("refusal"):
-                self._give_up(account)
-                return _lowered(self._take(account, size, now_ms))
-            if memory is None:
-                return self._take(account, size, now_ms)
-            if size > memory.granted_bytes:
-                return self._raise(account, memory, size, now_ms)
-            return self._look(account, memory, now_ms)
+                self._hold_anew(account, size, now_ms)
+                return None
+            if memory is None or size > memory.granted_bytes:
+                over = self._follow(account, memory, size, now_ms)
+                return over if size > self._cut.get(account, 0) else None
+            self._cut.pop(account, None)
+            self._look(account, memory, now_ms)
         except AccountNotFound:
             self._note_unknown(account)
         except BursarError:
@@ -267,7 +271,9 @@ class Books:
         )
         return self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
 
-    def _raise(self, account: str, memory: _Memory, size: int, now_ms: int) -> Over | None:
+    def _follow(self, account: str, memory: _Memory | None, size: int, now_ms: int) -> Over | None:
+        if memory is None:
+            return self._take(account, size, now_ms)
         try:
             answer = self._extend(memory, size, now_ms)
         except LimitReached:  # a hold can be raised in so many windows only: begin another one
@@ -279,23 +285,26 @@ class Books:
         more = size - memory.granted_bytes
         return _over(self.windows(chain(account)), more, answer.refusal)
 
-    def _look(self, account: str, memory: _Memory, now_ms: int) -> Over | None:
-        """The limit that is passed although no more is in use: it was set since, or lowered.
-
-        A budget that is set counts what is held from then on: what was held before, is held anew.
-        """
-        if not memory.is_over and now_ms - memory.looked_ms < _LOOK_MS:
-            return None
+    def _look(self, account: str, memory: _Memory, now_ms: int) -> None:
+        """Holds anew what a budget does not count that was set since: it counts what comes."""
+        if now_ms - memory.looked_ms < _LOOK_MS:
+            return
         memory.looked_ms = now_ms
-        windows = [one for account in chain(account) for one in self.seen(account)]
-        held = [one.held for one in windows if one.unit == _VRAM]
-        is_counted = all(one >= memory.granted_bytes for one in held)
+        if self._below is None:
+            self._below = Counter()
+            for below, one in self._memory.items():
+                self._below.update(dict.fromkeys(chain(below), one.granted_bytes))
+        windows = (one for above in chain(account) for one in self.seen(above))
+        is_counted = all(
+            one.held >= self._below[one.account] for one in windows if one.unit == _VRAM
+        )
         if not is_counted and not self.check(account).HasField("refusal"):
-            self._give_up(account)
-            return _lowered(self._take(account, memory.granted_bytes, now_ms))
-        over = _lowered(_over(windows, 0))
-        memory.is_over = over is not None
-        return over
+            self._hold_anew(account, memory.granted_bytes, now_ms)
+
+    def _hold_anew(self, account: str, size: int, now_ms: int) -> None:
+        self._give_up(account)
+        self._cut[account] = size
+        self._take(account, size, now_ms)
 
     def _extend(self, memory: _Memory, size: int, now_ms: int) -> lg.ExtendResponse:
         granted = [lg.Amount(unit=_VRAM, value=size)] if size else []
@@ -308,8 +317,8 @@ class Books:
 
     @property
     def occupied(self) -> set[str]:
-        """The accounts whose memory is held."""
-        return set(self._memory)
+        """The accounts whose memory is held, or was and will be."""
+        return self._memory.keys() | self._cut.keys()
 
     def held_bytes(self, account: str) -> int:
         """How much memory is held for an account."""
@@ -341,7 +350,7 @@ class Books:
 
     def look_anew(self) -> None:
         """Forgets what was `seen`."""
-        self._seen = {}
+        self._seen, self._below = {}, None
 
     def seen(self, account: str) -> Sequence[lg.Balance]:
         """The windows of an account, as of the first time since `look_anew`."""
@@ -442,6 +451,7 @@ class Books:
     def _give_up(self, account: str) -> None:
         memory = self._memory.pop(account, None)
         if memory is not None:
+            self._cut[account] = memory.granted_bytes
             self._end(memory.reservation)
 
     def _end(self, reservation: str) -> None:
@@ -473,10 +483,6 @@ def _over(
             used = balance.limit + short
             return Over(balance.account, _VRAM, balance.limit, used, refusal=refusal)
     return None
-
-
-def _lowered(over: Over | None) -> Over | None:
-    return over and replace(over, has_grown=False)
 
 
 def _bound(rows: dict[str, Any]) -> None:
