@@ -286,6 +286,33 @@ def test_what_was_held_before_is_no_growth_where_it_cannot_be_held_anew(ledger: 
     assert ledger.books.occupied == set()
 
 
+@pytest.mark.parametrize("size", [0, 2 * GIB, 7 * GIB])
+@pytest.mark.parametrize("failures", range(1, 6))
+def test_what_is_held_while_the_store_fails_is_not_held_twice(
+    ledger: Ledger, failures: int, size: int
+) -> None:
+    ledger.limit("acme", "vram_bytes", 10 * GIB)
+    assert ledger.books.occupy("acme/a", 6 * GIB, 0) is None
+    ledger.failing = failures
+    for now_ms in range(1000, 7000, 1000):
+        assert ledger.books.occupy("acme/a", size, now_ms) is None
+    assert ledger.balance("acme", "vram_bytes").held == size
+    assert len(ledger.journal.holds()) == bool(size)
+
+
+def test_memory_that_could_not_be_given_back_is_given_back_later(
+    ledger: Ledger,
+) -> None:
+    ledger.limit("acme", "vram_bytes", 10 * GIB)
+    assert ledger.books.occupy("acme/a", 6 * GIB, 0) is None
+    ledger.failing = 1
+    ledger.books.settle("acme/a")
+    assert ledger.balance("acme", "vram_bytes").held == 6 * GIB
+    ledger.books.settle("acme/a")
+    assert ledger.balance("acme", "vram_bytes").held == 0
+    assert ledger.books.occupied == set()
+
+
 @pytest.mark.parametrize("first", ["acme/a", "acme/b"])
 def test_a_budget_that_is_set_on_what_is_in_use_counts_all_of_it(
     ledger: Ledger, first: str

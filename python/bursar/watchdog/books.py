@@ -20,7 +20,6 @@ from bursar.exceptions import (
     BursarError,
     LimitReached,
     ReservationError,
-    ReservationNotFound,
 )
 from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
@@ -122,7 +121,9 @@ class Books:
                 memory = _Memory(hold.reservation, granted.get(_VRAM, 0), now_ms - _RENEW_MS)
                 self._memory[hold.account] = memory
             else:
-                self._end(hold.reservation)
+                with contextlib.suppress(BursarError):
+                    self._end(hold.reservation)
+                    self._journal.drop_hold(hold.reservation)
 
     def spend(self, account: str, amounts: Mapping[str, int], now_ms: int) -> None:
         """Debits what an account has used since the last call.
@@ -226,10 +227,10 @@ class Books:
             self._look(account, memory, now_ms)
         except AccountNotFound:
             self._note_unknown(account)
+        except ReservationError:  # ended by somebody: the next sample holds it anew
+            self._forget(account)
         except BursarError:
-            # Ended by somebody, or the store has failed: what is in use is held anew next time, but
-            # never twice: what nobody uses would pass limits.
-            self._give_up(account)
+            pass  # the store has failed: what is held stays so, and is not held a second time
         return None
 
     def renew(self, now_ms: int) -> None:
@@ -245,7 +246,7 @@ class Books:
                 try:
                     self._extend(memory, 0, now_ms)
                 except ReservationError:
-                    self._give_up(account)  # ended by somebody: the next sample holds it anew
+                    self._forget(account)
                 except BursarError:
                     continue
 
@@ -416,7 +417,9 @@ class Books:
     def settle(self, account: str) -> None:
         """Commits what an account has used and gives its memory back."""
         self._commit(account)
-        self._give_up(account)
+        with contextlib.suppress(BursarError):  # it is tried again with the next sample
+            self._give_up(account)
+            self._cut.pop(account, None)
 
     def _commit(self, account: str) -> None:
         """Ends the reservation of what was metered; what the ledger has debited is spent anyhow."""
@@ -449,20 +452,22 @@ class Books:
                 continue
 
     def _give_up(self, account: str) -> None:
+        if account in self._memory:
+            self._end(self._memory[account].reservation)
+            self._forget(account)
+
+    def _forget(self, account: str) -> None:
+        """Forgets a hold of memory that has ended."""
         memory = self._memory.pop(account, None)
         if memory is not None:
             self._cut[account] = memory.granted_bytes
-            self._end(memory.reservation)
+            self._journal.drop_hold(memory.reservation)
 
     def _end(self, reservation: str) -> None:
-        try:
-            request = lg.ReleaseRequest(reservation=reservation)
+        """Releases a reservation, unless it has ended; raises BursarError where it is held on."""
+        request = lg.ReleaseRequest(reservation=reservation)
+        with contextlib.suppress(ReservationError):
             self._ask("LedgerService/Release", request, lg.ReleaseResponse)
-        except ReservationNotFound:
-            pass  # it is long over
-        except BursarError:
-            return
-        self._journal.drop_hold(reservation)
 
     def _get_reservation(self, reservation: str) -> lg.Reservation:
         request = lg.GetReservationRequest(reservation=reservation)
