@@ -53,7 +53,7 @@ class Booking:
         self._cases = cases
         self._gpu_time = gpu_time
         self._meter = Meter(period_ns=period_ns)
-        self._unseen: set[str] = set()
+        self._unsure: set[str] = set()
         self._retired: set[str] = set()
         self.totals: dict[str, dict[str, int]] = {}
         self.over: dict[str, Over] = {}
@@ -76,7 +76,8 @@ class Booking:
         self._add("", metered.unattributed | {"host_idle_mj": metered.host_idle_mj})
         while len(self.totals) > TOTALS_MAX:
             self._fold(next(iter(self.totals)))
-        self._unseen = {one for account in metered.unseen for one in chain(account)}
+        unsure = metered.unseen | metered.divided
+        self._unsure = {one for account in unsure for one in chain(account)}
         in_use: dict[str, int] = defaultdict(int)
         for account, size in metered.vram_bytes.items():
             in_use[self._payer(account)] += size
@@ -101,15 +102,16 @@ class Booking:
 
     @property
     def over_now(self) -> list[str]:
-        """The accounts that are over by what is seen now, not by what was there when last seen.
+        """The accounts that are over by what is seen now, and is theirs.
 
-        Not those whose limit was lowered while a job is being stopped for it: it may be enough.
+        Not by what was there when last seen, nor by an equal share of what may be another's; and
+        not those whose limit was lowered while a job is being stopped for it: it may be enough.
         """
         stopping = {case.incident.limit_account for case in self._cases if _is_about_memory(case)}
         return [
             one
             for one, over in self.over.items()
-            if over.account not in self._unseen and (over.has_grown or over.account not in stopping)
+            if over.account not in self._unsure and (over.has_grown or over.account not in stopping)
         ]
 
     def is_over(self, account: str, limit_account: str) -> bool:

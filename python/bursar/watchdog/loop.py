@@ -263,6 +263,10 @@ class Watchdog:
         for account in self.books.unknown:
             text = f"there is no account {account}: what it uses of GPUs is not charged"
             self._alarm(text, account, once=f"unknown {account}")
+        for account in metered.divided:
+            text = f"no driver tells how much memory {account} has beside others on the same GPU"
+            text += ": it is metered as an equal share, and nobody is stopped for it"
+            self._alarm(text, account, once=f"divided {account}")
         for gap in metered.gaps:
             missed_ms = (gap.until_ns - gap.since_ns - gap.charged_ns) // 1_000_000
             self._alarm(f"{gap.uuid} could not be read: {missed_ms} ms are charged to nobody")
