@@ -166,6 +166,23 @@ class Cases:
         self._announce(case)
         return case
 
+    def order(self, case: Case, reason: str) -> None:
+        """Makes an incident that goes on an operator's: it ends no sooner than its processes.
+
+        Args:
+            case: The incident.
+            reason: Who asked for it, and why.
+        """
+        incident = case.incident
+        if case.standing.phase.is_over or incident.cause == pb.Incident.CAUSE_OPERATOR:
+            return
+        incident.cause = pb.Incident.CAUSE_OPERATOR
+        incident.reason = f"{reason}; before that: {incident.reason}"
+        case.forbidden, was_frozen, case.froze = "", case.froze, True
+        self._journal.save_case(case)
+        if not was_frozen:
+            self._books.freeze(incident.account, incident.reason)
+
     def _add_victim(self, case: Case, held: Held, view: View) -> None:
         if held.identity in case.victims or len(case.victims) >= VICTIMS_MAX:
             return
@@ -247,7 +264,8 @@ class Cases:
         """Whether what is known is too old to go on with."""
         phase = case.standing.phase
         if phase in {Phase.BREACH, Phase.TERM, Phase.VERIFY} and targets:
-            return view.is_stale and case.incident.unit in GPU_UNITS
+            is_seen = case.incident.cause == pb.Incident.CAUSE_BUDGET  # and not asked for
+            return is_seen and view.is_stale and case.incident.unit in GPU_UNITS
         if phase is not Phase.VERIFY or not case.bytes_by_device:
             return False
         # Only a sample from after the end of the processes tells what is back.

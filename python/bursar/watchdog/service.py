@@ -269,9 +269,11 @@ class Service:
             message = f"{asked} is no job's; only what was registered can be stopped"
             raise Refused("PROCESS_NOT_FOUND", message)
         case = watchdog.cases.of_job(kept.job.id)
-        if case is None:
-            by = f"user {peer[1]}" if peer else "a caller by TCP"
-            reason = f"{by} asked for it" + (f": {request.reason}" if request.reason else "")
+        by = f"user {peer[1]}" if peer else "a caller by TCP"
+        reason = f"{by} asked for it" + (f": {request.reason}" if request.reason else "")
+        if case is not None:
+            watchdog.cases.order(case, reason)
+        else:
             incident = pb.Incident(cause=pb.Incident.CAUSE_OPERATOR, reason=reason)
             case = watchdog.stop_job(kept, incident, boot_ms())
         if case is None or case.incident.state == pb.Incident.STATE_OBSERVED:
