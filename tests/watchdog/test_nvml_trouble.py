@@ -219,6 +219,30 @@ def test_a_context_torn_down_without_us_is_a_fault() -> None:
         eventually(lambda: any("XID 45" in one.detail for one in heard))
 
 
+def test_no_descriptor_is_left_of_processes_jobs_and_samplers_that_have_ended() -> None:
+    with Watched() as watched:
+
+        def opened() -> int:
+            return len(list(Path(f"/proc/{watched.daemon.pid}/fd").iterdir()))
+
+        def come_and_go(count: int) -> None:
+            for number in range(count):
+                worker = watched.register(f"churn/{number}", vram_bytes=GIB)
+                stray = watched.gpus.worker(watched.gpu, vram_bytes=GIB)
+                eventually(lambda: len(shown(watched)) == 2)
+                os.kill(sampler(watched), signal.SIGKILL)
+                worker.end()
+                stray.end()
+                eventually(lambda: not watched.client.list_processes().jobs)
+            eventually(lambda: state(watched) is WatchdogState.WATCHING)
+            eventually(lambda: not shown(watched))
+
+        come_and_go(2)
+        before = opened()
+        come_and_go(6)
+        eventually(lambda: opened() <= before)
+
+
 class Retrying(Daemon):
     """A daemon that looks for a missing NVML more often than every 30 s."""
 
