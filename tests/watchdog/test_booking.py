@@ -26,7 +26,14 @@ class CannedBooks:
         self.spent[account] = self.spent.get(account, 0) + amounts.get("gpu_ms", 0)
 
     def occupy(self, account: str, size: int, _: int) -> None:
-        self.sizes[account] = size
+        if size:
+            self.sizes[account] = size
+
+    def held_bytes(self, account: str) -> int:
+        return self.sizes.get(account, 0)
+
+    def seen(self, _: str) -> list[Any]:
+        return []
 
 
 class Bench:

@@ -269,6 +269,67 @@ def test_what_somebody_has_ended_is_held_anew(ledger: Ledger) -> None:
     assert ledger.balance("acme", "vram_bytes").held == 2 * GIB
 
 
+def test_what_was_held_before_is_no_growth_where_it_cannot_be_held_anew(ledger: Ledger) -> None:
+    ledger.limit("acme", "vram_bytes", 4 * GIB)
+    assert ledger.books.occupy("acme/a", 3 * GIB, 0) is None
+    ledger.end_all()
+    assert ledger.books.occupy("acme/b", 2 * GIB, 0) is None
+    ledger.books.renew(40_000)
+    assert ledger.books.occupy("acme/a", 3 * GIB, 41_000) is None
+    assert ledger.books.held_bytes("acme/a") == 2 * GIB
+    over = ledger.books.occupy("acme/a", 3 * GIB + 1, 42_000)
+    assert over is not None
+    assert (over.account, over.used) == ("acme", 5 * GIB + 1)
+    assert ledger.books.occupied == {"acme/a", "acme/b"}
+    for account in ledger.books.occupied:
+        assert ledger.books.occupy(account, 0, 43_000) is None
+    assert ledger.books.occupied == set()
+
+
+@pytest.mark.parametrize("size", [0, 2 * GIB, 7 * GIB])
+@pytest.mark.parametrize("failures", range(1, 6))
+def test_what_is_held_while_the_store_fails_is_not_held_twice(
+    ledger: Ledger, failures: int, size: int
+) -> None:
+    ledger.limit("acme", "vram_bytes", 10 * GIB)
+    assert ledger.books.occupy("acme/a", 6 * GIB, 0) is None
+    ledger.failing = failures
+    for now_ms in range(1000, 7000, 1000):
+        assert ledger.books.occupy("acme/a", size, now_ms) is None
+    assert ledger.balance("acme", "vram_bytes").held == size
+    assert len(ledger.journal.holds()) == bool(size)
+
+
+def test_memory_that_could_not_be_given_back_is_given_back_later(
+    ledger: Ledger,
+) -> None:
+    ledger.limit("acme", "vram_bytes", 10 * GIB)
+    assert ledger.books.occupy("acme/a", 6 * GIB, 0) is None
+    ledger.failing = 1
+    ledger.books.settle("acme/a")
+    assert ledger.balance("acme", "vram_bytes").held == 6 * GIB
+    ledger.books.settle("acme/a")
+    assert ledger.balance("acme", "vram_bytes").held == 0
+    assert ledger.books.occupied == set()
+
+
+@pytest.mark.parametrize("first", ["acme/a", "acme/b"])
+def test_a_budget_that_is_set_on_what_is_in_use_counts_all_of_it(
+    ledger: Ledger, first: str
+) -> None:
+    sizes = {"acme/a": 3 * GIB, "acme/b": 6 * GIB}
+    order = sorted(sizes, key=lambda one: one != first)
+    for account in order:
+        assert ledger.books.occupy(account, sizes[account], 0) is None
+    ledger.limit("acme", "vram_bytes", 20 * GIB)
+    for now_ms in (3000, 6000, 9000):
+        ledger.books.look_anew()
+        for account in order:
+            assert ledger.books.occupy(account, sizes[account], now_ms) is None
+            ledger.books.look_anew()
+    assert ledger.balance("acme", "vram_bytes").held == 9 * GIB
+
+
 def test_after_a_crash_memory_is_held_once_and_what_was_metered_counts(ledger: Ledger) -> None:
     ledger.limit("acme", "vram_bytes", 4 * GIB)
     ledger.limit("acme", "gpu_ms", 10**6)

@@ -22,6 +22,7 @@ from bursar.watchdog.gpus import View, as_job
 from bursar.watchdog.journal import Case, Journal
 from bursar.watchdog.limits import Limits
 from bursar.watchdog.processes import Held, ProcessTable, nvidia_holders
+from bursar.watchdog.samples import GpuProcess
 from bursar.watchdog.settings import Settings
 
 NOTHING: Final[Any] = None
@@ -47,11 +48,19 @@ class Bench:
             tell=lambda _: None,
         )
 
-    def stop(self, account: str, members: list[Held], *, forbidden: str = "", now_ms: int) -> Case:
+    def stop(
+        self,
+        account: str,
+        members: list[Held],
+        *,
+        forbidden: str = "",
+        now_ms: int,
+        view: View | None = None,
+    ) -> Case:
         """Opens an incident of an account."""
         incident = pb.Incident(cause=pb.Incident.CAUSE_OPERATOR)
         about: dict[str, Any] = {"forbidden": forbidden, "now_ms": now_ms}
-        return self.cases.open(as_job(account, 0), incident, View(), members, **about)
+        return self.cases.open(as_job(account, 0), incident, view or View(), members, **about)
 
 
 @pytest.fixture
@@ -85,6 +94,23 @@ def test_the_ancestors_of_the_sidecar_are_looked_up_once_for_all_members(
     targets, refusals = bench.cases._sort(case, kept, sleepers)
     assert (targets, refusals) == (sleepers, [])
     assert len(looked) == 1
+
+
+def test_of_a_crowd_those_on_gpus_are_remembered_and_named_first(
+    bench: Bench, sleepers: list[Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the memory of who comes after the crowd would never be asked for again."""
+    monkeypatch.setattr(module, "VICTIMS_MAX", 2)
+    monkeypatch.setattr(module, "NAMED_MAX", 1)
+    *crowd, early, late = sleepers
+    found = {one.pid: [("GPU-0", GpuProcess(one.pid, "C", 7))] for one in (early, late)}
+    view = View(by_pid=found)
+    case = bench.stop("acme", [*crowd, early], now_ms=0, view=view)
+    bench.cases._move(case, case.standing, view, [late])
+    assert {early.identity, late.identity} < case.victims
+    assert len(case.victims) == 3
+    assert case.incident.vram_bytes == 14
+    assert [one.pid for one in case.incident.victims] == [early.pid]
 
 
 def test_who_ends_while_it_is_looked_at_is_no_reason_not_to_signal_the_others(

@@ -20,7 +20,7 @@ from support.processes import GIB, LISTING, FakeWatchdog, at, incident, serving
 from bursar.cli import _output, cli
 from bursar.v1 import process_pb2 as pr
 
-OBSERVE = "mode observe: nothing is signalled but jobs of bursar run"
+OBSERVE = "mode observe: of itself, it stops only jobs that are to be enforced"
 ENFORCE = "mode enforce: jobs that pass a hard limit are stopped"
 MARK = "\N{REPLACEMENT CHARACTER}"
 

@@ -75,17 +75,24 @@ def test_without_a_watchdog_every_call_fails_at_once(bare: Bare) -> None:
 
 
 def test_a_call_comes_with_its_caller_and_is_answered(server: Any, bare: Bare) -> None:
-    seen: list[tuple[str, bytes, tuple[int, int, int]]] = []
+    seen: list[tuple[str, bytes, tuple[int, int, int], tuple[str, str]]] = []
 
-    def deal(number: int, method: str, request: bytes, peer: tuple[int, int, int]) -> None:
-        seen.append((method, request, peer))
+    def deal(
+        number: int,
+        method: str,
+        request: bytes,
+        peer: tuple[int, int, int],
+        by: tuple[str, str],
+    ) -> None:
+        seen.append((method, request, peer, by))
         answer = pr.RegisterProcessResponse(job=pr.Job(id="j1"))
         server.answer_process_call(number, answer.SerializeToString())
 
     with watchdog(server, deal):
         request = pr.RegisterProcessRequest(account="acme/a", pid=7)
         assert bare("ProcessService/RegisterProcess", request).job.id == "j1"
-    [(method, asked, (pid, uid, start_ticks))] = seen
+    [(method, asked, (pid, uid, start_ticks), by)] = seen
+    assert by == (f"user {uid}", "")
     assert (method, pr.RegisterProcessRequest.FromString(asked)) == (
         "ProcessService/RegisterProcess",
         request,

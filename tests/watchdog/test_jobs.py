@@ -156,6 +156,22 @@ def test_no_more_are_held_than_may_be(
     assert table.hold(cast.pids["a"]) is found[0]
 
 
+def test_a_job_lives_also_where_no_more_processes_can_be_held(
+    table: ProcessTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart, in a flood of processes: a job that was forgotten is never stopped."""
+    monkeypatch.setattr(processes, "HELD_MAX", 0)
+    jobs, pid = Jobs(table), started()
+    kept = a_job(pid, start_of(pid))
+    assert not jobs.is_ended(kept)
+    assert jobs.is_ended(a_job(pid, start_of(pid) + 1))
+    os.kill(pid, 9)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert jobs.is_ended(kept)
+    os.waitpid(pid, 0)
+    assert jobs.is_ended(kept)
+
+
 def test_the_end_of_a_process_is_told_once(table: ProcessTable) -> None:
     pid = started()
     held = table.hold(pid)

@@ -169,6 +169,20 @@ def test_bytes_that_the_driver_does_not_tell_are_unknown_and_metered_by_the_rest
         eventually(lambda: watched.held("untold") == 3 * GIB)
 
 
+def test_nobody_is_stopped_for_bytes_that_may_be_anothers() -> None:
+    with Watched() as watched:
+        for account in ("small", "large"):
+            watched.limit_vram(account, 4 * GIB)
+        small = watched.register("small", vram_bytes=GIB, tells_bytes=False)
+        large = watched.register("large", vram_bytes=11 * GIB, tells_bytes=False)
+        eventually(lambda: "an equal share, and nobody is stopped for it" in watched.daemon.log)
+        time.sleep(1)
+        assert not list(watched.client.list_incidents())
+        small.end()
+        assert watched.ended("large")[0].vram_bytes == 0, "alone, what is in use is its own"
+        assert large.process.wait(5) == 0
+
+
 def test_a_process_in_two_lists_counts_once() -> None:
     with Watched() as watched:
         worker = watched.register("a", vram_bytes=GIB, contexts="CG")

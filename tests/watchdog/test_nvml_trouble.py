@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from support.watched import QUICK, Watched, states
 from bursar.processes import IncidentState, ProcessEvent, ProcessEventKind, WatchdogState
 
 COUNT = "nvmlDeviceGetCount_v2"
+NO_PROCESSES = """
+import sys
+sys.executable = "/no/such/python"
+from bursar.__main__ import main
+raise SystemExit(main())
+"""
 QUICK_RETRY = """
 from functools import partial
 from bursar.watchdog import loop
@@ -212,14 +219,57 @@ def test_a_context_torn_down_without_us_is_a_fault() -> None:
         eventually(lambda: any("XID 45" in one.detail for one in heard))
 
 
+def test_no_descriptor_is_left_of_processes_jobs_and_samplers_that_have_ended() -> None:
+    with Watched() as watched:
+
+        def opened() -> int:
+            return len(list(Path(f"/proc/{watched.daemon.pid}/fd").iterdir()))
+
+        def come_and_go(count: int) -> None:
+            for number in range(count):
+                worker = watched.register(f"churn/{number}", vram_bytes=GIB)
+                stray = watched.gpus.worker(watched.gpu, vram_bytes=GIB)
+                eventually(lambda: len(shown(watched)) == 2)
+                os.kill(sampler(watched), signal.SIGKILL)
+                worker.end()
+                stray.end()
+                eventually(lambda: not watched.client.list_processes().jobs)
+            eventually(lambda: state(watched) is WatchdogState.WATCHING)
+            eventually(lambda: not shown(watched))
+
+        come_and_go(2)
+        before = opened()
+        come_and_go(6)
+        eventually(lambda: opened() <= before)
+
+
 class Retrying(Daemon):
     """A daemon that looks for a missing NVML more often than every 30 s."""
+
+    code = QUICK_RETRY
 
     def command(self) -> list[str]:
         """As the sidecar's."""
         command = super().command()
         at = command.index("-m")
-        return [*command[:at], "-c", QUICK_RETRY, *command[at + 2 :]]
+        return [*command[:at], "-c", self.code, *command[at + 2 :]]
+
+
+class Crowded(Retrying):
+    """A daemon that can start no process, as where a fork bomb has taken all there are."""
+
+    code = NO_PROCESSES
+
+
+def test_jobs_are_stopped_also_where_no_process_can_be_started_to_read_nvml() -> None:
+    with Crowded(watchdog=QUICK) as daemon, daemon.client() as client:
+        with subprocess.Popen(["/bin/sleep", "60"]) as runaway:
+            client.register_process("bomb", pid=runaway.pid, wall_limit_s=1)
+            assert runaway.wait(10) == -signal.SIGTERM
+        status = client.list_processes().watchdog
+        assert status.state is WatchdogState.BLIND
+        assert "no process can be started" in status.detail
+        assert "starts again" not in daemon.log
 
 
 def test_a_library_that_is_missing_is_no_fault_and_watched_once_it_is_there(

@@ -8,11 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.protobuf.message import Message
@@ -26,7 +27,7 @@ from bursar.daemon.config import Config
 from bursar.processes import IncidentState
 from bursar.v1 import ledger_pb2 as lg
 from bursar.v1 import process_pb2 as pb
-from bursar.watchdog import cgroups, jobs, processes, signals
+from bursar.watchdog import cgroups, jobs, loop, processes, signals
 from bursar.watchdog.books import Books
 from bursar.watchdog.escalation import Phase
 from bursar.watchdog.gpus import as_job
@@ -83,6 +84,24 @@ def test_the_sampler_is_read_also_where_a_thousand_descriptors_are_open() -> Non
         stack.callback(poller.close)
         poller.ask()
         until(lambda: poller.take() is not None, "a sample")
+
+
+@pytest.mark.parametrize(
+    ("took_s", "least_s", "most_s"), [(0, 0.9, 1), (0.006, 3, 5), (0.2, 9, 10)]
+)
+def test_where_there_are_many_processes_jobs_are_searched_less_often(
+    took_s: float, least_s: float, most_s: float
+) -> None:
+    def find() -> list[jobs.Kept]:
+        began_s = time.thread_time()
+        while time.thread_time() - began_s < took_s:
+            pass
+        return []
+
+    watchdog = loop.Watchdog.__new__(loop.Watchdog)
+    watchdog.jobs = cast("Any", SimpleNamespace(find=find))
+    watchdog._find()
+    assert least_s < watchdog._next_find_s - time.monotonic() <= most_s
 
 
 @as_root

@@ -214,6 +214,45 @@ def test_of_all_below_a_limit_that_is_lowered_the_largest_is_stopped_and_no_more
         worker.end()
 
 
+@pytest.mark.parametrize("first", ["small", "large"])
+def test_a_limit_that_is_set_below_what_is_in_use_stops_the_largest(
+    scene: Scene, first: str
+) -> None:
+    team, sizes = f"set-{first}", {"small": 3 * GIB, "large": 6 * GIB}
+    workers = {
+        name: scene.register(f"{team}/{name}", vram_bytes=sizes[name])
+        for name in sorted(sizes, key=lambda one: one != first)
+    }
+    accounts = [f"{team}/{name}" for name in workers]
+    ask = scene.client.get_account
+    until(lambda: all(ask(one).open_reservation_count for one in accounts), "all is held")
+    scene.limit_vram(team, 8 * GIB)
+    incident = scene.one(f"{team}/large", IncidentState.RECLAIMED)
+    assert (incident.limit, incident.used) == (8 * GIB, 9 * GIB)
+    time.sleep(2.5)  # longer than from one look at limits to the next
+    assert len(list(scene.client.list_incidents(team))) == 1
+    assert lives(workers["small"].pid)
+    workers["small"].end()
+
+
+def test_what_is_promised_or_held_by_others_and_not_in_use_stops_nobody(scene: Scene) -> None:
+    scene.limit_vram("unused", 40 * GIB)
+    reserved = scene.client.reserve("unused", amounts={"vram_bytes": 10 * GIB})
+    promised = scene.launch("unused", "--vram", "8GiB", vram_bytes=GIB)
+    job = scene.job("unused")
+    other = scene.register("unused/other", vram_bytes=GIB)
+    until(lambda: scene.held("unused") == 19 * GIB, "all is held")
+    scene.limit_vram("unused", 4 * GIB)
+    time.sleep(2.5)  # longer than from one look at limits to the next
+    assert not list(scene.client.list_incidents("unused"))
+    scene.gpus.set_process(job.pid, scene.gpu, vram_bytes=6 * GIB)
+    assert scene.one_ended("unused").used == 7 * GIB
+    assert promised.process.wait(5) == 0
+    assert lives(other.pid)
+    scene.client.release(reserved.id)
+    other.end()
+
+
 def test_a_job_without_a_gpu_has_its_wall_time_on_a_host_that_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -185,6 +185,21 @@ def test_in_mode_observe_a_registered_job_is_told_of_once_and_left_alone(observi
     until(lambda: len(scene.ended("seen", 2)) == 2, "both incidents are over")
 
 
+def test_a_job_that_an_operator_stops_too_is_stopped_although_it_shrinks() -> None:
+    with Scene(watchdog={"term_grace": "3s"}) as scene:
+        scene.limit_vram("both", GIB)
+        worker = scene.register("both", vram_bytes=2 * GIB, orders=Orders(on_term="ignore"))
+        first = scene.reached("both", IncidentState.TERM)
+        told = scene.client.kill_process(pid=worker.pid, reason="runs wild")
+        assert (told.id, told.cause) == (first.id, IncidentCause.OPERATOR)
+        assert scene.client.kill_process(pid=worker.pid).reason == told.reason
+        scene.gpus.set_process(worker.pid, scene.gpu, vram_bytes=GIB // 2)
+        incident = scene.one("both", IncidentState.RECLAIMED)
+        assert "runs wild; before that: VRAM of 2 GiB passed the limit" in incident.reason
+        assert not lives(worker.pid)
+        assert not scene.client.get_account("both").frozen
+
+
 @pytest.mark.parametrize("by", ["job", "pid"])
 def test_bursar_kill_stops_a_job_and_follows_it_to_its_end(scene: Scene, by: str) -> None:
     account = f"killed/{by}"

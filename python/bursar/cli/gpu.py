@@ -51,7 +51,7 @@ _REFRESH_S: Final = 1.0
 _BAR_CELLS: Final = 10
 _UUID_CELLS: Final = 12  # "MIG-" or "GPU-" and the eight digits that tell one from the next
 _MODES: Final[Mapping[str, str]] = {
-    "observe": "mode observe: nothing is signalled but jobs of bursar run",
+    "observe": "mode observe: of itself, it stops only jobs that are to be enforced",
     "enforce": "mode enforce: jobs that pass a hard limit are stopped",
 }
 _SOURCES: Final[Mapping[ProcessSource | None, str]] = {

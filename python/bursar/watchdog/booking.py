@@ -3,7 +3,7 @@
 It owns what was metered since the start and which accounts' memory is over; the calls are `books`'.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -53,7 +53,7 @@ class Booking:
         self._cases = cases
         self._gpu_time = gpu_time
         self._meter = Meter(period_ns=period_ns)
-        self._unseen: set[str] = set()
+        self._unsure: set[str] = set()
         self._retired: set[str] = set()
         self.totals: dict[str, dict[str, int]] = {}
         self.over: dict[str, Over] = {}
@@ -76,7 +76,8 @@ class Booking:
         self._add("", metered.unattributed | {"host_idle_mj": metered.host_idle_mj})
         while len(self.totals) > TOTALS_MAX:
             self._fold(next(iter(self.totals)))
-        self._unseen = {one for account in metered.unseen for one in chain(account)}
+        unsure = metered.unseen | metered.divided
+        self._unsure = {one for account in unsure for one in chain(account)}
         in_use: dict[str, int] = defaultdict(int)
         for account, size in metered.vram_bytes.items():
             in_use[self._payer(account)] += size
@@ -101,15 +102,16 @@ class Booking:
 
     @property
     def over_now(self) -> list[str]:
-        """The accounts that are over by what is seen now, not by what was there when last seen.
+        """The accounts that are over by what is seen now, and is theirs.
 
-        Not those whose limit was lowered while a job is being stopped for it: it may be enough.
+        Not by what was there when last seen, nor by an equal share of what may be another's; and
+        not those whose limit was lowered while a job is being stopped for it: it may be enough.
         """
         stopping = {case.incident.limit_account for case in self._cases if _is_about_memory(case)}
         return [
             one
             for one, over in self.over.items()
-            if over.account not in self._unseen and (over.has_grown or over.account not in stopping)
+            if over.account not in self._unsure and (over.has_grown or over.account not in stopping)
         ]
 
     def is_over(self, account: str, limit_account: str) -> bool:
@@ -141,31 +143,49 @@ class Booking:
 
     def _occupy(self, in_use: Mapping[str, int], gpus: Gpus, now_ms: int) -> None:
         """Holds the memory that each account uses, was promised, or has stuck."""
-        stuck = self._stuck(gpus)
-        wanted, lost = self._wanted(in_use, gpus), stuck.copy()
+        wanted, lost = self._wanted(in_use, gpus), self._stuck(gpus)
+        promised, counted = self._promised(), dict(in_use)
         self.over = {}
         # Those below first: what passes an account's own limit is held on the one above it.
-        accounts = self._books.occupied | wanted.keys()
-        accounts |= {one.rpartition("/")[0] for one in wanted if "/" in one}
+        accounts = {above for one in wanted.keys() | promised.keys() for above in chain(one)}
+        accounts |= self._books.occupied
         for account in sorted(accounts, key=lambda one: one.count("/"), reverse=True):
-            over = self._books.occupy(account, wanted.get(account, 0), now_ms)
-            if over is None:
+            size = wanted.get(account, 0)
+            over = self._books.occupy(account, max(size, promised.get(account, 0)), now_ms)
+            beyond = size - self._books.held_bytes(account)
+            if over is None or beyond <= 0:  # what is promised and not in use passes nothing
                 continue
+            counted[account] = max(0, counted.get(account, 0) - beyond)
             if over.account == account and "/" in account:
                 above = account.rpartition("/")[0]
-                beyond = wanted[account] - self._books.held_bytes(account)
                 wanted[above] = wanted.get(above, 0) + beyond
                 lost[above] = lost.get(above, 0) + beyond
             # What a job that has ended leaves behind is held, but no other job can help it.
-            if over.has_grown:
-                nobodys = lost.get(account, 0)
-            else:
-                nobodys = sum(size for one, size in stuck.items() if over.account in chain(one))
-            if over.used - nobodys > over.limit:
+            if over.used - lost.get(account, 0) > over.limit:
                 self.over[account] = over
+        self._find_lowered(counted)
+
+    def _find_lowered(self, in_use: Mapping[str, int]) -> None:
+        """Finds limits below what is in use, of which nothing was refused when it was taken.
+
+        What is only promised, or held by others, passes no limit: nobody here could give it back.
+        """
+        below: Counter[str] = Counter()
+        for account, size in in_use.items():
+            below.update(dict.fromkeys(chain(account), size))
+        passed = {
+            account: Over(account, "vram_bytes", one.limit, size, has_grown=False)
+            for account, size in below.items()
+            for one in self._books.seen(account)
+            if one.unit == "vram_bytes" and size > one.limit
+        }
+        for account in in_use if passed else ():
+            found = [passed[one] for one in chain(account) if one in passed]
+            if found and in_use[account]:
+                self.over.setdefault(account, found[0])
 
     def _wanted(self, in_use: Mapping[str, int], gpus: Gpus) -> dict[str, int]:
-        """How much memory is to be held for each account."""
+        """How much memory each account uses beyond the holds of its jobs' own clients."""
         wanted = dict(in_use)
         for case in self._cases:
             account = case.incident.account
@@ -176,10 +196,16 @@ class Booking:
             if kept.reservation and account in wanted:
                 covered = self._books.vram_of(kept.reservation)
                 wanted[account] = max(0, wanted[account] - covered)
-            promised = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
-            if promised:
-                wanted[account] = max(wanted.get(account, 0), promised)
         return wanted
+
+    def _promised(self) -> dict[str, int]:
+        """How much memory jobs have asked for when they were registered, by account."""
+        promised: Counter[str] = Counter()
+        for kept in self._jobs:
+            size = sum(one.value for one in kept.job.limits if one.unit == "vram_bytes")
+            if size:
+                promised[kept.job.account] += size
+        return promised
 
     def _stuck(self, gpus: Gpus) -> dict[str, int]:
         """What jobs that have ended have left on the GPUs, by account."""

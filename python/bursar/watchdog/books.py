@@ -7,8 +7,9 @@ the refusal says which limit was passed. The calls are those of any client, with
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -19,7 +20,6 @@ from bursar.exceptions import (
     BursarError,
     LimitReached,
     ReservationError,
-    ReservationNotFound,
 )
 from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
@@ -78,7 +78,6 @@ class _Memory:
     granted_bytes: int
     renewed_ms: int
     looked_ms: int = 0
-    is_over: bool = False
 
 
 def chain(account: str) -> list[str]:
@@ -100,6 +99,8 @@ class Books:
         self._journal = journal
         self._meters: dict[str, _Meter] = {}
         self._memory: dict[str, _Memory] = {}
+        self._cut: dict[str, int] = {}  # what was held before: to hold it anew is no growth
+        self._below: Counter[str] | None = None
         self._owed: dict[str, dict[str, int]] = {}
         self._seen: dict[str, Sequence[lg.Balance]] = {}
         self.unknown: dict[str, None] = {}
@@ -120,7 +121,9 @@ class Books:
                 memory = _Memory(hold.reservation, granted.get(_VRAM, 0), now_ms - _RENEW_MS)
                 self._memory[hold.account] = memory
             else:
-                self._end(hold.reservation)
+                with contextlib.suppress(BursarError):
+                    self._end(hold.reservation)
+                    self._journal.drop_hold(hold.reservation)
 
     def spend(self, account: str, amounts: Mapping[str, int], now_ms: int) -> None:
         """Debits what an account has used since the last call.
@@ -202,30 +205,32 @@ class Books:
         """Makes the hold of an account's memory follow what is in use.
 
         Returns:
-            The limit that is passed, where the hold cannot follow; the hold then stays as large as
-            it may be.
+            The limit that is passed by what the account took in addition, where the hold cannot
+            follow; the hold then stays as large as it may be. What was held before a limit was set
+            or lowered passes none here: see `Booking`.
         """
         memory = self._memory.get(account)
         try:
             if size == 0:
                 self._give_up(account)
+                self._cut.pop(account, None)
                 return None
             less = memory is not None and size < memory.granted_bytes - _SLACK_BYTES
             # What is frozen would not be granted again, and is in use all the same.
             if less and not self.check(account).HasField("refusal"):
-                self._give_up(account)
-                return _lowered(self._take(account, size, now_ms))
-            if memory is None:
-                return self._take(account, size, now_ms)
-            if size > memory.granted_bytes:
-                return self._raise(account, memory, size, now_ms)
-            return self._look(account, memory, now_ms)
+                self._hold_anew(account, size, now_ms)
+                return None
+            if memory is None or size > memory.granted_bytes:
+                over = self._follow(account, memory, size, now_ms)
+                return over if size > self._cut.get(account, 0) else None
+            self._cut.pop(account, None)
+            self._look(account, memory, now_ms)
         except AccountNotFound:
             self._note_unknown(account)
+        except ReservationError:  # ended by somebody: the next sample holds it anew
+            self._forget(account)
         except BursarError:
-            # Ended by somebody, or the store has failed: what is in use is held anew next time, but
-            # never twice: what nobody uses would pass limits.
-            self._give_up(account)
+            pass  # the store has failed: what is held stays so, and is not held a second time
         return None
 
     def renew(self, now_ms: int) -> None:
@@ -241,7 +246,7 @@ class Books:
                 try:
                     self._extend(memory, 0, now_ms)
                 except ReservationError:
-                    self._give_up(account)  # ended by somebody: the next sample holds it anew
+                    self._forget(account)
                 except BursarError:
                     continue
 
@@ -267,7 +272,9 @@ class Books:
         )
         return self._ask("LedgerService/Reserve", request, lg.ReserveResponse)
 
-    def _raise(self, account: str, memory: _Memory, size: int, now_ms: int) -> Over | None:
+    def _follow(self, account: str, memory: _Memory | None, size: int, now_ms: int) -> Over | None:
+        if memory is None:
+            return self._take(account, size, now_ms)
         try:
             answer = self._extend(memory, size, now_ms)
         except LimitReached:  # a hold can be raised in so many windows only: begin another one
@@ -279,23 +286,26 @@ class Books:
         more = size - memory.granted_bytes
         return _over(self.windows(chain(account)), more, answer.refusal)
 
-    def _look(self, account: str, memory: _Memory, now_ms: int) -> Over | None:
-        """The limit that is passed although no more is in use: it was set since, or lowered.
-
-        A budget that is set counts what is held from then on: what was held before, is held anew.
-        """
-        if not memory.is_over and now_ms - memory.looked_ms < _LOOK_MS:
-            return None
+    def _look(self, account: str, memory: _Memory, now_ms: int) -> None:
+        """Holds anew what a budget does not count that was set since: it counts what comes."""
+        if now_ms - memory.looked_ms < _LOOK_MS:
+            return
         memory.looked_ms = now_ms
-        windows = [one for account in chain(account) for one in self.seen(account)]
-        held = [one.held for one in windows if one.unit == _VRAM]
-        is_counted = all(one >= memory.granted_bytes for one in held)
+        if self._below is None:
+            self._below = Counter()
+            for below, one in self._memory.items():
+                self._below.update(dict.fromkeys(chain(below), one.granted_bytes))
+        windows = (one for above in chain(account) for one in self.seen(above))
+        is_counted = all(
+            one.held >= self._below[one.account] for one in windows if one.unit == _VRAM
+        )
         if not is_counted and not self.check(account).HasField("refusal"):
-            self._give_up(account)
-            return _lowered(self._take(account, memory.granted_bytes, now_ms))
-        over = _lowered(_over(windows, 0))
-        memory.is_over = over is not None
-        return over
+            self._hold_anew(account, memory.granted_bytes, now_ms)
+
+    def _hold_anew(self, account: str, size: int, now_ms: int) -> None:
+        self._give_up(account)
+        self._cut[account] = size
+        self._take(account, size, now_ms)
 
     def _extend(self, memory: _Memory, size: int, now_ms: int) -> lg.ExtendResponse:
         granted = [lg.Amount(unit=_VRAM, value=size)] if size else []
@@ -308,8 +318,8 @@ class Books:
 
     @property
     def occupied(self) -> set[str]:
-        """The accounts whose memory is held."""
-        return set(self._memory)
+        """The accounts whose memory is held, or was and will be."""
+        return self._memory.keys() | self._cut.keys()
 
     def held_bytes(self, account: str) -> int:
         """How much memory is held for an account."""
@@ -341,7 +351,7 @@ class Books:
 
     def look_anew(self) -> None:
         """Forgets what was `seen`."""
-        self._seen = {}
+        self._seen, self._below = {}, None
 
     def seen(self, account: str) -> Sequence[lg.Balance]:
         """The windows of an account, as of the first time since `look_anew`."""
@@ -407,7 +417,9 @@ class Books:
     def settle(self, account: str) -> None:
         """Commits what an account has used and gives its memory back."""
         self._commit(account)
-        self._give_up(account)
+        with contextlib.suppress(BursarError):  # it is tried again with the next sample
+            self._give_up(account)
+            self._cut.pop(account, None)
 
     def _commit(self, account: str) -> None:
         """Ends the reservation of what was metered; what the ledger has debited is spent anyhow."""
@@ -440,19 +452,22 @@ class Books:
                 continue
 
     def _give_up(self, account: str) -> None:
+        if account in self._memory:
+            self._end(self._memory[account].reservation)
+            self._forget(account)
+
+    def _forget(self, account: str) -> None:
+        """Forgets a hold of memory that has ended."""
         memory = self._memory.pop(account, None)
         if memory is not None:
-            self._end(memory.reservation)
+            self._cut[account] = memory.granted_bytes
+            self._journal.drop_hold(memory.reservation)
 
     def _end(self, reservation: str) -> None:
-        try:
-            request = lg.ReleaseRequest(reservation=reservation)
+        """Releases a reservation, unless it has ended; raises BursarError where it is held on."""
+        request = lg.ReleaseRequest(reservation=reservation)
+        with contextlib.suppress(ReservationError):
             self._ask("LedgerService/Release", request, lg.ReleaseResponse)
-        except ReservationNotFound:
-            pass  # it is long over
-        except BursarError:
-            return
-        self._journal.drop_hold(reservation)
 
     def _get_reservation(self, reservation: str) -> lg.Reservation:
         request = lg.GetReservationRequest(reservation=reservation)
@@ -473,10 +488,6 @@ def _over(
             used = balance.limit + short
             return Over(balance.account, _VRAM, balance.limit, used, refusal=refusal)
     return None
-
-
-def _lowered(over: Over | None) -> Over | None:
-    return over and replace(over, has_grown=False)
 
 
 def _bound(rows: dict[str, Any]) -> None:

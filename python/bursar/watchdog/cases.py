@@ -35,15 +35,23 @@ from bursar.watchdog.escalation import (
 from bursar.watchdog.gpus import View, is_container
 from bursar.watchdog.jobs import Kept
 from bursar.watchdog.journal import Case, Journal
-from bursar.watchdog.processes import Held, boot_id, command_of, nvidia_holders, read_stat
+from bursar.watchdog.processes import (
+    HELD_MAX,
+    Held,
+    boot_id,
+    command_of,
+    nvidia_holders,
+    read_stat,
+)
 
 __all__ = ["GPU_UNITS", "Cases", "over_incident"]
 
 GPU_UNITS: Final = frozenset({"gpu_ms", "vram_bytes", "vram_mib_s", "energy_mj"})
 STEPS_MAX: Final = 64
 VICTIMS_MAX: Final = 1000
+"""How many victims an incident remembers; of those on GPUs, as many as can be held."""
 NAMED_MAX: Final = 100
-"""How many victims an incident names; all of them are remembered, and counted."""
+"""How many of them it names."""
 INTENT_PATIENCE_MS: Final = 5000
 """How long an intent that cannot be written holds up those whose limits are orders."""
 LIMIT_WINDOW_MS: Final = 600_000
@@ -154,7 +162,8 @@ class Cases:
         standing = open_standing(now_ms, incident.reason)
         case = Case(incident, standing, self._boot, now_ms, forbidden=forbidden)
         self._note(case)
-        for held in members:
+        # Those on GPUs first: it is their memory that has to come back.
+        for held in sorted(members, key=lambda one: one.pid not in view.by_pid):
             self._add_victim(case, held, view)
         if not forbidden:
             case.froze = True
@@ -166,8 +175,26 @@ class Cases:
         self._announce(case)
         return case
 
+    def order(self, case: Case, reason: str) -> None:
+        """Makes an incident that goes on an operator's: it ends no sooner than its processes.
+
+        Args:
+            case: The incident.
+            reason: Who asked for it, and why.
+        """
+        incident = case.incident
+        if case.standing.phase.is_over or incident.cause == pb.Incident.CAUSE_OPERATOR:
+            return
+        incident.cause = pb.Incident.CAUSE_OPERATOR
+        incident.reason = f"{reason}; before that: {incident.reason}"
+        case.forbidden, was_frozen, case.froze = "", case.froze, True
+        self._journal.save_case(case)
+        if not was_frozen:
+            self._books.freeze(incident.account, incident.reason)
+
     def _add_victim(self, case: Case, held: Held, view: View) -> None:
-        if held.identity in case.victims or len(case.victims) >= VICTIMS_MAX:
+        most = HELD_MAX if held.pid in view.by_pid else VICTIMS_MAX
+        if held.identity in case.victims or len(case.victims) >= most:
             return
         case.victims.add(held.identity)
         size = 0
@@ -247,7 +274,8 @@ class Cases:
         """Whether what is known is too old to go on with."""
         phase = case.standing.phase
         if phase in {Phase.BREACH, Phase.TERM, Phase.VERIFY} and targets:
-            return view.is_stale and case.incident.unit in GPU_UNITS
+            is_seen = case.incident.cause == pb.Incident.CAUSE_BUDGET  # and not asked for
+            return is_seen and view.is_stale and case.incident.unit in GPU_UNITS
         if phase is not Phase.VERIFY or not case.bytes_by_device:
             return False
         # Only a sample from after the end of the processes tells what is back.

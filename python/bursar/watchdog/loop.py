@@ -41,6 +41,9 @@ _ACTIVE_SAMPLE_S: Final = 0.1
 _ACTIVE_WAKE_S: Final = 0.025
 _WAITING_WAKE_S: Final = 0.01
 _LOOK_S: Final = 1.0
+_FIND_S_MAX: Final = 10.0
+_FIND_SHARE: Final = 0.002
+"""How much of a core it may take to look for the processes of jobs, unless that is too seldom."""
 _ALARMS_MAX: Final = 10_000
 _RESTART_FIRST_S: Final = 1.0
 _RESTART_MAX_S: Final = 60.0
@@ -263,6 +266,10 @@ class Watchdog:
         for account in self.books.unknown:
             text = f"there is no account {account}: what it uses of GPUs is not charged"
             self._alarm(text, account, once=f"unknown {account}")
+        for account in metered.divided:
+            text = f"no driver tells how much memory {account} has beside others on the same GPU"
+            text += ": it is metered as an equal share, and nobody is stopped for it"
+            self._alarm(text, account, once=f"divided {account}")
         for gap in metered.gaps:
             missed_ms = (gap.until_ns - gap.since_ns - gap.charged_ns) // 1_000_000
             self._alarm(f"{gap.uuid} could not be read: {missed_ms} ms are charged to nobody")
@@ -337,9 +344,7 @@ class Watchdog:
         now_ms = boot_ms()
         self.journal.retry()
         if time.monotonic() >= self._next_find_s:
-            self._next_find_s = time.monotonic() + _LOOK_S
-            for kept in self.jobs.find():
-                self.journal.save_job(kept)
+            self._find()
         self._tell_journal()
         self.books.renew(now_ms)
         self.books.look_anew()
@@ -358,6 +363,14 @@ class Watchdog:
                 del self._retiring[account]
                 self.journal.delete_job(job_id)
                 self.booking.retire(account)
+
+    def _find(self) -> None:
+        """Notes who belongs to a job; where there are many processes, less often."""
+        began_s = time.thread_time()
+        for kept in self.jobs.find():
+            self.journal.save_job(kept)
+        rest_s = (time.thread_time() - began_s) / _FIND_SHARE
+        self._next_find_s = time.monotonic() + min(max(_LOOK_S, rest_s), _FIND_S_MAX)
 
     def _advance(self) -> None:
         """Goes on with every incident."""

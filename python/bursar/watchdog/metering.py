@@ -89,6 +89,8 @@ class Metered:
             read counts as it was, less what has ended.
         vram_peak_bytes: The most of that since the account has had a process.
         unseen: The accounts some of whose bytes are as they were, on a device that was not read.
+        divided: The accounts some of whose bytes are no figure of the driver's, but an equal share
+            of what several accounts have there.
         gaps: Where less was charged than time has passed.
         estimated: The accounts for which any of this is estimated; "": the unattributed.
     """
@@ -99,6 +101,7 @@ class Metered:
     vram_bytes: dict[str, int]
     vram_peak_bytes: dict[str, int]
     unseen: frozenset[str]
+    divided: frozenset[str]
     gaps: tuple[Gap, ...]
     estimated: frozenset[str]
 
@@ -292,11 +295,14 @@ class Meter:
                 amounts[account]["energy_mj"] = mj
         now_bytes: defaultdict[str, int] = defaultdict(int)
         unseen: set[str] = set()
+        divided: set[str] = set()
         for picture in self._pictures.values():
             for account, group in picture.groups.items():
                 now_bytes[account] += group.size
             if picture.at_ns != self._last_ns:
                 unseen |= {account for account, group in picture.groups.items() if group.live}
+            if len(picture.unsized) > 1:
+                divided |= picture.unsized
         now_bytes.pop(UNATTRIBUTED, None)
         unattributed = amounts.pop(UNATTRIBUTED, {})
         self._note_accounts(now_bytes)
@@ -307,6 +313,7 @@ class Meter:
             vram_bytes=dict(now_bytes),
             vram_peak_bytes=self._peaks.copy(),
             unseen=frozenset(unseen - {UNATTRIBUTED}),
+            divided=frozenset(divided - {UNATTRIBUTED}),
             gaps=tuple(step.gaps),
             estimated=frozenset(step.estimated),
         )

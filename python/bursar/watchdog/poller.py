@@ -43,6 +43,7 @@ class Poller:
         self._process: subprocess.Popen[bytes] | None = None
         self._answer = bytearray()
         self._asked_s: float | None = None
+        self._unasked: Sample | None = None
         self._retry_s = 0.0
         self._failures = 0
         self._uuids: dict[int, str] = {}  # of each whole GPU as last told, by index
@@ -62,13 +63,20 @@ class Poller:
         now_s = time.monotonic()
         if self.is_waiting or now_s < self._retry_s:
             return
-        process = self._process or self._start()
+        try:
+            process = self._process or self._start()
+        except OSError as error:  # a runaway has taken all processes or descriptors that there are
+            self._unasked = self._fail(f"NVML cannot be read: no process can be started: {error}")
+            return
         with contextlib.suppress(OSError):  # it has ended: that shows when the answer is read
             os.write(_descriptor(process.stdin), b"\n")
         self._asked_s = now_s
 
     def take(self) -> Sample | None:
         """The sample that was asked for, when it has come or is overdue; None: not yet."""
+        if self._unasked is not None:
+            sample, self._unasked = self._unasked, None
+            return sample
         if self._asked_s is None or self._process is None:
             return None
         descriptor = _descriptor(self._process.stdout)

@@ -304,7 +304,10 @@ class ProcessTable:
     def is_alive(self, pid: int, start_ticks: int) -> bool:
         """Whether that process still runs."""
         held = self.hold(pid, start_ticks)
-        return held is not None and not held.has_ended
+        if held is not None:
+            return not held.has_ended
+        stat = read_stat(pid)  # where no more can be held, it may live all the same
+        return stat is not None and stat.start_ticks == start_ticks and stat.state != "Z"
 
 
 def _is_readable(pidfd: int) -> bool:

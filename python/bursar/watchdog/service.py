@@ -287,8 +287,10 @@ class Service:
             message = f"{asked} is no job's; only what was registered can be stopped"
             raise Refused("PROCESS_NOT_FOUND", message)
         case = watchdog.cases.of_job(kept.job.id)
-        if case is None:
-            reason = ": ".join(filter(None, (f"{caller.name} asked for it", request.reason)))
+        reason = ": ".join(filter(None, (f"{caller.name} asked for it", request.reason)))
+        if case is not None:
+            watchdog.cases.order(case, reason)
+        else:
             incident = pb.Incident(cause=pb.Incident.CAUSE_OPERATOR, reason=reason)
             case = watchdog.stop_job(kept, incident, boot_ms())
         if case is None or case.incident.state == pb.Incident.STATE_OBSERVED:
