@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import pytest
 from openai import APIStatusError, OpenAI
+from support.bare import Failed
 from support.daemon import Daemon
+from support.meter import Meter, debit
 
 import bursar
 from bursar import Client, Role
@@ -154,6 +156,22 @@ def test_a_token_that_was_revoked_is_good_for_nothing_streams_included(
             client.reserve("acme/a", tokens=1)
         with pytest.raises(bursar.Unauthenticated):
             next(stream)
+
+
+def test_a_meter_of_a_revoked_token_hears_no_news(daemon: Daemon, operator: Client) -> None:
+    made = operator.tokens.create("meter", role=Role.AGENT, account="acme/a", ttl_s=DAY_S)
+    held = operator.reserve("acme/a", tokens=10)
+    with held, Meter(daemon.target, token=made.secret) as meter:
+        meter.send(debit(held.id, tokens=1))
+        assert meter.receive().answers[0].verdict == 1
+        operator.tokens.revoke(made.token.id)
+        operator.freeze("acme/a", reason="test")
+        try:
+            with pytest.raises(Failed) as raised:
+                meter.receive()
+        finally:
+            operator.unfreeze("acme/a")
+        assert raised.value.reason == "UNAUTHENTICATED"
 
 
 def test_a_token_expires(daemon: Daemon, operator: Client) -> None:
