@@ -134,6 +134,8 @@ async fn pass(
     };
     let missing = || Failure::not_found("no upstream has this interface here (proxy.upstreams)");
     let upstream = upstream.ok_or_else(missing)?;
+    // A question stays one, whatever it carries.
+    let body = if parts.method == Method::GET { Bytes::new() } else { body };
     let query = parts.uri.query().map_or(String::new(), |query| format!("?{query}"));
     let path = format!("{}{query}", route.path);
     let response = proxy.upstreams.send(upstream, parts, &path, body).await?;
@@ -302,9 +304,13 @@ impl Sending<'_> {
         let sent = proxy.upstreams.send(upstream, self.parts, self.path, body).await;
         let response = match sent {
             Ok(response) if response.status().is_success() => response,
-            other => {
+            Err(failure) if !failure.never_arrived() => {
+                hold.settle(used).await?;
+                return Err(failure);
+            }
+            refused => {
                 hold.release().await?;
-                return whole(proxy, upstream, other?).await;
+                return whole(proxy, upstream, refused?).await;
             }
         };
         let growing = Growing::new(Encoding::of(&proxy.engine, &call.model));
@@ -331,7 +337,7 @@ impl Sending<'_> {
                 key: upstream.section.key.as_ref().map(|key| key.0.clone()),
             },
             used,
-            is_told: false,
+            told: 0,
             has_ended: false,
             kept: self.repeatable.map(|place| stream::Kept::new(place, headers.clone())),
             _place: self.place,
@@ -374,9 +380,13 @@ impl Whole<'_> {
             dialect::read_answer(self.call.endpoint, &value, &mut text).map(|seen| (value, seen))
         });
         let (mut value, seen) = read.map_err(|error| Failure::upstream(error.to_string()))?;
-        self.growing.push(&text);
-        self.used.output = self.growing.count();
-        let used = seen.report.over(self.used);
+        let report = seen.report.credible(!text.is_empty());
+        let told = report.over(self.used);
+        let mut used = told.unwrap_or(self.used);
+        if told.is_none() || report.output.is_none() {
+            self.growing.push(&text);
+            used.output = self.growing.count();
+        }
         let is_cut = self.is_bounded && (seen.by_length || used.output >= self.hold.granted);
         let mut body = without_key(body, self.upstream);
         if is_cut && self.call.generates() {
