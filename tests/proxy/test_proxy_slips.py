@@ -132,6 +132,24 @@ def test_a_list_of_prompts_is_held_for_as_the_answers_that_it_asks_for() -> None
             )
 
 
+@pytest.mark.parametrize("more", [{"n": 2}, {"extra_body": {"n_cmpl": 2}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_llama_cpp_makes_one_answer_at_a_time_as_it_tells_the_usage_of_no_more(
+    llama: str, more: dict[str, Any], *, stream: bool
+) -> None:
+    settings = {"engine": "llama.cpp"}
+    with (
+        Proxied(llama, budgets=tokens(LIMIT), upstream_settings=settings) as proxied,
+        proxied.client() as ledger,
+    ):
+        client: Any = proxied.openai(max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="one at a time"):
+            client.chat.completions.create(
+                model="m", messages=MESSAGES, max_tokens=5, stream=stream, **more
+            )
+        assert settled(ledger) == 0
+
+
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
 def test_vllm_counts_what_the_call_reads(endpoint: str) -> None:
     def answer(connection: socket.socket, head: str, body: bytes) -> None:

@@ -186,6 +186,10 @@ async fn admit<'p>(
     account: String,
 ) -> Result<(Call, &'p Upstream, Hold, i64), Failure> {
     let mut upstream = proxy.upstreams.named(call.endpoint.api(), &call.model)?;
+    if !call.is_told_by(&upstream.section) {
+        let message = "n: llama.cpp tells what one answer has used, so ask for one at a time";
+        return Err(Failure::invalid(message));
+    }
     let mut terms = terms(proxy, upstream, parts, &call, account).await?;
     let hold = Hold::reserve(&proxy.engine, &terms).await?;
     let Some(advice) = hold.advice.clone().filter(|_| hold.verdict >= Verdict::Warn) else {

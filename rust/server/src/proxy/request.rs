@@ -93,6 +93,11 @@ impl Call {
         })
     }
 
+    /// Whether its upstream tells what all its answers use: llama.cpp tells that of one of them.
+    pub(crate) fn is_told_by(&self, upstream: &UpstreamSection) -> bool {
+        self.choices == 1 || upstream.engine != Engine::LlamaCpp
+    }
+
     /// Whether it generates anything.
     pub(crate) fn generates(&self) -> bool {
         self.endpoint != Endpoint::Embeddings
