@@ -230,6 +230,44 @@ os.setgroups([]); os.setgid({gid}); os.setuid({uid})
     assert ran.stdout.startswith(said), ran.stdout + ran.stderr
 
 
+LEASES: Final = """
+import bursar
+from bursar.lease import LeaseTerms, SharedStep
+try:
+    step = SharedStep(path, LeaseTerms(reservation, "tokens", None, 0, None))
+    print("leased")
+except bursar.BursarError as error:
+    print(error.reason)
+"""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("uid", "account", "said"),
+    [
+        (40_009, "acme/b", "UNAUTHENTICATED"),
+        (40_001, "acme/b", "RESERVATION_NOT_FOUND"),
+        (40_001, "acme/a", "leased"),
+        (0, "acme/b", "leased"),
+    ],
+)
+def test_what_a_token_has_reserved_by_tcp_is_leased_by_nobody_else(
+    daemon: Daemon, operator: Client, uid: int, account: str, said: str
+) -> None:
+    with holder(daemon, secret_of(operator, Role.AGENT, account), tcp=True) as client:
+        held = client.reserve(account, tokens=5)
+        code = f"""
+import os
+import bursar.lease
+os.setgroups([]); os.setgid({uid}); os.setuid({uid})
+path, reservation = {str(daemon.socket_path) + ".lease"!r}, {held.id!r}
+{LEASES}"""
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert ran.stdout.strip() == said, ran.stdout + ran.stderr
+        held.release()
+
+
 def test_tokens_outlive_a_restart_and_no_secret_is_on_the_disk_or_in_the_log() -> None:
     with Daemon(access={"mode": "enforce"}) as daemon:
         with daemon.client() as operator:
