@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bursar_ledger::Verdict;
+use bursar_ledger::runaway::PROMPT_FINGERPRINT;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -214,6 +215,8 @@ async fn admit<'p>(
     if let Some(most) = shorter {
         terms.max_output = terms.max_output.min(most);
     }
+    // The prompt was counted with the hold before.
+    terms.labels.retain(|(name, _)| *name != PROMPT_FINGERPRINT);
     let mut hold = Hold::reserve(&proxy.engine, &terms).await?;
     hold.verdict = hold.verdict.max(verdict);
     follow(&advice, &mut call, upstream);
@@ -262,7 +265,11 @@ async fn terms(
         max_output,
         min_output,
         ttl_ms: patience.saturating_add(TTL_MARGIN_MS).min(proxy.engine.times.max_ttl_ms),
-        labels: [("action", "proxy"), ("input_count", counted)],
+        labels: vec![
+            ("action", "proxy".into()),
+            ("input_count", counted.into()),
+            (PROMPT_FINGERPRINT, format!("{:032x}", proxy.engine.hash(&call.prompt_json()))),
+        ],
     })
 }
 

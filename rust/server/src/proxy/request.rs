@@ -2,6 +2,7 @@
 //! it came.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::failure::Failure;
@@ -9,7 +10,7 @@ use super::members::Members;
 use super::openai::MAX_CHOICES;
 use super::route::Endpoint;
 use super::settings::{Engine, UpstreamSection};
-use crate::prompt::Prompt;
+use crate::prompt::{PROMPTS, Prompt};
 
 /// Members that bound the output, in one interface or engine or another. Each that is there is
 /// rewritten: engines differ on which of two they follow.
@@ -91,6 +92,12 @@ impl Call {
             is_demanding,
             prompt,
         })
+    }
+
+    /// Its prompt as it came, which tells it from another.
+    pub(crate) fn prompt_json(&self) -> Vec<u8> {
+        let parts = PROMPTS.iter().filter_map(|name| self.members.get(name));
+        parts.map(RawValue::get).collect::<Vec<_>>().join("\0").into_bytes()
     }
 
     /// Whether its upstream tells what all its answers use: llama.cpp tells that of one of them.
