@@ -208,3 +208,29 @@ def test_a_call_that_the_cheaper_model_cannot_do_stays_with_its_own(
         each = (1, 2) if is_cheaper else (10, 20)
         spent = usage.prompt_tokens * each[0] + usage.completion_tokens * each[1]
         assert balance(client, f"acme/{name}")[1] == 60_000 + spent
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"extra_body": {"best_of": 2}}])
+def test_several_answers_are_refused_as_the_grant_is_for_one(
+    openai: Any, sidecar: Sidecar, more: dict[str, Any]
+) -> None:
+    from openai import BadRequestError
+
+    with sidecar.client() as client:
+        client.set_budget("acme/several", unit="tokens", limit=1_000_000)
+        with pytest.raises(BadRequestError, match="one answer"):
+            ask(openai, "several", max_tokens=5, **more)
+        assert balance(client, "acme/several")[:2] == (0, 0)
+
+
+def test_a_stream_of_plain_text_is_metered(openai: Any, sidecar: Sidecar) -> None:
+    with sidecar.client() as client:
+        client.set_budget("acme/words", unit="tokens", limit=1_000_000)
+        chunks = openai.completions.create(
+            model="big", prompt="hello", max_tokens=5, stream=True, user="words"
+        )
+        text = "".join(one.choices[0].text or "" for one in chunks if one.choices)
+        held, spent, _ = balance(client, "acme/words")
+        assert text
+        assert held == 0
+        assert spent > 5

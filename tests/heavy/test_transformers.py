@@ -106,6 +106,20 @@ def test_beams_are_billed_by_the_row(model: Any, client: Any) -> None:
     assert made.used == 15
 
 
+def test_a_configuration_counts_as_if_it_were_said_in_the_call(model: Any, client: Any) -> None:
+    from transformers import GenerationConfig
+
+    from bursar.middleware.transformers import generate
+
+    client.set_budget("acme/t", unit="tokens", limit=1_000)
+    config = GenerationConfig(num_beams=3, max_new_tokens=5, min_new_tokens=5, eos_token_id=2)
+    ids = prompt(10)
+    made = generate(model, ids, client=client, account="acme/t", generation_config=config)
+    assert made.sequences.shape[1] == 15
+    assert made.used == 15
+    assert balance(client, "acme/t")[:2] == (0, 25)
+
+
 def test_advice_is_applied_to_what_is_still_sampled(model: Any, client: Any) -> None:
     from bursar.middleware.transformers import generate
 

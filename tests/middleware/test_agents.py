@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import llama as engine
 from support.daemon import balance
+from support.upstreams import RawUpstream, wait
 
 import bursar
 from bursar import Advice, BudgetExceeded, Threshold, Verdict
@@ -282,6 +284,47 @@ def test_a_freeze_cuts_pydantic_ai_in_mid_stream(llama: Any, sidecar: Sidecar) -
 
     assert run(sidecar, body).endswith(NOTICE.format("pydantic-frozen"))
     assert settled(sidecar, account) < 3000
+
+
+@pytest.mark.parametrize("kind", ["sdk", "pydantic", "langchain"])
+def test_who_cancels_a_call_that_was_sent_pays_for_its_prompt(sidecar: Sidecar, kind: str) -> None:
+    account = f"acme/{kind}-cancelled"
+
+    async def body(client: bursar.AsyncClient) -> None:
+        await client.set_budget(account, unit="usd_nanos", limit=100_000)
+        with RawUpstream(lambda connection, _h, _b: wait(connection)) as silent:
+            held = SimpleNamespace(listening_address=silent.url)
+            if kind == "sdk":
+                agents = pytest.importorskip("agents")
+                call = agents.Runner.run(sdk_agent(held, KINDS[0], client, account), "hello")
+            elif kind == "pydantic":
+                call = pydantic_agent(held, client, account).run("hello")
+            else:
+                call = langchain_agent(sidecar, silent.url, account).ainvoke({"messages": "hello"})
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(call, 1)
+            assert silent.requests
+        for _ in range(500):  # its settlement outlives it
+            if not (await client.get_account(account)).balances[0].held:
+                break
+            await asyncio.sleep(0.01)
+
+    run(sidecar, body)
+    # The big model costs 10 for a token of the prompt, and 20 for one that it makes.
+    assert 0 < settled(sidecar, account) < 40 * 20
+
+
+def langchain_agent(sidecar: Sidecar, url: str, account: str) -> Any:
+    agents = pytest.importorskip("langchain.agents", reason="the extra langchain is not installed")
+    openai = pytest.importorskip("langchain_openai", reason="langchain_openai is not installed")
+
+    from bursar.middleware.langchain import BudgetMiddleware
+
+    model = openai.ChatOpenAI(
+        model="big", base_url=f"{url}/v1", api_key="none", max_tokens=40, max_retries=0
+    )
+    guard = BudgetMiddleware(sidecar.client(), account=account)
+    return agents.create_agent(model, [], middleware=[guard])
 
 
 def test_tool_calls_of_an_mcp_server_are_charged_and_refused(sidecar: Sidecar) -> None:

@@ -47,8 +47,8 @@ class Relay:
             await self.say(send, answer.status_code, "application/json", answer.content)
 
     async def tokenize(self, client: Any, body: Any, send: Any) -> None:
-        prompt = body.get("prompt")
-        if "messages" in body:
+        prompt = body.get("prompt")  # which goes before messages in vLLM as well
+        if prompt is None:
             prompt = (await client.post("/apply-template", json=body)).json()["prompt"]
         asked = {"content": prompt, "add_special": True, "parse_special": True}
         tokens = (await client.post("/tokenize", json=asked)).json()["tokens"]
@@ -160,6 +160,21 @@ def test_a_stream_is_cut_at_k_tokens_with_the_notice(llama: Any, sidecar: Sideca
     assert engine.counter(llama, "tokens_predicted_total") - before == k
     with sidecar.client() as client:
         assert balance(client, account) == (0, 24 + k, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "beside"),
+    [("/v1/chat/completions", {"prompt": "x"}), ("/v1/completions", {"prompt": "hello " * 40})],
+)
+def test_a_prompt_is_counted_by_what_the_server_reads_of_it(
+    llama: Any, sidecar: Sidecar, path: str, beside: dict[str, Any]
+) -> None:
+    account = f"acme/asgi-both{path.count('chat')}"
+    before = engine.counter(llama, "tokens_predicted_total")
+    asked = {"max_tokens": 500, **beside}
+    status, answer = run(sidecar, llama, account, 24, lambda app, *_: call(app, asked, path=path))
+    assert status == 402, answer
+    assert engine.counter(llama, "tokens_predicted_total") == before
 
 
 def test_usage_that_nobody_asked_for_is_not_sent(llama: Any, sidecar: Sidecar) -> None:

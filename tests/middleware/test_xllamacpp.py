@@ -61,6 +61,13 @@ def test_a_hundred_prompts_are_debited_to_the_engines_own_count(
         assert balance(client, "acme/exact")[:2] == (0, made + read)
 
 
+@pytest.mark.parametrize("name", ["n", "n_cmpl"])
+def test_one_choice_is_made_at_a_time(llama: Any, ledger: bursar.Client, name: str) -> None:
+    server = BudgetedServer(llama, client=ledger, account="acme/one")
+    with pytest.raises(bursar.InvalidRequest, match="one choice"):
+        chat(server, **{name: 2})
+
+
 @pytest.mark.parametrize("k", [1, 2, 17, 64])
 def test_at_a_limit_of_k_the_output_has_k_tokens_and_the_notice(
     llama: Any, ledger: bursar.Client, k: int

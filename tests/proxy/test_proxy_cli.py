@@ -64,7 +64,7 @@ def test_it_needs_no_configuration_and_tells_what_to_export() -> None:
 
 
 def test_dollars_are_counted_at_list_prices_and_a_model_without_one_is_refused() -> None:
-    choices = [{"message": {"content": "c"}, "finish_reason": "stop", "index": 0}]
+    choices = [{"message": {"content": ""}, "finish_reason": "stop", "index": 0}]
     body = {"choices": choices, "usage": usage(1_000_000, 0)}
     with (
         RawUpstream(lambda connection, _h, _b: respond(connection, body)) as upstream,

@@ -76,7 +76,7 @@ def test_an_upstream_that_hangs_is_given_up_in_time() -> None:
             ask(proxied)
         assert raised.value.status_code == 504
         assert time.monotonic() - started < 3
-        assert settled(client) == 0
+        assert 0 < settled(client) < 50, "it may compute: the prompt is paid"
 
 
 def test_a_stream_that_stops_coming_is_ended_with_an_error_and_paid() -> None:

@@ -131,6 +131,28 @@ def test_an_account_that_is_stopped_for_its_velocity_is_told_when_to_come_again(
         assert raised.value.response.headers["x-budget-account"] == ACCOUNT
 
 
+def test_an_agent_that_asks_the_same_again_and_again_is_stopped_by_name() -> None:
+    runaway = {"action": "stop", "repeats": 3, "interval": "30s"}
+    with (
+        RawUpstream(saying(9, 3)) as upstream,
+        Proxied(upstream.url, budgets=tokens(100_000), runaway=runaway) as proxied,
+    ):
+        client = proxied.openai(max_retries=0)
+
+        def ask_for(prompt: Any) -> None:
+            client.completions.create(model="m", prompt=prompt, max_tokens=5)
+
+        for number in range(3):
+            ask_for(f"what is {number}?")
+            ask_for([1, 2, number])
+        for _ in range(3):
+            ask_for("what is love?")
+        with pytest.raises(openai.APIStatusError, match="has run away: repeats: 4 times") as raised:
+            ask_for("what is love?")
+        assert raised.value.status_code == 402
+        assert len(upstream.requests) == 9
+
+
 @pytest.mark.parametrize("tokenizer", ["o200k_base", "cl100k_base", None])
 def test_a_prompt_is_held_for_as_the_sdk_counts_it(tokenizer: str | None) -> None:
     """Goal: one definition. Method: what is held while the upstream has not answered yet."""

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import pytest
 from openai import APIStatusError, OpenAI
+from support.bare import Failed
 from support.daemon import Daemon
+from support.meter import Meter, debit
 
 import bursar
 from bursar import Client, EntryKind, Role
@@ -156,6 +158,22 @@ def test_a_token_that_was_revoked_is_good_for_nothing_streams_included(
             next(stream)
 
 
+def test_a_meter_of_a_revoked_token_hears_no_news(daemon: Daemon, operator: Client) -> None:
+    made = operator.tokens.create("meter", role=Role.AGENT, account="acme/a", ttl_s=DAY_S)
+    held = operator.reserve("acme/a", tokens=10)
+    with held, Meter(daemon.target, token=made.secret) as meter:
+        meter.send(debit(held.id, tokens=1))
+        assert meter.receive().answers[0].verdict == 1
+        operator.tokens.revoke(made.token.id)
+        operator.freeze("acme/a", reason="test")
+        try:
+            with pytest.raises(Failed) as raised:
+                meter.receive()
+        finally:
+            operator.unfreeze("acme/a")
+        assert raised.value.reason == "UNAUTHENTICATED"
+
+
 def test_a_token_expires(daemon: Daemon, operator: Client) -> None:
     with holder(daemon, secret_of(operator, Role.AGENT, "acme/a", ttl_s=0.2)) as client:
         assert client.who_am_i().expire_time is not None
@@ -210,6 +228,44 @@ os.setgroups([]); os.setgid({gid}); os.setuid({uid})
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ran.stdout.startswith(said), ran.stdout + ran.stderr
+
+
+LEASES: Final = """
+import bursar
+from bursar.lease import LeaseTerms, SharedStep
+try:
+    step = SharedStep(path, LeaseTerms(reservation, "tokens", None, 0, None))
+    print("leased")
+except bursar.BursarError as error:
+    print(error.reason)
+"""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("uid", "account", "said"),
+    [
+        (40_009, "acme/b", "UNAUTHENTICATED"),
+        (40_001, "acme/b", "RESERVATION_NOT_FOUND"),
+        (40_001, "acme/a", "leased"),
+        (0, "acme/b", "leased"),
+    ],
+)
+def test_what_a_token_has_reserved_by_tcp_is_leased_by_nobody_else(
+    daemon: Daemon, operator: Client, uid: int, account: str, said: str
+) -> None:
+    with holder(daemon, secret_of(operator, Role.AGENT, account), tcp=True) as client:
+        held = client.reserve(account, tokens=5)
+        code = f"""
+import os
+import bursar.lease
+os.setgroups([]); os.setgid({uid}); os.setuid({uid})
+path, reservation = {str(daemon.socket_path) + ".lease"!r}, {held.id!r}
+{LEASES}"""
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert ran.stdout.strip() == said, ran.stdout + ran.stderr
+        held.release()
 
 
 def test_tokens_outlive_a_restart_and_no_secret_is_on_the_disk_or_in_the_log() -> None:

@@ -26,15 +26,16 @@ def _bytes(sent: Any) -> bytes:
 class Meter:
     """One stream on a connection of its own."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, token: str = "") -> None:
         options = (*channel_options(target), ("grpc.use_local_subchannel_pool", 1))
         self.channel = grpc.insecure_channel(target, options=options)
+        shown = (("authorization", f"Bearer {token}"),) if token else ()
         self._requests: queue.SimpleQueue[lg.MeterRequest | bytes | None] = queue.SimpleQueue()
         self._call: Any = self.channel.stream_stream(
             "/bursar.v1.LedgerService/Meter",
             request_serializer=_bytes,
             response_deserializer=lg.MeterResponse.FromString,
-        )(self._sent(), timeout=PATIENCE_S)
+        )(self._sent(), timeout=PATIENCE_S, metadata=shown)
         self.news: list[lg.MeterAnswer] = []
         """What came unasked before an answer."""
 

@@ -6,11 +6,12 @@ that ends; it never touches an engine, a text or a request. The ledger may be em
 or remote: `bursar.Lease` hides which.
 """
 
+import asyncio
 import logging
-from collections.abc import Container
+from collections.abc import Container, Coroutine
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from bursar._convert import invalid
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
@@ -27,6 +28,7 @@ __all__ = ["AsyncGeneration", "Generation"]
 
 _LENGTH: Final = frozenset({"length", "max_tokens", "max_output_tokens", "incomplete"})
 _LOG: Final = logging.getLogger("bursar.middleware")
+_SETTLING: Final[set[asyncio.Task[None]]] = set()  # an event loop itself would forget them
 _FALLBACKS_MAX: Final = 1  # a fallback's own advice does not lead to a third model
 
 
@@ -346,6 +348,7 @@ class AsyncGeneration(_Course):
         self._client = client
         self._hold: AsyncReservation | None = None
         self._lease: AsyncLease | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     async def on_prompt(
         self,
@@ -402,20 +405,36 @@ class AsyncGeneration(_Course):
     async def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
         """As `Generation.on_end`."""
         if self._hold is not None and self.reason is None:
-            await self._detach()
-            self.reason = self._why(reason, usage)
-            actual, spent = self._spending(usage)
-            self.result = await self._hold.commit(actual=actual, usage=spent)
+            await self._once(self._end(self._hold, reason, usage))
         return self.reason or reason
 
     async def abandon(self) -> None:
         """As `Generation.abandon`."""
         if self._hold is not None and self.reason is None:
-            await self._detach()
-            self.reason = "error"
-            amounts = {"tokens": 0} if self.model is None else None
-            usage = Usage() if amounts is None else None
-            self.result = await self._hold.commit(actual=amounts, usage=usage)
+            await self._once(self._give_back(self._hold))
+
+    async def _once(self, settle: Coroutine[Any, Any, None]) -> None:
+        """Settles once, and to the end: who waits for it may be cancelled, and more than once."""
+        if self._settling is None:
+            self._settling = asyncio.ensure_future(settle)
+            _SETTLING.add(self._settling)
+            self._settling.add_done_callback(_SETTLING.discard)
+        else:
+            settle.close()
+        await asyncio.shield(self._settling)
+
+    async def _end(self, hold: AsyncReservation, reason: str, usage: Usage | None) -> None:
+        await self._detach()
+        self.reason = self._why(reason, usage)
+        actual, spent = self._spending(usage)
+        self.result = await hold.commit(actual=actual, usage=spent)
+
+    async def _give_back(self, hold: AsyncReservation) -> None:
+        await self._detach()
+        self.reason = "error"
+        amounts = {"tokens": 0} if self.model is None else None
+        usage = Usage() if amounts is None else None
+        self.result = await hold.commit(actual=amounts, usage=usage)
 
     async def _detach(self) -> None:
         if self._lease is not None:

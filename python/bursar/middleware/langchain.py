@@ -79,8 +79,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             except GenerationTerminated as cut:
                 generation.on_end("stop")
                 return _cut_short(cut.partial_text, generation)
-            except BaseException:
-                _settle_failed(generation)
+            except BaseException as error:
+                _settle_failed(generation, error)
                 raise
             return self._settle(generation, response, callback)
 
@@ -97,8 +97,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
                 await asyncio.to_thread(generation.on_end, "stop")
                 return _cut_short(cut.partial_text, generation)
             return await asyncio.to_thread(self._settle, generation, response, callback)
-        except BaseException:
-            await asyncio.to_thread(_settle_failed, generation)
+        except BaseException as error:
+            await asyncio.to_thread(_settle_failed, generation, error)
             raise
 
     def _generation(self) -> Generation:
@@ -247,7 +247,7 @@ class BudgetCallback(BaseCallbackHandler):
 
     def on_llm_error(
         self,
-        error: BaseException,  # noqa: ARG002 -- the interface
+        error: BaseException,
         *,
         run_id: UUID,
         **kwargs: Any,  # noqa: ANN401, ARG002 -- whatever the framework says
@@ -256,7 +256,7 @@ class BudgetCallback(BaseCallbackHandler):
         with self._lock:
             metered = self._calls.pop(run_id, None)
         if metered is not None:
-            _settle_failed(metered.generation)
+            _settle_failed(metered.generation, error)
 
     def _end(self, run_id: UUID, reason: str, usage: Usage | None) -> None:
         with self._lock:
@@ -265,8 +265,9 @@ class BudgetCallback(BaseCallbackHandler):
             metered.generation.on_end(reason, usage=usage)
 
 
-def _settle_failed(generation: Generation) -> None:
-    if generation.used:
+def _settle_failed(generation: Generation, error: BaseException) -> None:
+    # Who cancels pays for the prompt that was sent.
+    if generation.used or not isinstance(error, Exception):
         generation.on_end("error")
     else:
         generation.abandon()

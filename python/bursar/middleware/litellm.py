@@ -24,6 +24,7 @@ from bursar.models import Usage
 __all__ = ["BudgetLogger"]
 
 _CALLS_MAX: Final = 10_000
+_ANSWERS: Final = ("n", "best_of", "n_cmpl")
 _TEXT_CALLS: Final = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
 
 AccountOf = Callable[[Any, Mapping[str, Any]], str]
@@ -79,6 +80,9 @@ class BudgetLogger(CustomLogger):
         call = data.get("litellm_call_id")
         if call_type not in _TEXT_CALLS or not isinstance(call, str):
             return data
+        if _asks_for_several(data):
+            message = "ask for one answer to one prompt: what is granted holds for that"
+            raise HTTPException(400, detail={"error": {"message": message, "code": "invalid"}})
         account = self._account
         if not isinstance(account, str):
             account = account(user_api_key_dict, data)
@@ -132,7 +136,7 @@ class BudgetLogger(CustomLogger):
                 usage = _usage(getattr(chunk, "usage", None)) or usage
                 choice = chunk.choices[0] if chunk.choices else None
                 if choice is not None:
-                    if not await metered.step(_written(choice.delta)):
+                    if not await metered.step(_written(choice)):
                         usage = None
                         break
                     last = chunk
@@ -197,8 +201,17 @@ async def _generator(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
                 break
 
 
-def _written(delta: Any) -> str:  # noqa: ANN401 -- LiteLLM's own
+def _asks_for_several(data: Mapping[str, Any]) -> bool:
+    prompt = data.get("prompt")
+    is_list = isinstance(prompt, list) and not all(isinstance(one, int) for one in prompt)
+    return is_list or any(data.get(name) not in {None, 1} for name in _ANSWERS)
+
+
+def _written(choice: Any) -> str:  # noqa: ANN401 -- LiteLLM's own
     """What the model has written in this chunk: text, thoughts, arguments of tools."""
+    delta = getattr(choice, "delta", None)
+    if delta is None:
+        return choice.text or ""
     calls = getattr(delta, "tool_calls", None) or ()
     arguments = (getattr(one.function, "arguments", None) or "" for one in calls)
     thought = getattr(delta, "reasoning_content", None) or ""
@@ -208,8 +221,11 @@ def _written(delta: Any) -> str:  # noqa: ANN401 -- LiteLLM's own
 def _chunk(like: Any, *, content: str | None, finish: str | None) -> Any:  # noqa: ANN401 -- LiteLLM's own
     made = like.model_copy(deep=True)
     choice = made.choices[0]
-    choice.delta.content = content
-    choice.delta.tool_calls = None
+    if hasattr(choice, "delta"):
+        choice.delta.content = content
+        choice.delta.tool_calls = None
+    else:
+        choice.text = content or ""
     choice.finish_reason = finish
     if hasattr(made, "usage"):
         made.usage = None

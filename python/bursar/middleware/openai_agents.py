@@ -86,23 +86,29 @@ class BudgetedModel(Model):
         **more: Any,  # noqa: ANN401 -- as above
     ) -> ModelResponse:
         """One call, its answer in one piece."""
-        generation = self._generation()
-        try:
+        async with self._generation() as generation:
             _, settings = await self._begin(
                 generation, system_instructions, input, model_settings, [*tools, *handoffs]
             )
-            answer = await self._of(generation).get_response(
-                system_instructions, input, settings, tools, output_schema, handoffs, *rest, **more
-            )
-        except BaseException:
-            await generation.abandon()
-            raise
-        used = answer.usage
-        usage = usage_from(
-            used.input_tokens, used.output_tokens, cached=used.input_tokens_details.cached_tokens
-        )
-        reached = used.output_tokens >= (settings.max_tokens or 0)
-        reason = await generation.on_end("length" if reached else "stop", usage=usage)
+            try:
+                answer = await self._of(generation).get_response(
+                    system_instructions,
+                    input,
+                    settings,
+                    tools,
+                    output_schema,
+                    handoffs,
+                    *rest,
+                    **more,
+                )
+            except Exception:  # who cancels pays for the prompt that was sent
+                await generation.abandon()
+                raise
+            used = answer.usage
+            cached = used.input_tokens_details.cached_tokens
+            usage = usage_from(used.input_tokens, used.output_tokens, cached=cached)
+            reached = used.output_tokens >= (settings.max_tokens or 0)
+            reason = await generation.on_end("length" if reached else "stop", usage=usage)
         if reason == BUDGET_EXHAUSTED:
             answer.output = _with_notice(answer.output, generation.notice)
         return answer

@@ -90,19 +90,19 @@ class _BudgetedModel(WrapperModel):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """One request, answered in one piece."""
-        generation = self._generation()
-        try:
+        async with self._generation() as generation:
             _, settings = await self._begin(
                 generation, messages, model_settings, model_request_parameters
             )
             model = self._of(generation)
-            response = await model.request(messages, settings, model_request_parameters)
-        except BaseException:
-            await generation.abandon()
-            raise
-        reason = await generation.on_end(
-            response.finish_reason or "stop", usage=_usage(response.usage)
-        )
+            try:
+                response = await model.request(messages, settings, model_request_parameters)
+            except Exception:  # who cancels pays for the prompt that was sent
+                await generation.abandon()
+                raise
+            reason = await generation.on_end(
+                response.finish_reason or "stop", usage=_usage(response.usage)
+            )
         if reason == BUDGET_EXHAUSTED:
             kept = [part for part in response.parts if not isinstance(part, ToolCallPart)]
             response.parts = [*kept, TextPart(content=generation.notice)]

@@ -69,11 +69,17 @@ def generate(
         BudgetExceeded: Not one pass fits; nothing was computed.
     """
     chosen = policy if policy is not None else Policy()
-    each = max(int(settings.get(name) or 1) for name in ("num_beams", "num_return_sequences"))
+    config = settings.get("generation_config") or model.generation_config
+
+    def said(name: str) -> Any:  # noqa: ANN401 -- the package's settings
+        return settings.get(name) or getattr(config, name, None)
+
+    each = max(int(said(name) or 1) for name in ("num_beams", "num_return_sequences"))
     rows = input_ids.shape[0] * each
     mask = settings.get("attention_mask")
     prompt_tokens = int(input_ids.numel() if mask is None else mask.sum())
-    asked = int(settings.pop("max_new_tokens", None) or chosen.max_new_tokens)
+    asked = int(said("max_new_tokens") or chosen.max_new_tokens)
+    settings.pop("max_new_tokens", None)
     generation = Generation(client, account, policy=chosen, fallbacks=())
     with generation:
         most = generation.on_prompt(prompt_tokens, model=name, max_new_tokens=asked * rows)
@@ -86,8 +92,7 @@ def generate(
         settings["stopping_criteria"] = StoppingCriteriaList(
             [*settings.get("stopping_criteria", ()), meter]
         )
-        usual = getattr(model.generation_config, "temperature", None)
-        base = float(settings.get("temperature") or usual or 1)
+        base = float(said("temperature") or 1)
         settings["logits_processor"] = LogitsProcessorList(
             [*settings.get("logits_processor", ()), _Advised(generation, base)]
         )

@@ -32,7 +32,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_CHAT: Final = "/v1/chat/completions"
+_PATHS: Final = frozenset({_CHAT, "/v1/completions"})
 _FREE: Final = frozenset({"/ping", "/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _COMPLETION: Final = 16
@@ -113,6 +114,8 @@ class BudgetMiddleware:
                 send, 400, "send a JSON object: one prompt, one choice, no beam search", "invalid"
             )
             return
+        # What the server does not read of it would be counted in the place of what it does.
+        body.pop("prompt" if path == _CHAT else "messages", None)
         account = dict(scope["headers"]).get(self._header, b"").decode("latin-1") or self._account
         async with AsyncGeneration(
             self._client, account, policy=self._policy, fallbacks=()

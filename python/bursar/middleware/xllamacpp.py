@@ -98,7 +98,7 @@ class BudgetedServer:
         self._answer(body, callback, is_chat=False)
 
     def _answer(self, body: Body, callback: Callback, *, is_chat: bool) -> None:
-        if body.get("n", 1) != 1:
+        if any(body.get(name) not in {None, 1} for name in ("n", "n_cmpl")):
             raise invalid("ask for one choice at a time", field="n")
         asked = body.get("max_completion_tokens", body.get("max_tokens", body.get("n_predict")))
         if asked is not None and asked < 1:

@@ -15,6 +15,8 @@ pub struct Peer {
     pub pid: Option<i32>,
     /// Its user.
     pub uid: u32,
+    /// Its group.
+    pub gid: u32,
     /// Becomes readable when it ends; absent without a pid.
     pub pidfd: Option<OwnedFd>,
 }
@@ -26,7 +28,7 @@ impl Peer {
         let credentials: libc::ucred = option(socket, libc::SO_PEERCRED)?;
         let pid = Some(credentials.pid).filter(|pid| *pid > 0);
         let pidfd = pid.and_then(|pid| pidfd(socket, pid));
-        Ok(Peer { pid, uid: credentials.uid, pidfd })
+        Ok(Peer { pid, uid: credentials.uid, gid: credentials.gid, pidfd })
     }
 }
 

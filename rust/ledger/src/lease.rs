@@ -180,8 +180,12 @@ impl Lease {
 
 impl<J: Journal> Ledger<J> {
     /// Whether a reservation may be opened for debits on pages: asked before there are any.
-    pub fn may_attach(&self, id: ReservationId, owner: Option<Owner>) -> Result<(), LedgerError> {
-        attachable(body(&mut self.slot(id)?.body.lock(), id)?, owner)
+    /// Returns whether it is known to be the owner's, who was allowed to make it.
+    pub fn may_attach(&self, id: ReservationId, owner: Option<Owner>) -> Result<bool, LedgerError> {
+        let mut locked = self.slot(id)?.body.lock();
+        let reservation = body(&mut locked, id)?;
+        attachable(reservation, owner)?;
+        Ok(reservation.owner.is_some())
     }
 
     /// Opens a reservation for debits on pages.

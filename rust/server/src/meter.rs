@@ -239,6 +239,9 @@ impl MeterStream {
             if self.news.is_empty() {
                 ticket = self.gather(context)?;
             }
+            if !self.news.is_empty() {
+                self.access.check(&self.caller, self.engine.now().wall_ms)?;
+            }
             let (response, ticket) = if self.news.is_empty() {
                 match ready!(Pin::new(&mut self.requests).poll_next(context)) {
                     Some(request) => self.answer(request?)?,

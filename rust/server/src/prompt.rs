@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::ApiError;
 
 /// Members of a call whose texts are the prompt.
-const PROMPTS: [&str; 8] =
+pub(crate) const PROMPTS: [&str; 8] =
     ["messages", "system", "prompt", "suffix", "input", "instructions", "tools", "functions"];
 /// What a message adds to its text in chat templates, and what a whole prompt adds.
 const PER_MESSAGE: i64 = 4;

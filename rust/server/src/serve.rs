@@ -62,7 +62,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         section.as_ref().map(|section| bind_tcp("proxy.listen", section.listen)).transpose()?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
-    let desk = Desk::open(&engine, &listen, lease_connections)?;
+    let desk = Desk::open(&engine, &access, &listen, lease_connections)?;
     let (drain, draining) = watch::channel(false);
     let connections = Arc::new(Semaphore::new(connections));
     let addresses = listeners.addresses();

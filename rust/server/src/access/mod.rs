@@ -160,7 +160,7 @@ impl Access {
         })
     }
 
-    fn by_ids(&self, ids: Option<(u32, u32)>) -> Result<Caller, ApiError> {
+    pub(crate) fn by_ids(&self, ids: Option<(u32, u32)>) -> Result<Caller, ApiError> {
         let name = ids.map_or("a caller by TCP".into(), |(uid, _)| format!("user {uid}").into());
         let of = |role, account: &str| Caller { name, role, account: account.into(), token: None };
         if self.section.mode == Mode::Open {

@@ -23,6 +23,8 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::pump::{Pump, ROUND_MS};
 use super::shared::SharedPages;
+use crate::access::Access;
+use crate::access::Act::Spend;
 use crate::config::Listen;
 use crate::engine::{Engine, OpenError};
 use crate::error::ApiError;
@@ -50,6 +52,7 @@ impl Desk {
     /// Opens the lease socket beside the daemon's own.
     pub(crate) fn open(
         engine: &Arc<Engine>,
+        access: &Arc<Access>,
         listen_on: &Listen,
         max_connections: usize,
     ) -> Result<Option<Desk>, OpenError> {
@@ -60,6 +63,7 @@ impl Desk {
             let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let inside = Inside {
                 engine: Arc::clone(engine),
+                access: Arc::clone(access),
                 pump: Pump::default(),
                 open: Arc::default(),
                 connections: HashMap::new(),
@@ -138,6 +142,8 @@ struct Connection {
     /// Absent once it is closed.
     fd: Option<OwnedFd>,
     owner: Option<Owner>,
+    /// Its user and group.
+    ids: (u32, u32),
     /// Readable when the process is gone.
     pidfd: Option<OwnedFd>,
     /// Its leases by number.
@@ -155,6 +161,7 @@ struct Held {
 
 struct Inside {
     engine: Arc<Engine>,
+    access: Arc<Access>,
     pump: Pump,
     /// How many leases have not ended.
     open: Arc<AtomicUsize>,
@@ -248,8 +255,8 @@ impl Inside {
                 None => watched,
             };
             if watched.is_ok() {
-                let (pidfd, leases) = (peer.pidfd, HashMap::new());
-                let connection = Connection { fd: Some(fd), owner, pidfd, leases };
+                let (ids, pidfd, leases) = ((peer.uid, peer.gid), peer.pidfd, HashMap::new());
+                let connection = Connection { fd: Some(fd), owner, ids, pidfd, leases };
                 self.connections.insert(number, connection);
             }
         }
@@ -281,7 +288,10 @@ impl Inside {
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
         let Some(fd) = &connection.fd else { return Ok(()) };
         let lease = self.next;
-        let opened = open(&self.engine, &self.open, connection.owner, attach);
+        let (engine, access) = (&self.engine, &self.access);
+        let ids = connection.ids;
+        let may_use = || access.by_ids(Some(ids))?.may_use(Spend, engine, &attach.reservation);
+        let opened = open(engine, &self.open, connection.owner, attach, may_use);
         let (answer, opened) = match opened {
             Ok(opened) => (Answer { lease, ..opened.answer.clone() }, Some(opened)),
             Err(error) => (refusal(&error), None),
@@ -363,6 +373,7 @@ fn open(
     open: &Arc<AtomicUsize>,
     owner: Option<Owner>,
     attach: &Attach,
+    may_use: impl FnOnce() -> Result<(), ApiError>,
 ) -> Result<Opened, ApiError> {
     engine.check_open()?;
     if open.load(Ordering::Relaxed) >= engine.max_leases {
@@ -371,7 +382,9 @@ fn open(
         return Err(error.with("max", engine.max_leases.to_string()));
     }
     let reservation = convert::parse_reservation_id(engine.store_id, &attach.reservation)?;
-    engine.ledger.may_attach(reservation, owner)?;
+    if !engine.ledger.may_attach(reservation, owner)? {
+        may_use()?;
+    }
     let no_memory = |error| ApiError::new(ErrorReason::LeaseLimitReached, format!("{error}"));
     let (pages, fds) = SharedPages::create(open).map_err(no_memory)?;
     let pages = Arc::new(pages);

@@ -173,9 +173,7 @@ impl Dialect for Stream {
 
 pub(crate) fn read_answer(answer: &Value, text: &mut String) -> Result<Answer, Malformed> {
     let usage: Option<Usage> = Option::deserialize(&answer["usage"])?;
-    if usage.is_none() {
-        dialect::gather(&answer["content"], text);
-    }
+    dialect::gather(&answer["content"], text);
     let report = usage.as_ref().map(Usage::report).unwrap_or_default();
     Ok(Answer { report, by_length: answer["stop_reason"] == "max_tokens" })
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bursar_ledger::Verdict;
+use bursar_ledger::runaway::PROMPT_FINGERPRINT;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -134,6 +135,8 @@ async fn pass(
     };
     let missing = || Failure::not_found("no upstream has this interface here (proxy.upstreams)");
     let upstream = upstream.ok_or_else(missing)?;
+    // A question stays one, whatever it carries.
+    let body = if parts.method == Method::GET { Bytes::new() } else { body };
     let query = parts.uri.query().map_or(String::new(), |query| format!("?{query}"));
     let path = format!("{}{query}", route.path);
     let response = proxy.upstreams.send(upstream, parts, &path, body).await?;
@@ -184,6 +187,10 @@ async fn admit<'p>(
     account: String,
 ) -> Result<(Call, &'p Upstream, Hold, i64), Failure> {
     let mut upstream = proxy.upstreams.named(call.endpoint.api(), &call.model)?;
+    if !call.is_told_by(&upstream.section) {
+        let message = "n: llama.cpp tells what one answer has used, so ask for one at a time";
+        return Err(Failure::invalid(message));
+    }
     let mut terms = terms(proxy, upstream, parts, &call, account).await?;
     let hold = Hold::reserve(&proxy.engine, &terms).await?;
     let Some(advice) = hold.advice.clone().filter(|_| hold.verdict >= Verdict::Warn) else {
@@ -208,6 +215,8 @@ async fn admit<'p>(
     if let Some(most) = shorter {
         terms.max_output = terms.max_output.min(most);
     }
+    // The prompt was counted with the hold before.
+    terms.labels.retain(|(name, _)| *name != PROMPT_FINGERPRINT);
     let mut hold = Hold::reserve(&proxy.engine, &terms).await?;
     hold.verdict = hold.verdict.max(verdict);
     follow(&advice, &mut call, upstream);
@@ -256,7 +265,11 @@ async fn terms(
         max_output,
         min_output,
         ttl_ms: patience.saturating_add(TTL_MARGIN_MS).min(proxy.engine.times.max_ttl_ms),
-        labels: [("action", "proxy"), ("input_count", counted)],
+        labels: vec![
+            ("action", "proxy".into()),
+            ("input_count", counted.into()),
+            (PROMPT_FINGERPRINT, format!("{:032x}", proxy.engine.hash(&call.prompt_json()))),
+        ],
     })
 }
 
@@ -302,9 +315,13 @@ impl Sending<'_> {
         let sent = proxy.upstreams.send(upstream, self.parts, self.path, body).await;
         let response = match sent {
             Ok(response) if response.status().is_success() => response,
-            other => {
+            Err(failure) if !failure.never_arrived() => {
+                hold.settle(used).await?;
+                return Err(failure);
+            }
+            refused => {
                 hold.release().await?;
-                return whole(proxy, upstream, other?).await;
+                return whole(proxy, upstream, refused?).await;
             }
         };
         let growing = Growing::new(Encoding::of(&proxy.engine, &call.model));
@@ -331,7 +348,7 @@ impl Sending<'_> {
                 key: upstream.section.key.as_ref().map(|key| key.0.clone()),
             },
             used,
-            is_told: false,
+            told: 0,
             has_ended: false,
             kept: self.repeatable.map(|place| stream::Kept::new(place, headers.clone())),
             _place: self.place,
@@ -374,9 +391,13 @@ impl Whole<'_> {
             dialect::read_answer(self.call.endpoint, &value, &mut text).map(|seen| (value, seen))
         });
         let (mut value, seen) = read.map_err(|error| Failure::upstream(error.to_string()))?;
-        self.growing.push(&text);
-        self.used.output = self.growing.count();
-        let used = seen.report.over(self.used);
+        let report = seen.report.credible(!text.is_empty());
+        let told = report.over(self.used);
+        let mut used = told.unwrap_or(self.used);
+        if told.is_none() || report.output.is_none() {
+            self.growing.push(&text);
+            used.output = self.growing.count();
+        }
         let is_cut = self.is_bounded && (seen.by_length || used.output >= self.hold.granted);
         let mut body = without_key(body, self.upstream);
         if is_cut && self.call.generates() {

@@ -77,6 +77,12 @@ impl Growing {
         self.tail.drain(..end);
     }
 
+    /// Forgets what it has counted.
+    pub(crate) fn reset(&mut self) {
+        (self.settled, self.of_tail) = (0, 0);
+        self.tail.clear();
+    }
+
     pub(crate) fn count(&self) -> i64 {
         self.settled + self.of_tail
     }

@@ -11,6 +11,9 @@ use super::{anthropic, openai, responses};
 /// A field of our own in the event that ends a cut answer; clients ignore it.
 pub(crate) const OWN_FIELD: &str = "bursar";
 
+/// Members that are not the model's words.
+const UNWRITTEN: [&str; 4] = ["type", "role", "id", "status"];
+
 /// What is no answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream's answer makes no sense: {0}")]
@@ -25,8 +28,13 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// The counts with what is reported put in, unless that makes no sense.
-    pub(crate) fn over(self, counts: Counts) -> Counts {
+    /// Without an output of nothing where a text was sent.
+    pub(crate) fn credible(self, has_text: bool) -> Report {
+        Report { output: self.output.filter(|output| *output > 0 || !has_text), ..self }
+    }
+
+    /// The counts with what is reported put in; `None`: that makes no sense.
+    pub(crate) fn over(self, counts: Counts) -> Option<Counts> {
         let mut new = counts;
         if let Some((input, cached, cache_write)) = self.input {
             (new.input, new.cached, new.cache_write) = (input, cached, cache_write);
@@ -34,7 +42,7 @@ impl Report {
         if let Some(output) = self.output {
             new.output = output;
         }
-        new.plausible().unwrap_or(counts)
+        new.plausible()
     }
 }
 
@@ -98,7 +106,7 @@ pub(crate) struct Answer {
     pub(crate) by_length: bool,
 }
 
-/// Reads a whole answer; without a usage its text is added to `text`.
+/// Reads a whole answer; adds its text to `text`.
 pub(crate) fn read_answer(
     endpoint: Endpoint,
     answer: &Value,
@@ -126,12 +134,15 @@ pub(crate) fn own_field() -> Value {
     json!({"stop_reason": "budget_exhausted"})
 }
 
-/// All texts in a tree, for an answer that tells no usage.
+/// All texts in a tree that a model has written.
 pub(crate) fn gather(value: &Value, text: &mut String) {
     match value {
         Value::String(part) => text.push_str(part),
         Value::Array(list) => list.iter().for_each(|value| gather(value, text)),
-        Value::Object(map) => map.values().for_each(|value| gather(value, text)),
+        Value::Object(map) => {
+            let written = map.iter().filter(|(name, _)| !UNWRITTEN.contains(&name.as_str()));
+            written.for_each(|(_, value)| gather(value, text));
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

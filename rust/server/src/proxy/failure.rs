@@ -12,6 +12,9 @@ use crate::v1::{self, ErrorReason};
 /// The longest `Retry-After` that the official clients wait for; after a longer one they ask at once.
 const WAITED_FOR_S: u32 = 60;
 
+/// The code of a call that no upstream has heard of.
+const UNREACHABLE: &str = "upstream_unreachable";
+
 /// Why a call has no answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
@@ -73,6 +76,16 @@ impl Failure {
     /// The upstream is down, or what it says makes no sense.
     pub(crate) fn upstream(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::BAD_GATEWAY, "upstream_failed", message)
+    }
+
+    /// The upstream was not asked at all.
+    pub(crate) fn unreachable(message: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::BAD_GATEWAY, UNREACHABLE, message)
+    }
+
+    /// Whether an upstream that it is about has heard nothing of the call.
+    pub(crate) fn never_arrived(&self) -> bool {
+        !self.status.is_server_error() || self.code == UNREACHABLE
     }
 
     pub(crate) fn upstream_slow(message: impl Into<String>) -> Failure {

@@ -55,7 +55,7 @@ pub(crate) struct Terms {
     pub(crate) max_output: i64,
     pub(crate) min_output: i64,
     pub(crate) ttl_ms: i64,
-    pub(crate) labels: [(&'static str, &'static str); 2],
+    pub(crate) labels: Vec<(&'static str, String)>,
 }
 
 /// A pending reservation.
@@ -89,6 +89,7 @@ pub(crate) enum Debit {
 impl Hold {
     /// Reserves; the answer is durable.
     pub(crate) async fn reserve(engine: &Arc<Engine>, terms: &Terms) -> Result<Hold, Failure> {
+        let labels = terms.labels.iter();
         let request = v1::ReserveRequest {
             account: terms.account.clone(),
             usage: Some(v1::UsageEstimate {
@@ -99,7 +100,7 @@ impl Hold {
                 ..v1::UsageEstimate::default()
             }),
             ttl: Some(convert::duration(terms.ttl_ms)),
-            labels: terms.labels.map(|(name, value)| (name.into(), value.into())).into(),
+            labels: labels.map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
             ..v1::ReserveRequest::default()
         };
         let Answer { body, ticket, hold, .. } = engine.reserve(&request, None)?;

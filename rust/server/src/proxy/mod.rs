@@ -81,6 +81,7 @@ impl Proxy {
         if model == call.model || !is_priced || !is_able {
             return None;
         }
-        self.upstreams.find(call.endpoint.api(), model)
+        let found = self.upstreams.find(call.endpoint.api(), model);
+        found.filter(|upstream| call.is_told_by(&upstream.section))
     }
 }

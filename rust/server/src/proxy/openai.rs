@@ -11,6 +11,8 @@ use super::settings::Api;
 use super::sse;
 
 const DONE: &[u8] = b"[DONE]";
+/// The most answers of one call.
+pub(crate) const MAX_CHOICES: usize = 128;
 
 #[derive(Deserialize)]
 struct Chunk {
@@ -97,13 +99,15 @@ pub(crate) struct Stream {
     is_chat: bool,
     /// The first chunk: what is common to all.
     first: Option<Vec<u8>>,
-    /// The answers that have begun and not ended.
+    /// The answers that had begun and not ended before the last event, and those that it has begun.
     open: Vec<usize>,
+    /// Those of them that the last event has ended.
+    ended: Vec<usize>,
 }
 
 impl Stream {
     pub(crate) fn chat() -> Stream {
-        Stream { is_chat: true, first: None, open: Vec::new() }
+        Stream { is_chat: true, first: None, open: Vec::new(), ended: Vec::new() }
     }
 
     pub(crate) fn completions() -> Stream {
@@ -162,22 +166,24 @@ impl Dialect for Stream {
         if self.first.is_none() {
             self.first = Some(data.to_vec());
         }
-        let (mut ended, mut by_length) = (false, false);
+        let ended = std::mem::take(&mut self.ended);
+        self.open.retain(|open| !ended.contains(open));
+        let mut by_length = false;
         for choice in &chunk.choices {
             choice.gather(text);
-            if let Some(reason) = &choice.finish_reason {
-                self.open.retain(|open| *open != choice.index);
-                ended = true;
-                by_length |= reason == "length";
-            } else if !self.open.contains(&choice.index) && self.open.len() < 128 {
+            if !self.open.contains(&choice.index) && self.open.len() < MAX_CHOICES {
                 self.open.push(choice.index);
+            }
+            if let Some(reason) = &choice.finish_reason {
+                self.ended.push(choice.index);
+                by_length |= reason == "length";
             }
         }
         let of_timings = chunk.timings.as_ref().map(Timings::report);
         let report = chunk.usage.as_ref().map(Usage::report).or(of_timings).unwrap_or_default();
         let place = if chunk.choices.is_empty() && chunk.usage.is_some() {
             Place::Usage
-        } else if ended {
+        } else if !self.ended.is_empty() {
             Place::End { by_length }
         } else {
             Place::Within
@@ -254,10 +260,8 @@ pub(crate) fn read_answer(answer: &Value, text: &mut String) -> Result<Answer, M
     let mut by_length = false;
     for choice in answer["choices"].as_array().into_iter().flatten() {
         by_length |= choice["finish_reason"] == "length";
-        if usage.is_none() {
-            dialect::gather(&choice["message"], text);
-            dialect::gather(&choice["text"], text);
-        }
+        dialect::gather(&choice["message"], text);
+        dialect::gather(&choice["text"], text);
     }
     Ok(Answer { report, by_length })
 }

@@ -70,9 +70,12 @@ pub(crate) async fn count(
         }
         (Engine::Vllm, Endpoint::Chat | Endpoint::Completions) => {
             let mut body = json!({"model": call.model});
-            for name in ["messages", "tools", "prompt"] {
+            // What the call does not read would be counted in the place of what it does.
+            let is_chat = call.endpoint == Endpoint::Chat;
+            let names: &[&str] = if is_chat { &["messages", "tools"] } else { &["prompt"] };
+            for name in names {
                 if let Some(value) = member(name) {
-                    body[name] = value;
+                    body[*name] = value;
                 }
             }
             let answer = ask("/tokenize", body).await?;

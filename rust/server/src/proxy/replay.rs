@@ -92,8 +92,8 @@ impl Kept {
             || self.bytes > MAX_BYTES
         {
             let Some((_, key)) = self.order.pop_front() else { return };
-            if let Some(Entry { answer: Some((_, body)), .. }) = self.calls.remove(&key) {
-                self.bytes -= body.len();
+            if let Some(Entry { answer: Some((headers, body)), .. }) = self.calls.remove(&key) {
+                self.bytes -= size(&headers, &body);
             }
         }
     }
@@ -106,7 +106,7 @@ impl Place {
             return;
         }
         let mut kept = self.replays.kept.lock();
-        kept.bytes += body.len();
+        kept.bytes += size(headers, &body);
         kept.order.push_back((now_ms.saturating_add(self.replays.retention_ms), self.key));
         if let Some(entry) = kept.calls.get_mut(&self.key) {
             entry.answer = Some((headers.clone(), body));
@@ -115,6 +115,13 @@ impl Place {
         drop(kept);
         self.answered = true;
     }
+}
+
+/// About what an answer takes in memory.
+fn size(headers: &HeaderMap, body: &Bytes) -> usize {
+    const ENTRY_BYTES: usize = 256;
+    let headers = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64);
+    ENTRY_BYTES + headers.sum::<usize>() + body.len()
 }
 
 impl Drop for Place {
@@ -163,6 +170,18 @@ mod tests {
         }
         let kept = replays.kept.lock();
         assert!(kept.bytes <= MAX_BYTES);
-        assert_eq!(kept.calls.len(), MAX_BYTES / MAX_ANSWER_BYTES);
+        assert_eq!(kept.calls.len(), MAX_BYTES / MAX_ANSWER_BYTES - 1);
+    }
+
+    #[test]
+    fn small_answers_are_bounded_with_all_that_comes_with_them() {
+        let replays = Replays::new(1_000);
+        let mut headers = HeaderMap::new();
+        headers.insert("x", "y".repeat(MAX_BYTES / 8).parse().unwrap());
+        for key in 0..20 {
+            let Ok(Begun::New(place)) = replays.begin(key, 7, 0) else { panic!("a new key") };
+            place.keep(&headers, Bytes::from_static(b"yes"), 0);
+        }
+        assert_eq!(replays.kept.lock().calls.len(), 7);
     }
 }

@@ -2,13 +2,15 @@
 //! it came.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::members::Members;
+use super::openai::MAX_CHOICES;
 use super::route::Endpoint;
 use super::settings::{Engine, UpstreamSection};
-use crate::prompt::Prompt;
+use crate::prompt::{PROMPTS, Prompt};
 
 /// Members that bound the output, in one interface or engine or another. Each that is there is
 /// rewritten: engines differ on which of two they follow.
@@ -20,8 +22,9 @@ const MAXIMA: [&str; 6] = [
     "max_new_tokens",
     "num_predict",
 ];
-/// The most answers that one call may ask for.
-const MAX_CHOICES: i64 = 128;
+/// Members that ask for several answers to one prompt.
+const ANSWERS: [&str; 3] = ["n", "best_of", "n_cmpl"];
+
 /// A call taken apart.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -53,10 +56,16 @@ impl Call {
         let model: String = read(&members, "model")?
             .ok_or_else(|| Failure::invalid("model: is missing, and the price hangs on it"))?;
         let options: Option<StreamOptions> = read(&members, "stream_options")?;
-        let choices =
-            read(&members, "n")?.unwrap_or(1).max(read(&members, "best_of")?.unwrap_or(1));
-        if !(1..=MAX_CHOICES).contains(&choices) {
-            return Err(Failure::invalid(format!("n: {choices} is not from 1 to {MAX_CHOICES}")));
+        let mut choices = 1;
+        for name in ANSWERS {
+            choices = read(&members, name)?.unwrap_or(1).max(choices);
+        }
+        if endpoint == Endpoint::Completions {
+            choices = prompts(&members)?.saturating_mul(choices);
+        }
+        if usize::try_from(choices).is_ok_and(|choices| choices > MAX_CHOICES) {
+            let message = format!("n: {choices} answers, to all prompts: at most {MAX_CHOICES}");
+            return Err(Failure::invalid(message));
         }
         if read(&members, "background")? == Some(true) {
             let message = "background: such an answer never passes here, so it cannot be metered";
@@ -83,6 +92,17 @@ impl Call {
             is_demanding,
             prompt,
         })
+    }
+
+    /// Its prompt as it came, which tells it from another.
+    pub(crate) fn prompt_json(&self) -> Vec<u8> {
+        let parts = PROMPTS.iter().filter_map(|name| self.members.get(name));
+        parts.map(RawValue::get).collect::<Vec<_>>().join("\0").into_bytes()
+    }
+
+    /// Whether its upstream tells what all its answers use: llama.cpp tells that of one of them.
+    pub(crate) fn is_told_by(&self, upstream: &UpstreamSection) -> bool {
+        self.choices == 1 || upstream.engine != Engine::LlamaCpp
     }
 
     /// Whether it generates anything.
@@ -146,6 +166,16 @@ impl Call {
             self.members.set("timings_per_token", &true);
         }
     }
+}
+
+/// How many prompts a completion has: each of a list is one, and numbers are the tokens of one.
+fn prompts(members: &Members) -> Result<i64, Failure> {
+    if !members.get("prompt").is_some_and(|prompt| prompt.get().starts_with('[')) {
+        return Ok(1);
+    }
+    let list: Vec<Value> = read(members, "prompt")?.unwrap_or_default();
+    let is_one = list.iter().all(Value::is_number);
+    Ok(if is_one { 1 } else { i64::try_from(list.len()).unwrap_or(i64::MAX) })
 }
 
 fn read<T: for<'a> Deserialize<'a>>(members: &Members, name: &str) -> Result<Option<T>, Failure> {

@@ -216,9 +216,7 @@ fn is_by_length(response: &Value) -> bool {
 
 pub(crate) fn read_answer(answer: &Value, text: &mut String) -> Result<Answer, Malformed> {
     let usage: Option<Usage> = Option::deserialize(&answer["usage"])?;
-    if usage.is_none() {
-        dialect::gather(&answer["output"], text);
-    }
+    dialect::gather(&answer["output"], text);
     let report = usage.as_ref().map(Usage::report).unwrap_or_default();
     Ok(Answer { report, by_length: is_by_length(answer) })
 }

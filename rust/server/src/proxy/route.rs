@@ -45,10 +45,20 @@ impl Endpoint {
             "/v1/embeddings" => Endpoint::Embeddings,
             "/v1/messages" => Endpoint::Messages,
             "/v1/messages/count_tokens" => Endpoint::CountTokens,
-            _ if path == "/v1/models" || path.starts_with("/v1/models/") => Endpoint::Models,
+            "/v1/models" => Endpoint::Models,
+            _ if path.strip_prefix("/v1/models/").is_some_and(is_model) => Endpoint::Models,
             _ => return None,
         })
     }
+}
+
+/// Whether it names a model, and no upstream can take it for the way to anything else.
+fn is_model(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace("%2f", "/").replace("%2e", ".");
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@+/%".contains(&byte);
+    name.bytes().all(is_plain)
+        && !["%25", "%5c"].iter().any(|code| name.contains(code))
+        && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 /// A call's path taken apart.

@@ -46,8 +46,8 @@ pub(crate) struct Stream {
     pub(crate) terms: Terms,
     /// What was used so far.
     pub(crate) used: Counts,
-    /// Whether the upstream tells the output itself.
-    pub(crate) is_told: bool,
+    /// The output that the upstream has told last; what it does not tell after that is measured.
+    pub(crate) told: i64,
     /// Whether the generation has come to an end of its own.
     pub(crate) has_ended: bool,
     /// What was sent, for a client that may repeat its call.
@@ -164,13 +164,20 @@ impl Stream {
         }
         let before = self.used.output;
         self.count(&seen, &text);
+        let may_cut = match seen.place {
+            // One answer may have ended before another.
+            Place::Within => !self.has_ended || self.used.output > before,
+            // An end that says nothing is one, whatever is left.
+            Place::End { .. } => !text.is_empty(),
+            Place::Usage | Place::Last { .. } => false,
+        };
         if let Debit::Stop(why) = self.hold.debit(self.used)
-            && matches!(seen.place, Place::Within | Place::End { .. })
-            && !self.has_ended
-            // An end that adds nothing is one, whatever is left.
-            && !(matches!(seen.place, Place::End { .. }) && self.used.output == before)
+            && may_cut
         {
-            self.used.output = before;
+            // What is not passed on is not paid, but for what its provider bills at the end.
+            if matches!(seen.place, Place::Within) || seen.report.output.is_none() {
+                self.used.output = before;
+            }
             return Ok(Step::Cut(why));
         }
         self.pass(event, &seen, out);
@@ -179,16 +186,15 @@ impl Stream {
 
     /// Brings the counts up to an event.
     fn count(&mut self, seen: &Seen, text: &str) {
-        let mut report = seen.report;
-        let measured = self.growing.count();
-        // A provider that has generated nothing has sent no text.
-        report.output = report.output.filter(|output| *output > 0 || measured == 0);
-        self.used = report.over(self.used);
-        if report.output.is_some() {
-            self.is_told = true;
-        } else if !self.is_told {
+        let report = seen.report.credible(self.used.output > 0 || !text.is_empty());
+        let told = report.over(self.used);
+        self.used = told.unwrap_or(self.used);
+        if told.is_some() && report.output.is_some() {
+            self.told = self.used.output;
+            self.growing.reset();
+        } else {
             self.growing.push(text);
-            self.used.output = self.growing.count();
+            self.used.output = self.told + self.growing.count();
         }
     }
 
@@ -233,7 +239,7 @@ impl Stream {
             out.extend_from_slice(b"\n\n");
             return;
         }
-        out.extend_from_slice(&event.raw);
+        out.extend_from_slice(&self.without_key(event));
     }
 
     fn end_with_notice(&mut self, event: &Event) -> String {

@@ -165,12 +165,12 @@ impl Upstreams {
             };
         }
         let request = request.body(Reply::whole(body)).map_err(|_| {
-            Failure::upstream(format!("{name}: its key has characters that no header may have"))
+            Failure::unreachable(format!("{name}: its key has characters that no header may have"))
         })?;
         match timeout(self.first_byte, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => {
-                Err(Failure::upstream(format!("the upstream {name} cannot be reached")))
+                Err(Failure::unreachable(format!("the upstream {name} cannot be reached")))
             }
             Ok(Err(_)) => Err(Failure::upstream(format!("the upstream {name} broke off"))),
             Err(_) => Err(Failure::upstream_slow(format!(
