@@ -20,7 +20,7 @@ use super::hold::{Counts, Hold, Terms};
 use super::replay::{self, Begun};
 use super::reply::Reply;
 use super::request::Call;
-use super::route::Route;
+use super::route::{Endpoint, PARENT, Route};
 use super::settings::Api;
 use super::stream::{self, Stream};
 use super::upstream::{Upstream, shown_headers, without_key};
@@ -69,7 +69,7 @@ async fn try_answer(
         Failure::busy("as many calls as proxy.max_calls allows are under way: try again")
     })?;
     let is_get = parts.method == Method::GET;
-    if is_get != (route.endpoint == super::route::Endpoint::Models) {
+    if is_get != (route.endpoint == Endpoint::Models) {
         return Err(Failure::method());
     }
     let account = route.account(&parts.headers, &proxy.settings, |shown| proxy.spender(shown))?;
@@ -245,6 +245,7 @@ async fn terms(
     account: String,
 ) -> Result<Terms, Failure> {
     let settings = &proxy.settings;
+    let parent = parent_of(proxy, parts, &account)?;
     let exact = probe::count(&proxy.upstreams, upstream, parts, call).await;
     let (input, counted) = match exact {
         Some(input) => (input, "exact"),
@@ -270,7 +271,19 @@ async fn terms(
             ("input_count", counted.into()),
             (PROMPT_FINGERPRINT, format!("{:032x}", proxy.engine.hash(&call.prompt_json()))),
         ],
+        parent,
     })
+}
+
+/// The reservation that a call is a part of, so that agents that call each other have a depth. It is
+/// one of the call's own account: whoever may spend there may spend what it holds.
+fn parent_of(proxy: &Proxy, parts: &Parts, account: &str) -> Result<String, Failure> {
+    let Some(value) = parts.headers.get(PARENT) else { return Ok(String::new()) };
+    let name = value.to_str().unwrap_or_default();
+    match proxy.engine.account_of(name) {
+        Ok(Some(owner)) if &*owner == account => Ok(name.to_owned()),
+        _ => Err(Failure::invalid(format!("{PARENT}: {account} has no such reservation"))),
+    }
 }
 
 /// About how many tokens the prompt has.

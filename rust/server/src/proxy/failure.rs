@@ -208,6 +208,7 @@ impl From<ApiError> for Failure {
             ErrorReason::Unauthenticated => StatusCode::UNAUTHORIZED,
             ErrorReason::NotAllowed => StatusCode::FORBIDDEN,
             ErrorReason::AccountNotFound => StatusCode::NOT_FOUND,
+            ErrorReason::ReservationEnded | ErrorReason::ReservationExpired => StatusCode::CONFLICT,
             ErrorReason::InvalidAccount
             | ErrorReason::InvalidAmount
             | ErrorReason::InvalidField

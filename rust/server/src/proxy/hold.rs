@@ -56,6 +56,8 @@ pub(crate) struct Terms {
     pub(crate) min_output: i64,
     pub(crate) ttl_ms: i64,
     pub(crate) labels: Vec<(&'static str, String)>,
+    /// The reservation that it is carved from; empty: none.
+    pub(crate) parent: String,
 }
 
 /// A pending reservation.
@@ -101,6 +103,7 @@ impl Hold {
             }),
             ttl: Some(convert::duration(terms.ttl_ms)),
             labels: labels.map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            parent_reservation: terms.parent.clone(),
             ..v1::ReserveRequest::default()
         };
         let Answer { body, ticket, hold, .. } = engine.reserve(&request, None)?;

@@ -10,6 +10,8 @@ use crate::access::sha256;
 
 /// The header that names an account.
 pub(crate) const ACCOUNT: &str = "x-bursar-account";
+/// The header that names the reservation that a call is a part of.
+pub(crate) const PARENT: &str = "x-bursar-parent";
 
 /// The calls that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
