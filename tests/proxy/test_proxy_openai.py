@@ -352,12 +352,16 @@ def test_a_soft_limit_moves_calls_to_the_fallback_model_and_says_so(llama: str) 
             {"name": "small", "output_nanos_per_million": 1_000_000_000},
         ]
     }
-    with Proxied(llama, budgets=budgets, rates=rates) as proxied, proxied.client() as ledger:
+    context = {"small": prompt_tokens(llama) + 10}
+    with (
+        Proxied(llama, budgets=budgets, rates=rates, context_tokens=context) as proxied,
+        proxied.client() as ledger,
+    ):
 
-        def ask(**more: Any) -> tuple[str, str, int]:
+        def ask(max_tokens: int = 10, **more: Any) -> tuple[str, str, int]:
             before = settled(ledger)
             raw = proxied.openai().chat.completions.with_raw_response.create(
-                model="large", messages=MESSAGES, max_tokens=10, extra_body=GO_ON, **more
+                model="large", messages=MESSAGES, max_tokens=max_tokens, extra_body=GO_ON, **more
             )
             headers = raw.headers
             spent = settled(ledger) - before
@@ -368,6 +372,7 @@ def test_a_soft_limit_moves_calls_to_the_fallback_model_and_says_so(llama: str) 
         function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
         with_tools = ask(tools=[{"type": "function", "function": function}])
         assert with_tools[0] == "large"
+        assert ask(max_tokens=11)[0] == "large", "the fallback has no room for it"
 
 
 def test_header_and_default_name_the_account_too(llama: str) -> None:

@@ -198,6 +198,12 @@ class ProxySection(Section):
         description="fallback models that take tools and images as well",
         json_schema_extra=right('write a list such as ["gpt-4o-mini"]'),
     )
+    context_tokens: dict[str, int] = Field(
+        default_factory=dict,
+        max_length=1_000,
+        description="how many tokens, prompt and output, fallback models take in all",
+        json_schema_extra=right("write a table of at most 1_000 such as { small = 8_192 }"),
+    )
     max_body_bytes: Bytes = Field(
         default=32 * 2**20,
         ge=64 * 2**10,
@@ -282,6 +288,7 @@ class ProxySection(Section):
             "upstreams": [one.to_core() for one in self.upstreams],
             "tokens": [one.model_dump() for one in self.tokens],
             "capable_models": list(self.capable_models),
+            "context_tokens": dict(self.context_tokens),
             "client_timeout_ms": self.client_timeout,
             "connect_timeout_ms": self.connect_timeout,
             "first_byte_timeout_ms": self.first_byte_timeout,

@@ -198,7 +198,9 @@ async fn admit<'p>(
     };
     let verdict = hold.verdict;
     let fallback = advice.fallback_model.as_deref().filter(|_| verdict >= Verdict::Degrade);
-    let moved = fallback.and_then(|model| proxy.fallback(&call, model).map(|to| (model, to)));
+    let shortest = advice.max_new_tokens.unwrap_or(i64::MAX).min(terms.max_output);
+    let tokens = terms.input.saturating_add(shortest);
+    let moved = fallback.and_then(|model| Some((model, proxy.fallback(&call, model, tokens)?)));
     let most = advice.max_new_tokens.map(|most| most.saturating_mul(call.choices));
     let shorter = most.filter(|most| *most < terms.max_output && call.generates());
     if moved.is_none() && shorter.is_none() {

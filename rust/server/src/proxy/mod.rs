@@ -74,11 +74,12 @@ impl Proxy {
 
     /// Where a call may go on with a cheaper model: one that has a price and an upstream, and can do
     /// what the call needs.
-    fn fallback(&self, call: &request::Call, model: &str) -> Option<&Upstream> {
+    fn fallback(&self, call: &request::Call, model: &str, tokens: i64) -> Option<&Upstream> {
         let is_priced = self.engine.rates.rate(model).is_some() || self.engine.allow_unpriced;
         let is_able =
             !call.is_demanding || self.settings.capable_models.iter().any(|able| able == model);
-        if model == call.model || !is_priced || !is_able {
+        let fits = self.settings.context_tokens.get(model).is_none_or(|most| tokens <= *most);
+        if model == call.model || !is_priced || !is_able || !fits {
             return None;
         }
         let found = self.upstreams.find(call.endpoint.api(), model);

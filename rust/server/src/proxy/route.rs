@@ -170,7 +170,8 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "listen": "127.0.0.1:0", "upstreams": [], "default_account": default, "tokens": tokens,
             "default_max_output_tokens": 1, "min_output_tokens": 1, "notice": "",
-            "strict_errors": false, "capable_models": [], "max_body_bytes": 1, "max_connections": 1,
+            "strict_errors": false, "capable_models": [], "context_tokens": {},
+            "max_body_bytes": 1, "max_connections": 1,
             "max_calls": 1, "client_timeout_ms": 1, "connect_timeout_ms": 1,
             "first_byte_timeout_ms": 1, "idle_timeout_ms": 1,
         }))

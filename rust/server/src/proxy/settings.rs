@@ -1,5 +1,6 @@
 //! `[proxy]` as the Python side hands it over.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub(crate) struct ProxySection {
     pub(crate) strict_errors: bool,
     /// Models that take tools and images: a call that has them is moved to no other.
     pub(crate) capable_models: Vec<String>,
+    /// How many tokens, prompt and output, fallback models take in all.
+    pub(crate) context_tokens: HashMap<String, i64>,
     /// The longest request, and the longest answer that is not a stream.
     pub(crate) max_body_bytes: usize,
     /// The most connections at a time.
