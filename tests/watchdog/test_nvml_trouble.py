@@ -230,7 +230,7 @@ def test_no_descriptor_is_left_of_processes_jobs_and_samplers_that_have_ended() 
                 worker = watched.register(f"churn/{number}", vram_bytes=GIB)
                 stray = watched.gpus.worker(watched.gpu, vram_bytes=GIB)
                 eventually(lambda: len(shown(watched)) == 2)
-                eventually(lambda: sampler(watched))
+                eventually(lambda: sampler(watched) > 0)
                 pid = sampler(watched)
                 assert pid > 0, "0 would be this process group"
                 os.kill(pid, signal.SIGKILL)
