@@ -244,11 +244,7 @@ impl Caller {
         if self.account.is_empty() || reservation.is_empty() {
             return Ok(());
         }
-        match engine.account_of(reservation)? {
-            Some(account) if self.is_bound_to(&account) => Ok(()),
-            Some(_) => Err(LedgerError::ReservationNotFound.into()),
-            None => Ok(()),
-        }
+        engine.account_of(reservation)?.map_or(Ok(()), |account| self.may_see(&account))
     }
 
     /// As `may_use`, for one that only the store still has.
@@ -259,9 +255,17 @@ impl Caller {
         reservation: &str,
     ) -> Result<(), ApiError> {
         self.may_act(act)?;
+        if self.account.is_empty() {
+            return Ok(());
+        }
         let request = v1::GetReservationRequest { reservation: reservation.to_owned() };
         let found = engine.get_reservation(&request)?.body.reservation.unwrap_or_default();
-        if self.is_bound_to(&found.account) {
+        self.may_see(&found.account)
+    }
+
+    /// Another's reservation is answered like one that does not exist.
+    fn may_see(&self, account: &str) -> Result<(), ApiError> {
+        if self.is_bound_to(account) {
             return Ok(());
         }
         Err(LedgerError::ReservationNotFound.into())
