@@ -1,0 +1,292 @@
+"""The crowd of a soak: each kind of client in a process of its own, which tells what it has spent.
+
+A kind is a function that works until it is told to stop, and returns what its account has spent by
+then, as far as it was told. None of them gives up by itself: what goes wrong is raised.
+"""
+
+import asyncio
+import http.client
+import itertools
+import json
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Final
+
+import bursar
+from bursar.v1 import ledger_pb2 as lg
+from support.bare import amounts
+from support.wire import Call, Wire, call
+
+PATIENCE_S: Final = 120.0
+PROBES: Final = "probes"
+_COMMITTED: Final = 7
+_WATCHERS: Final = 10
+_TASKS: Final = 8
+_SLICE_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the daemon is, and the token that its clients by TCP and by the proxy show."""
+
+    target: str
+    socket: Path
+    tcp: str
+    proxy: str
+    token: str
+
+
+def _lives(account: Callable[[int], str], stop: Event) -> Iterator[Call]:
+    wish = amounts(tokens=10)
+    for number in itertools.count():
+        if stop.is_set():
+            return
+        key = f"{number:x}-{time.monotonic_ns():x}"
+        request = lg.ReserveRequest(account=account(number), amounts=wish, idempotency_key=key)
+        yield call("LedgerService/Reserve", request)
+
+
+def pound(place: Place, stop: Event, _pipe: Connection) -> int:
+    """Reservations as fast as one client can make them, 64 under way."""
+    commits = 0
+
+    def follow(method: str, _: bytes, answer: bytes | None) -> Iterator[Call]:
+        nonlocal commits
+        assert answer is not None, f"{method} failed"
+        if method == "LedgerService/Reserve":
+            held = lg.ReserveResponse.FromString(answer).reservation.id
+            assert held, "a reservation was refused"
+            yield call(
+                "LedgerService/Debit", lg.DebitRequest(reservation=held, used=amounts(tokens=5))
+            )
+            actual = amounts(tokens=_COMMITTED)
+            yield call("LedgerService/Commit", lg.CommitRequest(reservation=held, actual=actual))
+        elif method == "LedgerService/Commit":
+            commits += 1
+
+    with Wire(place.socket, connections=4) as wire:
+        account = "acme/pound/team{}/agent{}"
+        lives = _lives(lambda number: account.format(number % 7, number % 100), stop)
+        wire.keep_busy(follow, lives, in_flight=64)
+    return commits * _COMMITTED
+
+
+def probe(place: Place, stop: Event, pipe: Connection) -> int:
+    """One call after the other, 100 a second; sends how long they took, in us, minute by minute."""
+    commits, slice_end = 0, time.monotonic() + _SLICE_S
+    took_us: list[int] = []
+    with Wire(place.socket, connections=1) as wire:
+        for reserve in _lives(lambda _: "acme/probe", stop):
+            [answer] = _timed(wire, reserve, took_us)
+            held = lg.ReserveResponse.FromString(answer).reservation.id
+            commit = lg.CommitRequest(reservation=held, actual=amounts(tokens=_COMMITTED))
+            _timed(wire, call("LedgerService/Commit", commit), took_us)
+            commits += 1
+            if time.monotonic() >= slice_end:
+                pipe.send((PROBES, took_us))
+                took_us, slice_end = [], slice_end + _SLICE_S
+            time.sleep(0.02)
+    pipe.send((PROBES, took_us))
+    return commits * _COMMITTED
+
+
+def _timed(wire: Wire, one: Call, took_us: list[int]) -> list[bytes]:
+    begun = time.perf_counter_ns()
+    [answer] = wire.all_at_once([one])
+    took_us.append((time.perf_counter_ns() - begun) // 1_000)
+    assert answer is not None, f"{one[0]} failed"
+    return [answer]
+
+
+def lease(place: Place, stop: Event, _pipe: Connection) -> int:
+    """Leases on shared memory, one after the other, with top-ups."""
+    with bursar.connect(place.target, timeout_s=PATIENCE_S) as client:
+        return _leases(client, "acme/lease/agent", stop)
+
+
+def meter(place: Place, stop: Event, _pipe: Connection) -> int:
+    """The same by TCP, with a token."""
+    with bursar.connect(place.tcp, token=place.token, timeout_s=PATIENCE_S) as client:
+        return _leases(client, "acme/meter/agent", stop)
+
+
+def _leases(client: bursar.Client, account: str, stop: Event) -> int:
+    dice, spent = random.Random(0), 0
+    while not stop.is_set():
+        with client.reserve(account, tokens=100) as reservation:
+            step = reservation.lease()
+            for _ in range(dice.randrange(2_000)):
+                assert step.debit(dice.randrange(5)) is not bursar.Verdict.STOP, "a lease ended"
+                if dice.random() < 0.05:
+                    time.sleep(0.001)
+            spent += reservation.commit().spent.get("tokens", 0)
+    return spent
+
+
+def nest(place: Place, stop: Event, _pipe: Connection) -> int:
+    """Tasks of one event loop, which reserve within their reservations."""
+
+    async def task(client: bursar.AsyncClient, number: int) -> int:
+        spent = 0
+        while not stop.is_set():
+            async with await client.reserve(f"acme/nest/task{number}", tokens=500) as outer:
+                for _ in range(5):
+                    async with await client.reserve(
+                        f"acme/nest/task{number}", tokens=50, parent=outer.id
+                    ) as inner:
+                        result = await inner.commit(tokens=number + 1)
+                        spent += result.spent["tokens"]
+                result = await outer.commit(tokens=3)
+                spent += result.spent["tokens"]
+            await asyncio.sleep(0.01)
+        return spent
+
+    async def all_tasks() -> int:
+        async with bursar.connect_async(place.target, timeout_s=PATIENCE_S) as client:
+            return sum(await asyncio.gather(*(task(client, number) for number in range(_TASKS))))
+
+    return asyncio.run(all_tasks())
+
+
+def run(place: Place, stop: Event, _pipe: Connection) -> int:
+    """An account for each run, which retires when nobody comes again."""
+    spent = 0
+    with bursar.connect(place.target, timeout_s=PATIENCE_S) as client:
+        while not stop.is_set():
+            client.record(f"acme/run/r{time.monotonic_ns():x}", tokens=3)
+            spent += 3
+            time.sleep(0.05)
+    return spent
+
+
+def watch(place: Place, stop: Event, _pipe: Connection) -> int:
+    """Watchers, and a reader who pages through what there is."""
+
+    def follow(client: bursar.Client) -> None:
+        with suppress(bursar.BursarError):  # the client is closed in the end
+            for _ in client.watch_accounts("acme", min_interval_s=0.1):
+                pass
+
+    with bursar.connect(place.target, timeout_s=PATIENCE_S) as client:
+        threads = [threading.Thread(target=follow, args=(client,)) for _ in range(_WATCHERS)]
+        for thread in threads:
+            thread.start()
+        while not stop.is_set():
+            entries = itertools.islice(client.list_entries("acme", page_size=500), 2_000)
+            assert sum(1 for _ in entries), "there are no entries"
+            assert sum(1 for _ in client.list_accounts("acme")), "there are no accounts"
+            assert client.check("acme/probe", tokens=1).refusal is None
+            assert all(thread.is_alive() for thread in threads), "a watcher heard the end"
+            time.sleep(0.5)
+    return 0
+
+
+def operate(place: Place, stop: Event, _pipe: Connection) -> int:
+    """An operator who is never done: limits, freezes, tokens."""
+    with bursar.connect(place.target, timeout_s=PATIENCE_S) as client:
+        for number in itertools.count():
+            if stop.is_set():
+                return 0
+            client.set_budget("acme/pound", unit="tokens", limit=10**14 + number % 1_000)
+            client.set_budget("acme/odd", unit="tokens", limit=1, period="rolling:5s")
+            client.freeze("acme/odd", reason="for a moment")
+            client.unfreeze("acme/odd")
+            role = bursar.Role.OBSERVER
+            made = client.tokens.create("moment", role=role, account="acme/odd", ttl_s=60)
+            client.tokens.revoke(made.token.id)
+            time.sleep(0.2)
+    raise AssertionError
+
+
+def ask(place: Place, stop: Event, _pipe: Connection) -> int:
+    """Streams through the proxy; spends what the upstream says that it used."""
+    host, _, port = place.proxy.removeprefix("http://").partition(":")
+    message = {"role": "user", "content": "hello " * 50}
+    body = {"model": "m", "messages": [message], "max_tokens": 50, "stream": True}
+    head = {"authorization": f"Bearer {place.token}", "content-type": "application/json"}
+    spent = 0
+    while not stop.is_set():
+        connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE_S)
+        connection.request("POST", "/a/acme/ask/agent/v1/chat/completions", json.dumps(body), head)
+        answer = connection.getresponse()
+        told = answer.read()
+        assert answer.status == 200, told[:500]
+        assert b"[DONE]" in told, told[-500:]
+        spent += ASKED_TOKENS
+        connection.close()
+        time.sleep(0.02)
+    return spent
+
+
+ASKED_TOKENS: Final = 70
+"""What the upstream says of each call."""
+
+KINDS: Final = (pound, probe, lease, meter, nest, run, watch, operate, ask)
+
+
+class Crowd:
+    """Starts one of each kind, and collects what they tell; the last of it when they have ended."""
+
+    def __init__(self, place: Place) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._stop = context.Event()
+        self._members = []
+        self.spent: dict[str, int] = {}
+        self.probes_us: list[list[int]] = []
+        for kind in KINDS:
+            mine, theirs = context.Pipe()
+            arguments = (kind.__name__, place, self._stop, theirs)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._members.append((kind.__name__, process, mine))
+
+    def listen(self) -> None:
+        """Takes in what was told since; raises what a member failed with."""
+        for name, process, pipe in self._members:
+            while pipe.poll():
+                try:
+                    what, told = pipe.recv()
+                except EOFError:
+                    assert name in self.spent, f"{name} died with {process.exitcode}"
+                    break
+                assert what != "failed", f"{name}: {told}"
+                if what == PROBES:
+                    self.probes_us.append(told)
+                else:
+                    self.spent[f"acme/{name}"] = told
+
+    def end(self) -> None:
+        """Has all of them end."""
+        self._stop.set()
+        deadline = time.monotonic() + PATIENCE_S
+        while len(self.spent) < len(self._members):
+            assert time.monotonic() < deadline, f"only {sorted(self.spent)} have ended"
+            self.listen()
+            time.sleep(0.05)
+        self.kill()
+
+    def kill(self) -> None:
+        """Has nobody left."""
+        for _, process, pipe in self._members:
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _work(name: str, place: Place, stop: Event, pipe: Connection) -> None:
+    kind = next(one for one in KINDS if one.__name__ == name)
+    try:
+        pipe.send(("spent", kind(place, stop, pipe)))
+    except BaseException as error:  # noqa: BLE001 -- told to the test, which raises it
+        pipe.send(("failed", repr(error)))
+    stop.wait()
+    pipe.recv()  # threads of ours may still be waiting: it ends by being killed
