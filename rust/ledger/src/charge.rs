@@ -132,3 +132,19 @@ fn take_all<'a>(
     }
     Ok(())
 }
+
+#[cfg(all(test, not(bursar_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_share_a_lane_are_all_waited_for() {
+        let charges = Charges::new();
+        charges.begin(SHARED);
+        charges.begin(SHARED);
+        charges.end(SHARED);
+        assert_eq!(charges.lanes[SHARED].load(Ordering::SeqCst), 1);
+        charges.end(SHARED);
+        charges.wait_for_all();
+    }
+}

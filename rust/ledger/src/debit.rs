@@ -110,8 +110,7 @@ impl<J: Journal> Ledger<J> {
         let refusal = match (frozen_by, short) {
             (Some(by), _) => Some(frozen(by)),
             (None, Some(short)) => Some(hold_exhausted(&reservation.account, short)),
-            (None, None) if verdict == Verdict::Stop => overspent(chain),
-            (None, None) => None,
+            (None, None) => overspent(chain),
         };
         let verdict = if refusal.is_some() { Verdict::Stop } else { verdict };
         let scope = Scope(Some(Arc::clone(chain)));
@@ -241,7 +240,7 @@ fn hold_exhausted(account: &Account, (unit, shortfall): (Unit, i64)) -> Refusal 
     }
 }
 
-/// Why to stop when a window has spent more than its limit allows (R10).
+/// Why to stop when a window has spent more than its limit allows (R10), if one has.
 #[cold]
 fn overspent(chain: &Chain) -> Option<Refusal> {
     let mut found = None;

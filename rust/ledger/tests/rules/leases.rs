@@ -228,6 +228,20 @@ fn r05_an_unused_top_up_is_taken_back_before_anybody_is_refused() {
 }
 
 #[test]
+fn r05_an_extend_has_unused_top_ups_taken_back_as_well() {
+    let world = World::tokens(&[("a", 20)]);
+    let (greedy, other) = (world.held("a/a", 1), world.held("a/b", 1));
+    let (page, _) = attach(&world, greedy, 0, 0);
+    assert_eq!(more(&world, greedy, 19), Verdict::Ok);
+    assert!(page.step(5));
+    assert_eq!(world.extend(other, 16).verdict, Verdict::Stop);
+    assert_eq!(page.told().granted, 19, "what would not do is left where it is");
+    assert_eq!(world.extend(other, 15).verdict, Verdict::Ok);
+    assert_eq!(page.told().granted, 5);
+    assert_eq!(standing(&world).3, 0);
+}
+
+#[test]
 fn r05_what_was_explicitly_reserved_is_never_taken_back() {
     let world = World::tokens(&[("a", 20)]);
     let id = world.held("a/a", 15);

@@ -222,6 +222,17 @@ fn r09_extend_renews_the_time_to_live_even_when_it_is_refused_more() {
 }
 
 #[test]
+fn r13_an_extend_is_one_record_whatever_it_changes() {
+    let world = World::tokens(&[("a", 100)]);
+    let id = world.held("a", 10);
+    let before = world.tape.len();
+    world.ledger.extend(id, None, false, Some(TTL * 2), world.now()).unwrap();
+    assert_eq!(world.tape.len(), before + 1, "a new time to live outlives a restart");
+    world.extend(id, 20);
+    assert_eq!(world.tape.len(), before + 2);
+}
+
+#[test]
 fn r09_the_wall_clock_does_not_expire_holds() {
     let world = World::tokens(&[("a", 100)]);
     let id = world.held("a", 60);
