@@ -33,9 +33,9 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
-    # A sidecar that hangs while a stream is open is gone after 15 s.
+    # A sidecar that hangs while a stream is open is told of within 15 s.
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     # The sidecar is on this host: a proxy for the outside world is not on the way.
     ("grpc.enable_http_proxy", 0),

@@ -51,6 +51,8 @@ class Daemon(Sidecar):
     def stopped(self) -> Iterator[None]:
         """Stops the process for a while: what is sent meanwhile, it meets all at once."""
         os.kill(self.pid, signal.SIGSTOP)
+        while not all(_is_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            time.sleep(0.001)  # a thread that runs goes on for a moment
         try:
             yield
         finally:
@@ -96,6 +98,11 @@ class Daemon(Sidecar):
             if name.removeprefix("bursar-").isdigit():
                 found[name] = int((task / "schedstat").read_text(encoding="ascii").split()[0])
         return found
+
+
+def _is_stopped(task: Path) -> bool:
+    stat = (task / "stat").read_text(encoding="ascii")
+    return stat.rpartition(")")[2].split()[0] == "T"
 
 
 def picture(client: bursar.Client, account: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ _FALLBACKS_MAX: Final = 1  # a fallback's own advice does not lead to a third mo
 
 
 @contextmanager
-def told_later(account: str) -> Iterator[None]:
+def _told_later(account: str) -> Iterator[None]:
     """What was generated within its grant is not withheld because the commit has to wait."""
     try:
         yield
@@ -298,7 +298,7 @@ class Generation(_Course):
             self._detach()
             self.reason = self._why(reason, usage)
             actual, spent = self._spending(usage)
-            with told_later(self.account):
+            with _told_later(self.account):
                 self.result = self._hold.commit(actual=actual, usage=spent)
         return self.reason or reason
 
@@ -440,7 +440,7 @@ class AsyncGeneration(_Course):
         await self._detach()
         self.reason = self._why(reason, usage)
         actual, spent = self._spending(usage)
-        with told_later(self.account):
+        with _told_later(self.account):
             self.result = await hold.commit(actual=actual, usage=spent)
 
     async def _give_back(self, hold: AsyncReservation) -> None:
