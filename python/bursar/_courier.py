@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from bursar._journal import Journal, Kept
 from bursar._transport import Retry, Transport
@@ -135,6 +135,7 @@ class Courier:
             self._told.returned()
 
     def _send(self, transport: Transport, number: int, kept: Kept) -> None:
+        request: Message | None = None
         try:
             request_type, response_type = _MESSAGES[kept.method]
             request = request_type.FromString(kept.request)
@@ -145,8 +146,8 @@ class Courier:
                 transport.call(RELEASE, release, lg.ReleaseResponse)
         except UNHEARD:
             raise
-        except _FINAL as error:
-            _LOG.error("lost: the sidecar takes no %s (%s): %s", kept.method, error, request)
+        except (KeyError, DecodeError, *_FINAL) as error:  # some are damaged, or of another version
+            _LOG.error("lost, no sidecar takes it: %s: %r: %s", kept.method, error, request)
             self._told.lost(number)
         except BursarError as error:
             _LOG.warning("%s is kept: %s", kept.method, error)

@@ -143,6 +143,8 @@ class Journal:
         """
         with self._lock:
             if self._pid != os.getpid():
+                if self._path is not None:
+                    os.close(self._file)  # else the parent's lock would outlive it
                 self._forget()  # what was kept before the fork is the parent's to tell
             if bounded and self.full:
                 raise LimitReached(

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pytest
+from support.daemon import Daemon
 
 import bursar
 from bursar.access import AsyncTokens, Tokens
 from bursar.lease import LeaseTerms
-from support.daemon import Daemon
 
 TIMEOUT_S: Final = 1.0
 SLACK_S: Final = 7.0  # a lease waits 5 s for its daemon; the rest is a busy machine's

@@ -50,13 +50,15 @@ class Daemon(Sidecar):
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Stops the process for a while: what is sent meanwhile, it meets all at once."""
-        os.kill(self.pid, signal.SIGSTOP)
-        while not all(_is_stopped(task) for task in Path(f"/proc/{self.pid}/task").iterdir()):
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
             time.sleep(0.001)  # a thread that runs goes on for a moment
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it may be killed meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def start_and_crash(self, after_s: float) -> bool:
         """Starts it, and kills it so long after it has opened its store; whether it had."""
