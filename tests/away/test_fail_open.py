@@ -3,12 +3,13 @@
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.away import told, wait_for, wait_until_told
 from support.daemon import Daemon, balance
 
 import bursar
@@ -26,17 +27,6 @@ RATES = {
     ]
 }
 LIMIT = 100_000
-
-
-def wait_for(what: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def told(client: bursar.Client | bursar.AsyncClient) -> bool:
-    return client.away.since is None and client.away.waiting_count == 0
 
 
 @pytest.fixture
@@ -111,7 +101,7 @@ def test_tasks_share_a_grant_to_the_exact_token(daemon: Daemon) -> None:
             daemon.kill9()
             spent = sum(await asyncio.gather(*(spend(client, number) for number in range(40))))
             await asyncio.to_thread(daemon.start)
-            await asyncio.to_thread(wait_for, lambda: told(client))
+            await wait_until_told(client)
             [window] = (await client.get_account("acme")).balances
             assert (window.held, window.spent) == (0, spent)
             return spent

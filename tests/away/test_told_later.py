@@ -5,12 +5,12 @@ import logging
 import multiprocessing
 import random
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.away import told, wait_for, wait_until_told
 from support.daemon import LONG, Daemon, balance, new_seed
 
 import bursar
@@ -19,17 +19,6 @@ from bursar._journal import Journal, Kept
 from bursar.v1 import ledger_pb2 as lg
 
 SPAWN = multiprocessing.get_context("spawn")
-
-
-def wait_for(what: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def told(client: bursar.Client | bursar.AsyncClient) -> bool:
-    return client.away.since is None and client.away.waiting_count == 0
 
 
 def test_without_a_sidecar_nothing_is_admitted_and_the_error_says_what_to_do() -> None:
@@ -233,10 +222,7 @@ def test_a_reserve_that_is_cancelled_leaves_no_hold() -> None:
                     one.cancel()
                     with pytest.raises(asyncio.CancelledError):
                         await one
-            for _ in range(1_000):
-                await asyncio.sleep(0.01)
-                if told(client):
-                    break
+            await wait_until_told(client)
             # Whoever gave a key may repeat it, and gets that hold.
             again = await client.reserve("acme", tokens=5, idempotency_key="mine")
             [window] = (await client.get_account("acme")).balances
@@ -256,10 +242,7 @@ def test_a_commit_that_is_cancelled_is_told_all_the_same() -> None:
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(hold.commit(tokens=11), 0.3)
                 assert client.away.waiting_count == 1
-            for _ in range(1_000):
-                await asyncio.sleep(0.01)
-                if told(client):
-                    break
+            await wait_until_told(client)
             [window] = (await client.get_account("acme")).balances
             assert (window.held, window.spent) == (0, 11)
 

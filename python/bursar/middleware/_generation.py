@@ -309,7 +309,8 @@ class Generation(_Course):
             self.reason = "error"
             amounts = {"tokens": 0} if self.model is None else None
             usage = Usage() if amounts is None else None
-            self.result = self._hold.commit(actual=amounts, usage=usage)
+            with _told_later(self.account):
+                self.result = self._hold.commit(actual=amounts, usage=usage)
 
     def _detach(self) -> None:
         if self._lease is not None:
@@ -448,7 +449,8 @@ class AsyncGeneration(_Course):
         self.reason = "error"
         amounts = {"tokens": 0} if self.model is None else None
         usage = Usage() if amounts is None else None
-        self.result = await hold.commit(actual=amounts, usage=usage)
+        with _told_later(self.account):
+            self.result = await hold.commit(actual=amounts, usage=usage)
 
     async def _detach(self) -> None:
         if self._lease is not None:
