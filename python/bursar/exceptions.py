@@ -82,7 +82,8 @@ class BursarError(Exception):
 
     Attributes:
         message: What happened, for a person to read.
-        reason: The name of an ErrorReason or of a Refusal.Reason without its prefix; may be empty.
+        reason: The name of an ErrorReason or of a Refusal.Reason without its prefix, or one of the
+            client's own, AWAY_GRANT_EXHAUSTED and JOURNAL_FULL; may be empty.
         code: The name of the gRPC code, such as NOT_FOUND; empty when no call was made.
         metadata: What varies in the message, by name.
     """
