@@ -5,6 +5,7 @@ is sent to what its method returns. It owns the decisions; it sends nothing and 
 clients share it. `_local` has the grant, `_journal` what waits, `_courier` sends that.
 """
 
+import atexit
 import logging
 import threading
 import time
@@ -100,13 +101,15 @@ class Patience:
         self.courier = Courier(connect, self.journal, self)
         self._spent: dict[int, Amounts] = {}
         self._lock = threading.Lock()
+        self.one_here = threading.Lock()
+        """Held from a change of a local hold until that is kept, so that they agree."""
         self._since: datetime | None = None
         self._deadline = 0.0
         self._last: SidecarError | None = None
         self._granted = self._told = self._lost = 0
-        self.closed = False
+        self.closed = self._is_at_exit = False
         if self.journal.ready():
-            self.courier.wake()
+            self.wake()
 
     @property
     def status(self) -> Away:
@@ -118,11 +121,19 @@ class Patience:
         """Begins a call."""
         return Course(self, call)
 
+    def wake(self, *, probe: bool = False, now: bool = False) -> None:
+        """Wakes the courier; a program that ends without `close` says what it leaves behind."""
+        if not self._is_at_exit:
+            self._is_at_exit = True
+            atexit.register(self.close)
+        self.courier.wake(probe=probe, now=now)
+
     def close(self) -> None:
         """Tells what it can, and says what it cannot; a repeat does nothing."""
         if self.closed:
             return
         self.closed = True
+        atexit.unregister(self.close)
         self.journal.send_all()
         self.courier.close()
         if len(self.journal):
@@ -158,7 +169,7 @@ class Patience:
                 self._deadline = time.monotonic() + for_s
                 _LOG.log(self._level, "%s", error)
         if self.local is not None:
-            self.courier.wake(probe=True)
+            self.wake(probe=True)
 
     def returned(self) -> None:
         """Notes that the sidecar answers."""
@@ -168,7 +179,7 @@ class Patience:
             self._since = self._last = None
         _LOG.log(self._level, "the sidecar answers again; %d calls wait", len(self.journal))
         if self.journal.ready():
-            self.courier.wake(now=True)
+            self.wake(now=True)
 
     def granted(self, account: str) -> None:
         """Counts a reservation that was granted here, and says so."""
@@ -193,7 +204,7 @@ class Patience:
             self.answered(number)
         else:
             self.journal.send(number)
-            self.courier.wake()
+            self.wake()
 
     def answered(self, number: int) -> None:
         """What was kept is told: so much may be granted anew."""
@@ -266,7 +277,7 @@ class Course(Generic[T]):
         if self._call.unanswered is not None:
             with suppress(LimitReached):
                 self._keep(ready=True)
-                self._patience.courier.wake()
+                self._patience.wake()
         else:
             self._undo()
 
@@ -291,7 +302,7 @@ class Course(Generic[T]):
         except LimitReached as full:
             self._error = error.decided(f"it is not kept either: {full}")
             return
-        patience.courier.wake()
+        patience.wake()
         if away and patience.policy is not None and self._call.unanswered is not None:
             self._results.append(self._call.unanswered)
         else:
@@ -302,7 +313,7 @@ class Course(Generic[T]):
         if self._call.method == RESERVE and not self._call.is_repeatable:
             with suppress(LimitReached):  # its time to live ends it as well
                 self._patience.journal.keep(Kept(RESERVE, self._call.request.SerializeToString()))
-                self._patience.courier.wake()
+                self._patience.wake()
 
     def _decide(self, error: SidecarError) -> None:
         """No sidecar answers: what is to be done about the spending that was asked for?"""
@@ -335,11 +346,12 @@ class Course(Generic[T]):
         elif self._call.method == RESERVE:
             self._admit_here(local)
         else:
-            try:
-                result, spent = local.call(self._call)
-            except BursarError as error:
-                self._error = error
-                return
-            self._results.append(result)
-            if spent is not None:
-                self._patience.keep_spent(spent)
+            with self._patience.one_here:
+                try:
+                    result, spent = local.call(self._call)
+                except BursarError as error:
+                    self._error = error
+                    return
+                self._results.append(result)
+                if spent is not None:
+                    self._patience.keep_spent(spent)

@@ -284,7 +284,8 @@ def record(
         usage=convert.usage_to_wire(usage) if usage else None,
         labels=labels,
     )
-    result = models.RecordResult(models.Verdict.WARN, dict(spent or {}), {}, answered=False)
+    later = models.RecordResult(models.Verdict.WARN, dict(spent or {}), {}, answered=False)
+    result = later if request.idempotency_key else None  # without a key a repeat is charged again
     return Call("LedgerService/Record", request, lg.RecordResponse, read, result)
 
 

@@ -101,7 +101,9 @@ class Courier:
         with self._news:
             self._closing = True
             self._news.notify_all()
-            thread = self._start() if self._journal.ready() else self._thread
+            thread = self._thread
+            with suppress(RuntimeError):  # the interpreter ends: it starts no thread any more
+                thread = self._start() if self._journal.ready() else thread
         if thread is not None:
             thread.join(_LAST_ROUND_S)
 

@@ -228,9 +228,7 @@ class LocalLedger:
             hold.granted = convert.amounts(answer.reservation.granted)
         if not isinstance(answer, lg.CommitResponse | lg.ReleaseResponse):
             return None
-        with self._lock:
-            if self._holds.pop(name, None) is None:
-                return None  # another thread has ended it
+        del self._holds[name]
         spent = convert.amounts(answer.spent)
         if isinstance(request, lg.CommitRequest) and (request.actual or request.HasField("usage")):
             usage = request.usage if request.HasField("usage") else None

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import multiprocessing
 import random
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -248,3 +250,25 @@ def test_a_commit_that_is_cancelled_is_told_all_the_same() -> None:
 
     with Daemon(in_memory=True) as daemon:
         asyncio.run(run(daemon))
+
+
+def test_a_record_without_a_key_is_not_kept_for_a_repeat_would_be_charged_twice(
+    tmp_path: Path,
+) -> None:
+    with bursar.connect(f"{tmp_path}/none", attempts=1, journal=tmp_path) as client:
+        with pytest.raises(bursar.SidecarUnavailable) as caught:
+            client.record("acme", tokens=5, idempotency_key="")
+        assert (caught.value.kept, client.away.waiting_count) == (False, 0)
+
+
+def test_a_program_that_ends_without_closing_says_what_it_leaves_behind(tmp_path: Path) -> None:
+    program = (
+        "import bursar\n"
+        f"client = bursar.connect({str(tmp_path / 'none')!r}, attempts=1)\n"
+        "try: client.release('r')\n"
+        "except bursar.SidecarUnavailable: pass\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert "1 calls were not told to the sidecar: lost" in ran.stderr
