@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from support.away import told, wait_for, wait_until_told
 from support.daemon import Daemon, balance
 
 import bursar
-from bursar import FailOpen, Usage, UsageEstimate, Verdict, _calls
+from bursar import FailOpen, Usage, UsageEstimate, Verdict, _calls, _journal
 from bursar.exceptions import NotAllowed, StoreUnavailable
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -320,16 +320,29 @@ def test_kill_9_of_a_client_that_spends_locally_loses_nothing_that_it_debited(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_that_debit_one_local_hold_are_told_of_as_one(daemon: Daemon) -> None:
+def test_threads_that_debit_one_local_hold_are_told_of_as_one(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_journal, "_kept_line", slowly(_journal._kept_line))
     with connect(daemon, {"tokens": 500}) as client:
         daemon.kill9()
-        hold = client.reserve("acme", tokens=500)
-        with hold.lease(top_up=False) as lease, ThreadPoolExecutor(8) as threads:
-            list(threads.map(lambda _: lease.debit(1), range(600)))
-            assert lease.used == 500
-        assert client.away.waiting_count == 1
+        holds = [client.reserve("acme", tokens=10) for _ in range(20)]
+        with ThreadPoolExecutor(4) as threads:
+            for hold in holds:
+                list(threads.map(lambda used: hold.debit(tokens=used), (3, 10, 7, 5)))  # noqa: B023 -- called at once
+        assert client.away.waiting_count == len(holds)
         daemon.start()
         wait_for(lambda: client.away.since is None)
-        client.close()  # it was never ended: what it debited is told all the same
+        client.close()  # none was ended: what they debited is told all the same
     with daemon.client() as client:
-        assert balance(client, "acme") == (0, 500, LIMIT - 500)
+        assert balance(client, "acme") == (0, 200, LIMIT - 200)
+
+
+def slowly(function: Callable[..., bytes]) -> Callable[..., bytes]:
+    """The same, but that others get their turn meanwhile."""
+
+    def run(*args: Any) -> bytes:
+        time.sleep(0.001)
+        return function(*args)
+
+    return run

@@ -183,8 +183,11 @@ def _kill_one(daemon: Daemon, folder: Path, dice: random.Random) -> None:
     assert list(folder.iterdir()) == []
 
 
-def _commit_in_vain(target: str, folder: Path, reservation: str) -> None:
+def _commit_in_vain(pipe: Any, target: str, folder: Path, reservation: str) -> None:
     with bursar.connect(target, journal=folder, timeout_s=60) as client:
+        client.get_reservation(reservation)  # so that it has a connection
+        pipe.send("ready")
+        pipe.recv()
         client.commit(reservation, tokens=33)
 
 
@@ -193,11 +196,14 @@ def test_a_client_that_is_killed_between_commit_and_answer(tmp_path: Path, how: 
     with Daemon() as daemon, daemon.client() as observer:
         observer.set_budget("acme", unit="tokens", limit=1_000)
         hold = observer.reserve("acme", tokens=50, ttl_s=3600)
+        ours, theirs = SPAWN.Pipe()
+        arguments = (theirs, daemon.target, tmp_path, hold.id)
+        process = SPAWN.Process(target=_commit_in_vain, args=arguments)
+        process.start()
+        assert ours.recv() == "ready"
         with daemon.stopped():
-            arguments = (daemon.target, tmp_path, hold.id)
-            process = SPAWN.Process(target=_commit_in_vain, args=arguments)
-            process.start()
-            wait_for(lambda: any(tmp_path.glob("*.journal")))
+            ours.send("go")
+            wait_for(lambda: any(tmp_path.glob("*.journal")), timeout_s=8)
             process.kill()
             process.join()
             if how == "is killed":
