@@ -12,6 +12,7 @@ with bursar.connect() as client, client.reserve("acme/research/agent-7", tokens=
 process. A refusal raises `BudgetExceeded`; every other failure is a `BursarError` too.
 """
 
+from bursar._away import Away, FailOpen
 from bursar._open import connect, connect_async, open  # noqa: A004 -- always used as bursar.open
 from bursar._version import __version__
 from bursar.access import NewToken, Principal, Role, Token
@@ -107,6 +108,7 @@ __all__ = [
     "AsyncClient",
     "AsyncLease",
     "AsyncReservation",
+    "Away",
     "Balance",
     "Budget",
     "BudgetError",
@@ -120,6 +122,7 @@ __all__ = [
     "Entry",
     "EntryKind",
     "ExtendResult",
+    "FailOpen",
     "Finding",
     "GenerationTerminated",
     "IdempotencyMismatch",

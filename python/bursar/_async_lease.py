@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from bursar._metered import CountedStep
 from bursar.exceptions import BudgetError, BursarError
-from bursar.lease import OVER, PATIENCE_S, Chunks, LeaseTerms, SharedStep, Stuck, give_up
+from bursar.lease import OVER, PATIENCE_S, Chunks, LeaseTerms, SharedStep, Stuck, give_up, goes_on
 from bursar.models import Advice, Verdict
 
 _NAP_S: Final = 0.001  # between looks at a lease that the sidecar is at work on
@@ -58,9 +58,10 @@ class AsyncLease:
                 except OVER as refused:
                     step.refused = refused
                     return Verdict.STOP
-                except BursarError:
-                    if not step.ended:
+                except BursarError as error:
+                    if not goes_on(error) and not step.ended:
                         raise
+                    step.refused = error if goes_on(error) else step.refused
                 await self._take_rest(count)
                 return Verdict.STOP
         step.refused = None

@@ -37,12 +37,17 @@ class Call(Generic[T]):
         request: The message to send.
         response: The type of the answer.
         read: Turns the answer into what the method returns, or raises what it says.
+        unanswered: What the method returns where nobody answers and the call is kept to be told
+            later; None: such a call is not kept.
+        is_repeatable: Whether the caller has a key by which it may repeat the call itself.
     """
 
     method: str
     request: Message
     response: type[Message]
     read: Callable[[Any], T]
+    unanswered: T | None = None
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,8 @@ def reserve(
         parent_reservation=parent or "",
         labels=labels,
     )
-    return Call("LedgerService/Reserve", request, lg.ReserveResponse, read)
+    repeatable = idempotency_key is not None
+    return Call("LedgerService/Reserve", request, lg.ReserveResponse, read, None, repeatable)
 
 
 @_sendable
@@ -230,7 +236,8 @@ def commit(
         usage=convert.usage_to_wire(usage) if usage else None,
         success=success,
     )
-    return Call("LedgerService/Commit", request, lg.CommitResponse, read)
+    result = models.CommitResult(models.Verdict.WARN, dict(amounts or {}), {}, answered=False)
+    return Call("LedgerService/Commit", request, lg.CommitResponse, read, result)
 
 
 @_sendable
@@ -245,7 +252,8 @@ def release(reservation: str) -> Call[models.ReleaseResult]:
         )
 
     request = lg.ReleaseRequest(reservation=reservation)
-    return Call("LedgerService/Release", request, lg.ReleaseResponse, read)
+    result = models.ReleaseResult(models.ReservationState.RELEASED, {}, {}, answered=False)
+    return Call("LedgerService/Release", request, lg.ReleaseResponse, read, result)
 
 
 @_sendable
@@ -276,7 +284,9 @@ def record(
         usage=convert.usage_to_wire(usage) if usage else None,
         labels=labels,
     )
-    return Call("LedgerService/Record", request, lg.RecordResponse, read)
+    later = models.RecordResult(models.Verdict.WARN, dict(spent or {}), {}, answered=False)
+    result = later if request.idempotency_key else None  # without a key a repeat is charged again
+    return Call("LedgerService/Record", request, lg.RecordResponse, read, result)
 
 
 @_sendable

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 from bursar._convert import invalid
 from bursar._errors import from_status
 from bursar._transport import Retry
-from bursar.exceptions import BursarError, SidecarUnavailable
+from bursar.exceptions import BursarError, SidecarTimeout, SidecarUnavailable
 from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
 
 DEFAULT_TARGET: Final = "unix:/run/bursar/bursar.sock"
@@ -32,6 +33,10 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
+    # A sidecar that hangs while a stream is open is told of within 15 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # The sidecar is on this host: a proxy for the outside world is not on the way.
     ("grpc.enable_http_proxy", 0),
 )
@@ -85,6 +90,11 @@ def _serialize(message: Message) -> bytes:
 
 def _closed() -> SidecarUnavailable:
     return SidecarUnavailable("the client is closed", code="UNAVAILABLE")
+
+
+def _late(target: str, timeout_s: float) -> SidecarTimeout:
+    message = f"the sidecar at {target} has not taken the stream within {timeout_s:g} s"
+    return SidecarTimeout(message, code="DEADLINE_EXCEEDED")
 
 
 class _RpcFailure(Protocol):
@@ -165,6 +175,7 @@ class GrpcTransport:
         """Sends a request and yields answers; leaving the loop hangs up."""
         answers = self._method("unary_stream", method, response)(request, metadata=self._metadata)
         try:
+            self._open(answers)
             yield from answers
         except grpc.RpcError as raised:
             raise _translate(cast("_RpcFailure", raised), self._target) from None
@@ -177,11 +188,28 @@ class GrpcTransport:
             requests, metadata=self._metadata
         )
         try:
+            self._open(responses)
             yield from responses
         except grpc.RpcError as raised:
             raise _translate(cast("_RpcFailure", raised), self._target) from None
         finally:
             responses.cancel()
+
+    def _open(self, answers: Any) -> None:  # noqa: ANN401 -- a stream, which gRPC does not type
+        """Waits until the sidecar has taken a stream; raises SidecarTimeout."""
+        is_late = threading.Event()
+
+        def hang_up() -> None:
+            is_late.set()
+            answers.cancel()
+
+        timer = threading.Timer(self._timeout_s, hang_up)
+        timer.daemon = True
+        timer.start()
+        answers.initial_metadata()
+        timer.cancel()
+        if is_late.is_set():
+            raise _late(self._target, self._timeout_s)
 
     def close(self) -> None:
         """Closes the channel; a repeat does nothing."""
@@ -245,6 +273,7 @@ class AsyncGrpcTransport:
         """Sends a request and yields answers; leaving the loop hangs up."""
         answers = self._method("unary_stream", method, response)(request, metadata=self._metadata)
         try:
+            await self._open(answers)
             async for answer in answers:
                 yield answer
         except grpc.aio.AioRpcError as raised:
@@ -260,12 +289,19 @@ class AsyncGrpcTransport:
             requests, metadata=self._metadata
         )
         try:
+            await self._open(responses)
             async for response in responses:
                 yield response
         except grpc.aio.AioRpcError as raised:
             raise _translate(cast("_RpcFailure", raised), self._target) from None
         finally:
             responses.cancel()
+
+    async def _open(self, answers: Any) -> None:  # noqa: ANN401 -- as `GrpcTransport._open`
+        try:
+            await asyncio.wait_for(answers.initial_metadata(), self._timeout_s)
+        except TimeoutError:
+            raise _late(self._target, self._timeout_s) from None
 
     async def close(self) -> None:
         """Closes the channel; a repeat does nothing."""

@@ -25,6 +25,7 @@ from bursar.exceptions import (
     BursarError,
     ReservationError,
     ReservationLeased,
+    SidecarTimeout,
     SidecarUnavailable,
 )
 from bursar.lease import OVER, Lease, LeaseTerms, Refilling, Stuck
@@ -173,7 +174,7 @@ class CountedStep:
 
         Not at once: another channel that debits it is, most likely, the stream before this one.
         """
-        if isinstance(why, SidecarUnavailable):
+        if isinstance(why, SidecarUnavailable | SidecarTimeout):
             self._refused_since = None
             return
         since = self._refused_since = self._refused_since or time.monotonic()
@@ -312,19 +313,13 @@ class MeteredLease(Refilling, CountedStep, Lease):
         return used
 
 
-class EmbeddedLease(Refilling, CountedStep, Lease):
-    """A lease on a ledger in this process: each step is a debit."""
+class EmbeddedStep(CountedStep):
+    """The bare steps on a ledger in this process: each is a debit."""
 
     def __init__(
-        self,
-        terms: LeaseTerms,
-        granted: int,
-        used: int,
-        extend: Callable[..., ExtendResult],
-        debit: Callable[..., DebitResult],
+        self, terms: LeaseTerms, granted: int, used: int, debit: Callable[..., DebitResult]
     ) -> None:
-        CountedStep.__init__(self, terms, granted, used)
-        Refilling.__init__(self, terms, lambda **wish: self.raised(extend(**wish)))
+        super().__init__(terms, granted, used)
         self._debit = debit
         self.wake = self._tell
         self._tell()
@@ -338,12 +333,31 @@ class EmbeddedLease(Refilling, CountedStep, Lease):
             self.end(error)
 
     def debit(self, count: int = 1) -> Verdict:
+        """As `CountedStep.debit`; the debit may have ended it."""
+        super().debit(count)
+        return self.verdict
+
+
+class EmbeddedLease(Refilling, EmbeddedStep, Lease):
+    """A lease on a ledger in this process."""
+
+    def __init__(
+        self,
+        terms: LeaseTerms,
+        granted: int,
+        used: int,
+        extend: Callable[..., ExtendResult],
+        debit: Callable[..., DebitResult],
+    ) -> None:
+        EmbeddedStep.__init__(self, terms, granted, used, debit)
+        Refilling.__init__(self, terms, lambda **wish: self.raised(extend(**wish)))
+
+    def debit(self, count: int = 1) -> Verdict:
         """As `Lease.debit`."""
         try:
-            super().debit(count)
+            return super().debit(count)
         except Stuck as stuck:
             return self._stuck(stuck.count, stuck.why)
-        return self.verdict
 
     def detach(self) -> int:
         """As `Lease.detach`."""

@@ -1,8 +1,10 @@
 """The three ways in: `connect`, `connect_async` and `open`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bursar._away import JOURNAL_VARIABLE, FailOpen, Patience
 from bursar._transport import Retry
 from bursar.aio import AsyncClient
 from bursar.client import Client
@@ -14,12 +16,34 @@ TIMEOUT_S: Final = 5.0
 ATTEMPTS: Final = 6  # together some 2 s of patience: a restart of the sidecar goes unnoticed
 
 
+def _patience(
+    target: str,
+    *,
+    timeout_s: float,
+    token: str | None,
+    when_away: FailOpen | None,
+    journal: str | Path | None,
+) -> Patience:
+    from bursar._grpc import GrpcTransport
+
+    once = Retry(attempts=1)
+    folder = os.environ.get(JOURNAL_VARIABLE) if journal is None else journal
+    return Patience(
+        target,
+        when_away=when_away,
+        journal=Path(folder) if folder else None,
+        connect=lambda: GrpcTransport(target, timeout_s=timeout_s, retry=once, token=token),
+    )
+
+
 def connect(
     target: str | None = None,
     *,
     timeout_s: float = TIMEOUT_S,
     attempts: int = ATTEMPTS,
     token: str | None = None,
+    when_away: FailOpen | None = None,
+    journal: str | Path | None = None,
 ) -> Client:
     """Makes a client of a sidecar. Connects at the first call, not here.
 
@@ -29,13 +53,22 @@ def connect(
         timeout_s: The deadline of each call in seconds, its repeats included.
         attempts: How often a call is sent at most while no sidecar answers.
         token: What the client shows; None: the environment variable BURSAR_TOKEN, else nothing.
+        when_away: What may be spent while no sidecar answers; None: nothing.
+        journal: A folder where commits, releases and records are kept until they are answered; the
+            next client of the same sidecar and token sends what one that died has left. None: the
+            environment variable BURSAR_JOURNAL, else they are kept in memory, while this client is
+            open.
     """
     from bursar._grpc import GrpcTransport, resolve_target
 
-    retry = Retry(attempts=attempts)
-    return Client(
-        GrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry, token=token)
+    chosen = resolve_target(target)
+    transport = GrpcTransport(
+        chosen, timeout_s=timeout_s, retry=Retry(attempts=attempts), token=token
     )
+    patience = _patience(
+        chosen, timeout_s=timeout_s, token=token, when_away=when_away, journal=journal
+    )
+    return Client(transport, patience)
 
 
 def connect_async(
@@ -44,15 +77,20 @@ def connect_async(
     timeout_s: float = TIMEOUT_S,
     attempts: int = ATTEMPTS,
     token: str | None = None,
+    when_away: FailOpen | None = None,
+    journal: str | Path | None = None,
 ) -> AsyncClient:
     """Makes an asynchronous client of a sidecar; arguments as in `connect`."""
     from bursar._grpc import AsyncGrpcTransport, resolve_target
 
-    retry = Retry(attempts=attempts)
+    chosen = resolve_target(target)
     transport = AsyncGrpcTransport(
-        resolve_target(target), timeout_s=timeout_s, retry=retry, token=token
+        chosen, timeout_s=timeout_s, retry=Retry(attempts=attempts), token=token
     )
-    return AsyncClient(transport)
+    patience = _patience(
+        chosen, timeout_s=timeout_s, token=token, when_away=when_away, journal=journal
+    )
+    return AsyncClient(transport, patience)
 
 
 def open(  # noqa: A001 -- always called as bursar.open

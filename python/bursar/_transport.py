@@ -41,10 +41,14 @@ class Retry:
         """
         if attempt >= self.attempts or not isinstance(error, SidecarUnavailable):
             return None
-        pause = min(self.max_s, self.first_s * 4 ** (attempt - 1))
-        # Half fixed, half random: a thousand agents that lost one sidecar must not return as one.
-        pause *= 0.5 + random.random() / 2  # noqa: S311 -- spreads load, keeps no secret
+        pause = self.spread_s(attempt)
         return pause if pause < left_s else None
+
+    def spread_s(self, attempt: int) -> float:
+        """The pause after so many attempts."""
+        pause = min(self.max_s, self.first_s * 4.0 ** min(attempt - 1, 9))
+        # Half fixed, half random: a thousand agents that lost one sidecar must not return as one.
+        return pause * (0.5 + random.random() / 2)  # noqa: S311 -- spreads load, keeps no secret
 
 
 class Transport(Protocol):

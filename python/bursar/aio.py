@@ -16,11 +16,20 @@ from typing import Any, Self, TypeVar
 from bursar import _calls as calls
 from bursar import _process_calls as process_calls
 from bursar._async_lease import AsyncLease
-from bursar._metered import AsyncReports, CountedHere, CountedStep, debited_count, start
+from bursar._async_reservation import AsyncReservation
+from bursar._away import Away, Patience
+from bursar._local import is_local
+from bursar._metered import (
+    AsyncReports,
+    CountedHere,
+    CountedStep,
+    EmbeddedStep,
+    debited_count,
+)
 from bursar._transport import AsyncTransport
 from bursar.access import AsyncTokens, Principal, who_am_i
-from bursar.exceptions import BursarError, ReservationError
-from bursar.lease import AHEAD, LeaseTerms, SharedStep, terms_of
+from bursar.exceptions import BursarError
+from bursar.lease import LeaseTerms, SharedStep
 from bursar.models import (
     Account,
     AccountChanges,
@@ -42,128 +51,10 @@ from bursar.models import (
     UsageEstimate,
 )
 from bursar.processes import Incident, Job, Processes, ProcessEvent
-from bursar.reservation import NOTHING, Handle, Spending, note_unreleased
 
 __all__ = ["AsyncClient", "AsyncLease", "AsyncReservation"]
 
 T = TypeVar("T")
-
-
-class AsyncReservation(Handle):
-    """A hold; as an asynchronous context manager it releases what was not committed."""
-
-    def __init__(self, client: "AsyncClient", admission: calls.Admission) -> None:
-        super().__init__(admission)
-        self._client = client
-        self._leased: tuple[AsyncLease, LeaseTerms] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._ended:
-            return
-        try:
-            await self.release()
-        except BursarError as failure:
-            if error is None:
-                raise
-            note_unreleased(error, failure)
-
-    async def debit(
-        self,
-        *,
-        tokens: int | None = None,
-        used: Amounts | None = None,
-        usage: Usage | None = None,
-        output_tokens: int | None = None,
-    ) -> DebitResult:
-        """As `Reservation.debit`."""
-        usage = self._usage(usage, output_tokens)
-        return self._saw_debit(
-            await self._client.debit(self.id, tokens=tokens, used=used, usage=usage)
-        )
-
-    async def lease(
-        self,
-        *,
-        unit: str | None = None,
-        top_up: bool = True,
-        ahead: int = AHEAD,
-        at_most: int | None = None,
-    ) -> AsyncLease:
-        """As `Reservation.lease`."""
-        terms = terms_of(
-            self.id,
-            self.granted,
-            self._estimate,
-            unit=unit,
-            top_up=top_up,
-            ahead=ahead,
-            at_most=at_most,
-        )
-        if self._leased is not None and self._leased[0].ended:
-            await self._tell()
-        granted = start(terms, self.granted, self.max_output_tokens)
-        lease = await self._client.lease(terms, granted=granted)
-        self._leased, self._owed = (lease, terms), NOTHING
-        return lease
-
-    async def extend(
-        self,
-        *,
-        tokens: int | None = None,
-        granted: Amounts | None = None,
-        min_acceptable: Amounts | None = None,
-        ttl_s: float | None = None,
-    ) -> ExtendResult:
-        """As `Reservation.extend`."""
-        result = await self._client.extend(
-            self.id, tokens=tokens, granted=granted, min_acceptable=min_acceptable, ttl_s=ttl_s
-        )
-        return self._saw_extend(result)
-
-    async def commit(
-        self,
-        *,
-        tokens: int | None = None,
-        actual: Amounts | None = None,
-        usage: Usage | None = None,
-        output_tokens: int | None = None,
-        success: bool | None = None,
-    ) -> CommitResult:
-        """As `Reservation.commit`."""
-        usage = self._usage(usage, output_tokens)
-        if tokens is None and actual is None and usage is None:
-            actual, usage = await self._tell()
-        result = await self._client.commit(
-            self.id, tokens=tokens, actual=actual, usage=usage, success=success
-        )
-        return self._saw_commit(result)
-
-    async def _tell(self) -> Spending:
-        """As `Reservation._tell`."""
-        if self._leased is not None:
-            lease, terms = self._leased
-            count = await lease.detach()
-            owed = NOTHING
-            if not lease.heard:
-                owed = used, usage = terms.spending(count)
-                with contextlib.suppress(ReservationError):
-                    await self._client.debit(self.id, used=used, usage=usage)
-                    owed = NOTHING
-            self._leased, self._owed = None, owed
-        return self._owed
-
-    async def release(self) -> ReleaseResult:
-        """As `Reservation.release`."""
-        await self._tell()
-        return self._saw_release(await self._client.release(self.id))
 
 
 class AsyncClient:
@@ -173,13 +64,28 @@ class AsyncClient:
     asynchronous context manager.
     """
 
-    def __init__(self, transport: AsyncTransport) -> None:
+    def __init__(self, transport: AsyncTransport, patience: Patience) -> None:
         self._transport = transport
+        self._patience = patience
         self._counted = CountedHere()
         self.tokens = AsyncTokens(self._run)
 
     async def _run(self, call: calls.Call[T]) -> T:
-        return call.read(await self._transport.call(call.method, call.request, call.response))
+        course = self._patience.course(call)
+        if course.is_remote:
+            try:
+                course.heard(await self._transport.call(call.method, call.request, call.response))
+            except BursarError as error:
+                course.failed(error)
+            except BaseException:
+                course.cancelled()
+                raise
+        return course.result()
+
+    @property
+    def away(self) -> Away:
+        """As `Client.away`."""
+        return self._patience.status
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,18 +100,21 @@ class AsyncClient:
 
     async def close(self) -> None:
         """As `Client.close`."""
+        await asyncio.to_thread(self._patience.close)
         await self._transport.close()
 
     async def lease(self, terms: LeaseTerms, *, granted: int) -> AsyncLease:
         """Opens a lease on a reservation that covers so much; see `Reservation.lease`."""
         extend = functools.partial(self.extend, terms.reservation)
         socket = self._transport.lease_socket
-        if socket is not None:
+        if socket is not None and not is_local(terms.reservation):
             with contextlib.suppress(ConnectionError):
                 shared = await asyncio.to_thread(SharedStep, socket, terms, 0.0)
                 detach = functools.partial(asyncio.to_thread, shared.detach)
                 return AsyncLease(shared, terms, extend, detach)
         used = debited_count(terms, await self.get_reservation(terms.reservation))
+        if is_local(terms.reservation):
+            return self._lease_here(terms, granted, used, extend)
         counted = self._counted.open(terms, lambda: CountedStep(terms, granted, used))
         reports = AsyncReports(self._transport, counted)
 
@@ -213,6 +122,23 @@ class AsyncClient:
             counted.raised(await extend(**wish))
 
         return AsyncLease(counted, terms, extend_and_count, reports.detach)
+
+    def _lease_here(
+        self, terms: LeaseTerms, granted: int, used: int, extend: Callable[..., Any]
+    ) -> AsyncLease:
+        """A lease on what was granted in this process: no call of it waits."""
+        spend = functools.partial(calls.debit, terms.reservation, tokens=None)
+        tell = lambda **spent: self._patience.course(spend(**spent)).result()  # noqa: E731
+        step = self._counted.open(terms, lambda: EmbeddedStep(terms, granted, used, tell))
+
+        async def extend_and_count(**wish: Any) -> None:  # noqa: ANN401 -- what `extend` takes
+            step.raised(await extend(**wish))
+
+        async def detach() -> int:
+            step.end()
+            return step.used
+
+        return AsyncLease(step, terms, extend_and_count, detach)
 
     async def reserve(
         self,

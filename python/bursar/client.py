@@ -13,10 +13,13 @@ from typing import Self, TypeVar
 
 from bursar import _calls as calls
 from bursar import _process_calls as process_calls
+from bursar._away import NEVER_AWAY, Away, Patience
 from bursar._embedded import EmbeddedTransport
+from bursar._local import is_local
 from bursar._metered import CountedHere, EmbeddedLease, MeteredLease, debited_count
 from bursar._transport import Transport
 from bursar.access import Principal, Tokens, who_am_i
+from bursar.exceptions import BursarError
 from bursar.lease import Lease, LeaseTerms, SharedLease
 from bursar.models import (
     Account,
@@ -53,13 +56,30 @@ class Client:
     a context manager.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, patience: Patience | None = None) -> None:
         self._transport = transport
+        self._patience = patience
         self._counted = CountedHere()
         self.tokens = Tokens(self._run)
 
     def _run(self, call: calls.Call[T]) -> T:
-        return call.read(self._transport.call(call.method, call.request, call.response))
+        if self._patience is None:  # the ledger is in this process
+            return call.read(self._transport.call(call.method, call.request, call.response))
+        course = self._patience.course(call)
+        if course.is_remote:
+            try:
+                course.heard(self._transport.call(call.method, call.request, call.response))
+            except BursarError as error:
+                course.failed(error)
+            except BaseException:
+                course.cancelled()
+                raise
+        return course.result()
+
+    @property
+    def away(self) -> Away:
+        """What happened while no sidecar answered."""
+        return NEVER_AWAY if self._patience is None else self._patience.status
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +93,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Hangs up, or closes the embedded store. Pending reservations are kept until their TTL."""
+        """Tells what waits, for a second at most, and hangs up. What is reserved keeps its TTL."""
+        if self._patience is not None:
+            self._patience.close()
         self._transport.close()
 
     def reserve(
@@ -455,11 +477,11 @@ class Client:
         """Opens a lease on a reservation that covers so much; see `Reservation.lease`."""
         extend = functools.partial(self.extend, terms.reservation)
         transport = self._transport
-        if transport.lease_socket is not None:
+        if transport.lease_socket is not None and not is_local(terms.reservation):
             with contextlib.suppress(ConnectionError):
                 return SharedLease(transport.lease_socket, terms, extend)
         used = debited_count(terms, self.get_reservation(terms.reservation))
-        if isinstance(transport, EmbeddedTransport):
+        if isinstance(transport, EmbeddedTransport) or is_local(terms.reservation):
             debit = functools.partial(self.debit, terms.reservation)
             return self._counted.open(
                 terms, lambda: EmbeddedLease(terms, granted, used, extend, debit)

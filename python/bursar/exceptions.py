@@ -34,6 +34,7 @@ BursarError
 ```
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,7 +82,8 @@ class BursarError(Exception):
 
     Attributes:
         message: What happened, for a person to read.
-        reason: The name of an ErrorReason or of a Refusal.Reason without its prefix; may be empty.
+        reason: The name of an ErrorReason or of a Refusal.Reason without its prefix, or one of the
+            client's own, AWAY_GRANT_EXHAUSTED and JOURNAL_FULL; may be empty.
         code: The name of the gRPC code, such as NOT_FOUND; empty when no call was made.
         metadata: What varies in the message, by name.
     """
@@ -290,23 +292,29 @@ class GenerationTerminated(BursarError):
 
 
 class SidecarError(BursarError):
-    """The sidecar could not answer, or answered what this client does not know."""
-
-
-class SidecarUnavailable(SidecarError):
-    """No sidecar answers at the target, or it is draining.
+    """The sidecar could not answer, or answered what this client does not know.
 
     Attributes:
         decision: What was decided about the spending that was asked for: "fail_closed", it must not
-            happen, unless a caller that fails open says otherwise.
+            happen, or "fail_open", it goes on within what is granted.
+        kept: Whether the call was a Commit, Release or Record that the client sends again until it
+            is answered.
     """
 
     decision: str = "fail_closed"
+    kept: bool = False
 
-    def fail_open(self) -> Self:
-        """Marks that the caller went on without an answer."""
-        self.decision = "fail_open"
-        return self
+    def decided(self, what: str, *, decision: str = "fail_closed", kept: bool = False) -> Self:
+        """The same error with what was decided, in words as well."""
+        told = copy.copy(self)
+        told.message = f"{self.message}; {what}"
+        told.args = (told.message,)
+        told.decision, told.kept = decision, kept
+        return told
+
+
+class SidecarUnavailable(SidecarError):
+    """No sidecar answers at the target, or it is draining; see `decision` and `kept`."""
 
 
 class SidecarTimeout(SidecarError):

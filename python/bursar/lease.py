@@ -23,6 +23,7 @@ from bursar.exceptions import (
     ReservationExpired,
     ReservationLeased,
     ReservationNotFound,
+    SidecarError,
     SidecarUnavailable,
 )
 from bursar.models import Advice, Amounts, Usage, UsageEstimate, Verdict
@@ -345,6 +346,11 @@ def give_up(step: Any, why: str) -> Verdict:  # noqa: ANN401 -- any kind of step
     return Verdict.STOP
 
 
+def goes_on(error: BursarError) -> bool:
+    """Whether no sidecar answers, and the lease is to go on to the end of what is granted."""
+    return isinstance(error, SidecarError) and error.decision == "fail_open"
+
+
 class Refilling:
     """What the synchronous leases do with a step that does not fit."""
 
@@ -374,9 +380,10 @@ class Refilling:
                 except OVER as refused:
                     self.refused = refused
                     return Verdict.STOP
-                except BursarError:
-                    if not step.ended:
+                except BursarError as error:
+                    if not goes_on(error) and not step.ended:
                         raise
+                    self.refused = error if goes_on(error) else self.refused
                 self.take_rest(count)
                 return Verdict.STOP
         if verdict is None:

@@ -381,32 +381,44 @@ class ExtendResult:
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a reservation came to; STOP when a window is overdrawn now."""
+    """What a reservation came to; STOP when a window is overdrawn now.
+
+    `answered` is False where a client that fails open will tell the sidecar later.
+    """
 
     verdict: Verdict
     spent: dict[str, int]
     returned: dict[str, int]
     overdraft: dict[str, int] = field(default_factory=dict)
     advice: Advice | None = None
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseResult:
-    """What a reservation came to: RELEASED, or COMMITTED when it was committed before."""
+    """What a reservation came to: RELEASED, or COMMITTED when it was committed before.
+
+    `answered` as in `CommitResult`.
+    """
 
     state: ReservationState
     spent: dict[str, int]
     returned: dict[str, int]
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """What was recorded; STOP when a window is overdrawn now."""
+    """What was recorded; STOP when a window is overdrawn now.
+
+    `answered` as in `CommitResult`.
+    """
 
     verdict: Verdict
     spent: dict[str, int]
     overdraft: dict[str, int]
     advice: Advice | None = None
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The handle of one pending reservation, for the synchronous client."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from bursar._calls import Admission
 from bursar._convert import invalid
+from bursar._courier import AWAY
+from bursar._local import is_local
 from bursar._metered import start
-from bursar.exceptions import BursarError, ReservationError
+from bursar.exceptions import BursarError, ReservationError, SidecarError
 from bursar.lease import AHEAD, Lease, LeaseTerms, terms_of
 from bursar.models import (
     Advice,
@@ -21,6 +23,7 @@ from bursar.models import (
     ExtendResult,
     ReleaseResult,
     ReservationInfo,
+    ReservationState,
     Usage,
     UsageEstimate,
     Verdict,
@@ -56,6 +59,11 @@ class Handle:
     def id(self) -> str:
         """The reservation's opaque id."""
         return self._info.id
+
+    @property
+    def local(self) -> bool:
+        """Whether it was granted in this process, while no sidecar answered; see `FailOpen`."""
+        return is_local(self.id)
 
     @property
     def account(self) -> str:
@@ -116,9 +124,30 @@ class Handle:
             )
         return usage_of(self._estimate, output_tokens)
 
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """An end that is not answered but kept is one: nothing more is to be said."""
+        try:
+            yield
+        except SidecarError as error:
+            self._ended = self._ended or error.kept
+            raise
+
     def _saw_debit(self, result: DebitResult) -> DebitResult:
-        self._verdict, self._advice = result.verdict, result.advice
+        self._verdict, self._advice, self._owed = result.verdict, result.advice, NOTHING
         return result
+
+    def _unheard(self, error: SidecarError, used: Amounts, usage: Usage | None) -> DebitResult:
+        """Counts a debit that no sidecar has heard: within what is granted, if so is decided."""
+        if error.decision != "fail_open":
+            raise error
+        self._owed = (used or None), usage
+        left = {unit: self.granted.get(unit, 0) - count for unit, count in used.items()}
+        if usage is not None:
+            left = {"tokens": self.max_output_tokens - usage.output_tokens}
+        fits = min(left.values(), default=0) >= 0
+        self._verdict = Verdict.WARN if fits else Verdict.STOP
+        return DebitResult(self._verdict, {unit: max(0, one) for unit, one in left.items()})
 
     def _saw_extend(self, result: ExtendResult) -> ExtendResult:
         self._verdict, self._advice = result.verdict, result.advice
@@ -136,6 +165,11 @@ class Handle:
         return result
 
 
+def used_of(tokens: int | None, used: Amounts | None) -> Amounts:
+    """What a debit says in amounts; empty: it says a usage."""
+    return {"tokens": tokens} if tokens is not None else used or {}
+
+
 def usage_of(estimate: UsageEstimate, output_tokens: int) -> Usage:
     """The usage of a call that read the whole estimated prompt and wrote `output_tokens`."""
     return Usage(
@@ -146,6 +180,12 @@ def usage_of(estimate: UsageEstimate, output_tokens: int) -> Usage:
         output_tokens=output_tokens,
         gpu_ms=estimate.gpu_ms,
     )
+
+
+def released(result: CommitResult) -> ReleaseResult:
+    """A release that had to say what the sidecar has not heard, so that it was a commit."""
+    state = ReservationState.COMMITTED
+    return ReleaseResult(state, result.spent, result.returned, answered=result.answered)
 
 
 def note_unreleased(error: BaseException, failure: BursarError) -> None:
@@ -203,7 +243,11 @@ class Reservation(Handle):
             output_tokens: Short for a usage with the estimated prompt and so much output.
         """
         usage = self._usage(usage, output_tokens)
-        return self._saw_debit(self._client.debit(self.id, tokens=tokens, used=used, usage=usage))
+        try:
+            result = self._client.debit(self.id, tokens=tokens, used=used, usage=usage)
+        except AWAY as error:
+            return self._unheard(error, used_of(tokens, used), usage)
+        return self._saw_debit(result)
 
     def lease(
         self,
@@ -282,15 +326,21 @@ class Reservation(Handle):
         usage = self._usage(usage, output_tokens)
         if tokens is None and actual is None and usage is None:
             actual, usage = self._tell()
-        result = self._client.commit(
-            self.id, tokens=tokens, actual=actual, usage=usage, success=success
-        )
+        with self._ending():
+            result = self._client.commit(
+                self.id, tokens=tokens, actual=actual, usage=usage, success=success
+            )
         return self._saw_commit(result)
 
     def release(self) -> ReleaseResult:
         """Ends it at what was debited and returns the rest."""
-        self._tell()
-        return self._saw_release(self._client.release(self.id))
+        actual, usage = self._tell()
+        with self._ending():
+            if actual is None and usage is None:
+                result = self._client.release(self.id)
+            else:
+                result = released(self._client.commit(self.id, actual=actual, usage=usage))
+        return self._saw_release(result)
 
     def _tell(self) -> Spending:
         """Ends its lease and tells the sidecar what that has counted and the sidecar not heard.
@@ -304,7 +354,7 @@ class Reservation(Handle):
             owed = NOTHING
             if not lease.heard:
                 owed = used, usage = terms.spending(count)
-                with contextlib.suppress(ReservationError):
+                with contextlib.suppress(ReservationError, *AWAY):
                     self._client.debit(self.id, used=used, usage=usage)
                     owed = NOTHING
             self._leased, self._owed = None, owed

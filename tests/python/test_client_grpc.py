@@ -140,7 +140,7 @@ def test_repeats_end_after_the_attempts(target: str, script: Script) -> None:
         bursar.connect(target, attempts=2) as client,
         pytest.raises(bursar.SidecarUnavailable, match="no sidecar answers at unix:") as caught,
     ):
-        client.release("r1")
+        client.get_account("acme")
     assert len(script.requests) == 2
     assert (caught.value.code, caught.value.decision) == ("UNAVAILABLE", "fail_closed")
 

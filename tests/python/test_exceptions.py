@@ -145,7 +145,10 @@ def test_exceptions_survive_copying_and_pickling(clone: object) -> None:
     assert (str(again), vars(again)) == (str(error), vars(error))
 
 
-def test_an_unavailable_sidecar_fails_closed_unless_the_caller_says_otherwise() -> None:
-    error = exceptions.SidecarUnavailable("gone")
-    assert error.decision == "fail_closed"
-    assert error.fail_open().decision == "fail_open"
+def test_what_was_decided_is_told_by_a_copy_of_the_error() -> None:
+    error = exceptions.SidecarUnavailable("gone", code="UNAVAILABLE")
+    told = error.decided("go on", decision="fail_open", kept=True)
+    assert (error.decision, error.kept, str(error)) == ("fail_closed", False, "gone")
+    assert (told.decision, told.kept, told.code) == ("fail_open", True, "UNAVAILABLE")
+    assert str(told) == told.message == "gone; go on"
+    assert str(pickle.loads(pickle.dumps(told))) == "gone; go on"  # noqa: S301 -- our own bytes

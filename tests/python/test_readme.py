@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.away import wait_for
 
 import bursar
 from bursar.testing import Sidecar
@@ -131,6 +132,25 @@ def test_the_snippets_leave_budget_for_each_other(folder: Path) -> None:
         spent = names["loop_for_ever"](client, "acme/research/agent-7")  # type: ignore[operator]
         assert spent == {"tokens": 100_000}
         assert list(names["generate"](client, "Hello"))  # type: ignore[operator]
+
+
+def test_a_client_goes_on_while_the_sidecar_is_away(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [block] = [one for one in blocks("python") if "FailOpen(" in one]
+    monkeypatch.chdir(folder)
+    names: dict[str, bursar.Client] = {}
+    with Sidecar(blocks("toml")[0], folder=folder) as sidecar:
+        monkeypatch.setenv("BURSAR_TARGET", sidecar.target)
+        sidecar.kill9()
+        exec(block, names)  # noqa: S102 -- the README is ours
+        assert capsys.readouterr().out == "granted here\n1 calls wait to be told\n"
+        sidecar.start()
+        with names["client"] as client:
+            wait_for(lambda: client.away.told_count == 1)
+            [tokens] = client.get_account("acme/research/agent-7").balances
+            assert (tokens.spent, tokens.held) == (321, 0)
+    assert list((folder / "state/journal").iterdir()) == []
 
 
 def test_every_path_that_the_readme_names_exists() -> None:

@@ -50,11 +50,15 @@ class Daemon(Sidecar):
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Stops the process for a while: what is sent meanwhile, it meets all at once."""
-        os.kill(self.pid, signal.SIGSTOP)
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+            time.sleep(0.001)  # a thread that runs goes on for a moment
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it may be killed meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def start_and_crash(self, after_s: float) -> bool:
         """Starts it, and kills it so long after it has opened its store; whether it had."""
@@ -96,6 +100,11 @@ class Daemon(Sidecar):
             if name.removeprefix("bursar-").isdigit():
                 found[name] = int((task / "schedstat").read_text(encoding="ascii").split()[0])
         return found
+
+
+def _is_stopped(task: Path) -> bool:
+    stat = (task / "stat").read_text(encoding="ascii")
+    return stat.rpartition(")")[2].split()[0] == "T"
 
 
 def picture(client: bursar.Client, account: str = "") -> dict[str, Any]:

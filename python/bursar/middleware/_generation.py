@@ -8,7 +8,8 @@ or remote: `bursar.Lease` hides which.
 
 import asyncio
 import logging
-from collections.abc import Container, Coroutine
+from collections.abc import Container, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from bursar._convert import invalid
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
-from bursar.exceptions import BudgetExceeded, BursarError, InvalidRequest
+from bursar.exceptions import BudgetExceeded, BursarError, InvalidRequest, SidecarError
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Capability, Policy
 from bursar.models import Advice, Amounts, CommitResult, Usage, UsageEstimate, Verdict
 from bursar.reservation import Reservation
@@ -30,6 +31,17 @@ _LENGTH: Final = frozenset({"length", "max_tokens", "max_output_tokens", "incomp
 _LOG: Final = logging.getLogger("bursar.middleware")
 _SETTLING: Final[set[asyncio.Task[None]]] = set()  # an event loop itself would forget them
 _FALLBACKS_MAX: Final = 1  # a fallback's own advice does not lead to a third model
+
+
+@contextmanager
+def _told_later(account: str) -> Iterator[None]:
+    """What was generated within its grant is not withheld because the commit has to wait."""
+    try:
+        yield
+    except SidecarError as error:
+        if not error.kept:
+            raise
+        _LOG.warning("%s: %s", account, error)
 
 
 class _Course:
@@ -286,7 +298,8 @@ class Generation(_Course):
             self._detach()
             self.reason = self._why(reason, usage)
             actual, spent = self._spending(usage)
-            self.result = self._hold.commit(actual=actual, usage=spent)
+            with _told_later(self.account):
+                self.result = self._hold.commit(actual=actual, usage=spent)
         return self.reason or reason
 
     def abandon(self) -> None:
@@ -296,7 +309,8 @@ class Generation(_Course):
             self.reason = "error"
             amounts = {"tokens": 0} if self.model is None else None
             usage = Usage() if amounts is None else None
-            self.result = self._hold.commit(actual=amounts, usage=usage)
+            with _told_later(self.account):
+                self.result = self._hold.commit(actual=amounts, usage=usage)
 
     def _detach(self) -> None:
         if self._lease is not None:
@@ -427,14 +441,16 @@ class AsyncGeneration(_Course):
         await self._detach()
         self.reason = self._why(reason, usage)
         actual, spent = self._spending(usage)
-        self.result = await hold.commit(actual=actual, usage=spent)
+        with _told_later(self.account):
+            self.result = await hold.commit(actual=actual, usage=spent)
 
     async def _give_back(self, hold: AsyncReservation) -> None:
         await self._detach()
         self.reason = "error"
         amounts = {"tokens": 0} if self.model is None else None
         usage = Usage() if amounts is None else None
-        self.result = await hold.commit(actual=amounts, usage=usage)
+        with _told_later(self.account):
+            self.result = await hold.commit(actual=amounts, usage=usage)
 
     async def _detach(self) -> None:
         if self._lease is not None:
