@@ -94,6 +94,7 @@ COMMANDS = [
     ["account", "unfreeze"],
     ["account", "retire"],
     ["log"],
+    ["watch"],
     ["calibrate"],
     ["gpu"],
     ["kill"],
