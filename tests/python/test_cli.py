@@ -95,6 +95,7 @@ COMMANDS = [
     ["account", "retire"],
     ["log"],
     ["watch"],
+    ["top"],
     ["calibrate"],
     ["gpu"],
     ["kill"],

@@ -53,6 +53,7 @@ def test_the_rate_is_the_documented_mean(stretches: list[Stretch]) -> None:
     stretches = long_enough(stretches)
     end_s = 1_000 + sum(passed_s for passed_s, _ in stretches)
     rate = seen(stretches).rate_per_s(end_s)
+    assert rate is not None
     assert rate == pytest.approx(by_the_formula(stretches), rel=1e-6, abs=1e-9)
     speeds = [more / passed_s for passed_s, more in stretches]
     assert min(speeds) * (1 - 1e-6) <= rate <= max(speeds) * (1 + 1e-6)

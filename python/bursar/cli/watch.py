@@ -175,7 +175,7 @@ class _Reader:
         self.reached = False
 
     def read(self, path: str, event: Snapshot | AccountChanges) -> list[dict[str, object]]:
-        """The lines that the event is worth; raises AccountNotFound where there is none any more."""
+        """The lines that the event is worth; raises AccountNotFound where it is gone."""
         changes = event.changes if isinstance(event, Snapshot) else event
         found = next((one for one in changes.accounts if one.path == path), None)
         if path in changes.retired:
@@ -186,7 +186,8 @@ class _Reader:
             return []
         balances = [one for one in found.balances if self._unit in {None, one.unit}]
         self.reached = self._is_reached(found, balances)
-        return list(filter(None, (self._line(found, one) for one in balances or [None])))
+        lines = [self._line(found, one) for one in balances or (None,)]
+        return [line for line in lines if line is not None]
 
     def _is_reached(self, found: Account, balances: Iterable[Balance]) -> bool:
         if self._until is None:
