@@ -94,6 +94,8 @@ COMMANDS = [
     ["account", "unfreeze"],
     ["account", "retire"],
     ["log"],
+    ["watch"],
+    ["top"],
     ["calibrate"],
     ["gpu"],
     ["kill"],

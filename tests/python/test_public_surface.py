@@ -19,6 +19,7 @@ MODULES = [
     "bursar.client",
     "bursar.daemon.config",
     "bursar.exceptions",
+    "bursar.forecast",
     "bursar.middleware",
     "bursar.models",
     "bursar.processes",

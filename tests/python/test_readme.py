@@ -182,3 +182,14 @@ def test_the_snippets_of_the_adapters_name_what_exists(project: Path) -> None:
         for module, name in re.findall(r"bursar\.middleware\.(\w+)\.([A-Za-z]\w+)", block):
             text = (project / f"python/bursar/middleware/{module}.py").read_text(encoding="utf-8")
             assert re.search(rf"^(class|def) {name}\b", text, re.MULTILINE), (module, name)
+
+
+def test_the_watch_of_the_readme_writes_lines_and_ends_where_it_says(folder: Path) -> None:
+    [block] = [one for one in blocks("sh") if "bursar watch" in one]
+    [command] = [line for line in block.splitlines() if line.startswith("bursar watch")]
+    with Sidecar('accounts = [{ path = "**" }]') as sidecar, sidecar.client() as client:
+        client.set_budget("acme/research", unit="tokens", limit=10)
+        client.record("acme/research", tokens=10)
+        ran = in_a_shell(command, folder, os.environ | {"BURSAR_TARGET": sidecar.target})
+    assert ran.returncode == 0, ran.stderr
+    assert '"account": "acme/research"' in ran.stdout

@@ -20,6 +20,8 @@ from bursar.cli import (
     run,
     serve,
     token,
+    top,
+    watch,
 )
 from bursar.cli._shared import EXIT_CODES_HELP, BursarGroup
 
@@ -41,6 +43,8 @@ cli.add_command(proxy.proxy)
 cli.add_command(run.run)
 cli.add_command(accounts.account)
 cli.add_command(log.log)
+cli.add_command(watch.watch)
+cli.add_command(top.top)
 cli.add_command(calibrate.calibrate)
 cli.add_command(gpu.gpu)
 cli.add_command(kill.kill)

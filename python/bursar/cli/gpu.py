@@ -95,7 +95,7 @@ def _follow(client: bursar.Client, account: str) -> None:
     try:
         with Live(auto_refresh=False) as live:
             while True:
-                live.update(_drawn(client.list_processes(account)), refresh=True)
+                live.update(drawn(client.list_processes(account)), refresh=True)
                 time.sleep(_REFRESH_S)
     except KeyboardInterrupt:
         return  # the way to leave it
@@ -112,7 +112,8 @@ def _print(found: Processes) -> None:
             click.echo(nothing)
 
 
-def _drawn(found: Processes) -> "Group":
+def drawn(found: Processes) -> "Group":
+    """Everything, as a terminal shows it."""
     from rich.console import Group
     from rich.text import Text
 

@@ -52,10 +52,11 @@ def incidents(
             for line in _story(incident):
                 click.echo(line)
     else:
-        echo_table(COLUMNS, [_cells(incident) for incident in found])
+        echo_table(COLUMNS, [cells(incident) for incident in found])
 
 
-def _cells(incident: Incident) -> list[Cell]:
+def cells(incident: Incident) -> list[Cell]:
+    """The cells of `COLUMNS`."""
     return [
         show_time(incident.create_time),
         incident.account,

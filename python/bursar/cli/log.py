@@ -99,13 +99,14 @@ def log(
         entries: Iterable[Entry] = deque(found, maxlen=limit) if limit else found
         form = "json" if as_json else form
         if form == "table":
-            echo_table(COLUMNS, [_cells(entry) for entry in entries])
+            echo_table(COLUMNS, [cells(entry) for entry in entries])
             return
         for text in _csv(entries) if form == "csv" else _json(entries):
             click.echo(text, nl=False)
 
 
-def _cells(entry: Entry) -> list[str]:
+def cells(entry: Entry) -> list[str]:
+    """The cells of `COLUMNS`."""
     time = entry.time.isoformat(sep=" ", timespec="milliseconds") if entry.time else ""
     return [
         str(entry.sequence),
