@@ -3,19 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
+TOOLS := target/tools
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust proto -type f -not -path '*/target/*')
 
-.PHONY: demo test test-rust test-loom test-miri test-python test-long test-heavy bench lint fmt build clean
+.PHONY: demo test test-rust test-loom test-miri test-python test-long test-heavy fuzz audit sbom lock bench lint fmt build clean
 
 build: $(STAMP)
 
-$(BIN)/maturin: pyproject.toml
+$(BIN)/maturin: requirements/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.16,<2'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 $(STAMP): $(BIN)/maturin $(SOURCES)
-	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --release --extras dev
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --quiet --release --locked --extras dev
 	touch $@
 
 demo: build
@@ -24,7 +25,7 @@ demo: build
 test: build test-rust test-loom test-python
 
 test-rust:
-	cargo test --quiet --workspace --exclude bursar-py
+	cargo test --quiet --locked --workspace --exclude bursar-py
 
 # Every interleaving of the words that admission changes, with bounded preemptions.
 test-loom:
@@ -84,16 +85,73 @@ target/heavy/vllm/.built: tests/heavy/vllm-overrides.txt Makefile
 		> "$$site/vllm-0.32.0+cpu.dist-info/METADATA"
 	touch $@
 
+# Every fuzz target for FUZZ_SECONDS, guided by coverage. FUZZ names those of Rust, FUZZ_PYTHON those of
+# Python. What fails is written below target/fuzz.
+FUZZ_SECONDS ?= 60
+FUZZ ?= $(notdir $(wildcard rust/fuzz/corpus/*))
+FUZZ_PYTHON ?= $(notdir $(wildcard tests/fuzz/corpus/*))
+
+fuzz: build $(TOOLS)/.built
+	@if cargo +nightly --version >/dev/null 2>&1; then \
+		for target in $(FUZZ); do \
+			mkdir -p target/fuzz/rust/$$target && BURSAR_FUZZ_TARGET=$$target PATH="$(abspath $(TOOLS))/bin:$$PATH" \
+			cargo +nightly fuzz run --fuzz-dir rust/fuzz/libfuzzer any \
+			target/fuzz/rust/$$target rust/fuzz/corpus/$$target -- -max_len=4096 \
+			-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=target/fuzz/rust/$$target-failed- || exit 1; \
+		done; \
+	else \
+		echo "there is no nightly toolchain: not guided by coverage"; \
+		BURSAR_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --locked -p bursar-fuzz; \
+	fi
+	for target in $(FUZZ_PYTHON); do $(BIN)/python tests/fuzz/long.py $$target $(FUZZ_SECONDS) || exit 1; done
+
+# Programs that look at the supply chain, in an environment of their own.
+
+$(TOOLS)/.built: requirements/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# Licences, bans, sources, and known vulnerabilities as far as they can be asked for: ADVISORY_DB names a
+# copy of RustSec's database where GitHub cannot be reached.
+audit: $(TOOLS)/.built
+	$(TOOLS)/bin/cargo-deny --locked check licenses bans sources
+	@if [ -n "$(ADVISORY_DB)" ]; then \
+		$(TOOLS)/bin/cargo-audit audit --db "$(ADVISORY_DB)" --no-fetch --stale; \
+	elif $(TOOLS)/bin/cargo-deny fetch db; then \
+		$(TOOLS)/bin/cargo-deny --locked check advisories; \
+	else \
+		echo "skipped: advisories on crates: their database cannot be reached; ADVISORY_DB=FOLDER"; \
+	fi
+	$(TOOLS)/bin/python requirements/vulnerable.py requirements/dev.txt
+	$(TOOLS)/bin/python requirements/vulnerable.py requirements/tools.txt
+
+# What the wheel is made of and what it asks for, as CycloneDX: the wheel brings that of its crates.
+sbom: build $(TOOLS)/.built
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --quiet --release --locked --out dist
+	cd dist && unzip -o -q -j bursar-*.whl '*/sboms/*.json'
+	$(TOOLS)/bin/cyclonedx-py requirements requirements/dev.txt --pyproject pyproject.toml --validate \
+		--output-reproducible -o dist/python.cyclonedx.json
+	ls dist/*.cyclonedx.json
+
+# The lock files anew, with the newest that pyproject.toml allows.
+lock: $(TOOLS)/.built
+	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --python-version 3.11 --upgrade pyproject.toml --extra dev -o requirements/dev.txt
+	$(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --python-version 3.11 --upgrade requirements/tools.in -o requirements/tools.txt
+
 # Peers are found in BURSAR_PEERS and on PATH; plots need matplotlib, of the extra `bench`.
 bench: build
 	$(BIN)/python tests/benchmarks/run.py
 
-lint: build
+lint: build $(TOOLS)/.built
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(TOOLS)/bin/cargo-deny --locked --log-level error check --hide-inclusion-graph licenses bans sources
 
 fmt: build
 	cargo fmt --all

@@ -417,5 +417,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([Problem("", f"{file} cannot be read: {error.strerror}")]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also for a number of thousands of digits
         raise ConfigError([Problem("", f"{file} is not TOML: {error}")]) from None
+    except RecursionError:
+        raise ConfigError([Problem("", f"{file} is nested too deep; write flat tables")]) from None

@@ -48,7 +48,7 @@ def _read(path: Path) -> str:
 def _find_mount(mountinfo: str) -> Path | None:
     for line in mountinfo.splitlines():
         mount, _, kind = line.partition(" - ")
-        root, point = mount.split(" ")[3:5]
+        root, point = [*mount.split(" "), *[""] * 5][3:5]
         # With another root, the paths that /proc tells do not lie below the mount point.
         if kind.startswith("cgroup2 ") and root == "/":
             return Path(_ESCAPED.sub(lambda one: chr(int(one[1], 8)), point))
@@ -61,6 +61,11 @@ def path_of(pid: int) -> str | None:
         text = _read(Path(f"/proc/{pid}/cgroup"))
     except OSError:
         return None
+    return parse_group(text)
+
+
+def parse_group(text: str) -> str | None:
+    """Reads what /proc/PID/cgroup says; None where it names no group below the root."""
     path = next((one[3:] for one in text.splitlines() if one.startswith("0::")), "")
     # From within a cgroup namespace, whatever is outside of it is a path that climbs.
     useless = not path.startswith("/") or path.startswith("/..") or path.endswith(" (deleted)")

@@ -37,7 +37,7 @@ PAGE_BYTES_MAX: Final = 2 << 20
 _RECENT_MAX: Final = 10_000
 _BUSY_S: Final = 0.25  # who has locked the file is not waited for longer: the row is kept
 
-_UNREADABLE: Final = (DecodeError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE: Final = (DecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -116,6 +116,8 @@ class Journal:
         self._owed: dict[tuple[str, str | int], tuple[str, tuple[Any, ...]]] = {}
         try:
             self._db = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=_BUSY_S)
+            # What is damaged is a row that cannot be read, and not the end of all reading.
+            self._db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             if path is not None:
                 Path(path).chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")

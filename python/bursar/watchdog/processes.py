@@ -79,11 +79,19 @@ def read_stat(pid: int) -> Stat | None:
             text = file.read(1024)
     except OSError:
         return None
+    return parse_stat(pid, text)
+
+
+def parse_stat(pid: int, text: bytes) -> Stat | None:
+    """Reads what /proc/PID/stat says; None where that is no stat."""
     # The second field is the name in brackets, which may itself hold brackets and blanks.
     fields = text[text.rfind(b")") + 2 :].split(b" ", 20)
     if len(fields) < 20:  # noqa: PLR2004 -- the start time is field 22 of stat
         return None
-    return Stat(pid, fields[0].decode("ascii"), int(fields[1]), int(fields[19]))
+    try:
+        return Stat(pid, fields[0].decode("ascii"), int(fields[1]), int(fields[19]))
+    except ValueError:
+        return None
 
 
 def boot_id() -> str:
@@ -123,8 +131,13 @@ def uid_of(pid: int) -> int | None:
             text = file.read(_STATUS_BYTES)
     except OSError:
         return None
-    _, found, line = text.partition(b"\nUid:\t")
-    return int(line.split(b"\t", 2)[1]) if found else None
+    return parse_uid(text)
+
+
+def parse_uid(text: bytes) -> int | None:
+    """Reads the effective user out of /proc/PID/status; None where it names none."""
+    users = text.partition(b"\nUid:\t")[2].split(b"\t", 2)
+    return int(users[1]) if len(users) > 1 and users[1].isdigit() else None
 
 
 def ancestors(pid: int) -> Iterator[int]:

@@ -15,6 +15,9 @@ mod durable;
 mod embedded;
 mod engine;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod history;
 mod lease;

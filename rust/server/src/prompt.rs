@@ -62,7 +62,9 @@ impl Prompt {
         let call: Value = serde_json::from_str(call).map_err(|error| {
             ApiError::field("prompt", format!("it is no call, or nested deeper than 127: {error}"))
         })?;
-        let member = |name: &str| Ok::<_, ApiError>(call.get(name).cloned());
+        let member = |name: &str| {
+            Ok::<_, ApiError>(call.get(name).filter(|value| !value.is_null()).cloned())
+        };
         Prompt::of(member).map_err(|(_, error)| error)
     }
 

@@ -21,6 +21,9 @@ mod error;
 mod faults;
 mod files;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod importing;
 mod known;

@@ -5,6 +5,8 @@
 //! A token that is shown counts, also where the sidecar is open to all; it is looked at again for each
 //! call and each turn of a stream, so that its end is the end.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod service;
 mod vault;
 

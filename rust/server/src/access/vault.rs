@@ -56,8 +56,8 @@ impl Token {
         (now_ms >= self.expires_ms).then_some("has expired")
     }
 
-    fn is_forgotten(&self, now_ms: i64) -> bool {
-        now_ms - self.revoked_ms.unwrap_or(self.expires_ms) > KEPT_MS
+    pub(super) fn is_forgotten(&self, now_ms: i64) -> bool {
+        now_ms.saturating_sub(self.revoked_ms.unwrap_or(self.expires_ms)) > KEPT_MS
     }
 }
 
@@ -89,14 +89,7 @@ impl Vault {
     /// Reads the file, if there is one.
     pub(crate) fn open(path: Option<PathBuf>) -> io::Result<Vault> {
         let tokens = match path.as_deref().map(fs::read) {
-            Some(Ok(bytes)) => {
-                let file: File = serde_json::from_slice(&bytes)?;
-                if file.version != 1 {
-                    let message = format!("version {} is of a later Bursar", file.version);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-                }
-                file.tokens
-            }
+            Some(Ok(bytes)) => parse(&bytes)?,
             Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => Vec::new(),
         };
@@ -186,6 +179,16 @@ impl Vault {
         *tokens = changed;
         Ok(())
     }
+}
+
+/// The tokens of a file.
+pub(super) fn parse(bytes: &[u8]) -> io::Result<Vec<Token>> {
+    let file: File = serde_json::from_slice(bytes)?;
+    if file.version != 1 {
+        let message = format!("version {} is of a later Bursar", file.version);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(file.tokens)
 }
 
 /// Writes beside the file and takes its name: what is there is whole, whenever the power fails.

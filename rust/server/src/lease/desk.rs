@@ -152,11 +152,11 @@ struct Connection {
 
 /// A lease of a connection.
 #[derive(Debug)]
-struct Held {
-    reservation: ReservationId,
+pub(super) struct Held {
+    pub(super) reservation: ReservationId,
     /// Which of the reservation's leases it is.
     number: u32,
-    pages: Arc<SharedPages>,
+    pub(super) pages: Arc<SharedPages>,
 }
 
 struct Inside {
@@ -362,13 +362,13 @@ impl Inside {
 }
 
 /// A lease that was opened.
-struct Opened {
-    answer: Answer,
-    held: Held,
-    fds: bursar_lease::pages::PageFds,
+pub(super) struct Opened {
+    pub(super) answer: Answer,
+    pub(super) held: Held,
+    pub(super) fds: bursar_lease::pages::PageFds,
 }
 
-fn open(
+pub(super) fn open(
     engine: &Engine,
     open: &Arc<AtomicUsize>,
     owner: Option<Owner>,

@@ -5,6 +5,8 @@
 //! them.
 
 mod desk;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod pump;
 mod shared;
 

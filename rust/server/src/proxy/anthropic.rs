@@ -92,7 +92,7 @@ impl Stream {
                 }));
             }
         }
-        self.next = self.next.max(index + 1);
+        self.next = self.next.max(index.saturating_add(1));
         events += &write(&json!({
             "type": "content_block_delta", "index": index,
             "delta": {"type": "text_delta", "text": notice},
@@ -103,7 +103,7 @@ impl Stream {
 
 impl Dialect for Stream {
     fn read(&mut self, data: &[u8], text: &mut String) -> Result<Seen, Malformed> {
-        let event: Event = serde_json::from_slice(data)?;
+        let event: Event = dialect::read_object(data)?;
         let mut seen = Seen::default();
         match event.kind.as_str() {
             "message_start" => {

@@ -1,6 +1,7 @@
 //! What the interfaces have in common: reading what an answer says of itself, and ending one that the
 //! budget has cut so that the official clients take it for a whole one.
 
+use serde::de::{DeserializeOwned, Error};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
@@ -132,6 +133,21 @@ pub(crate) fn add_notice(endpoint: Endpoint, answer: &mut Value, notice: &str) {
 /// Says why, where clients accept only known reasons.
 pub(crate) fn own_field() -> Value {
     json!({"stop_reason": "budget_exhausted"})
+}
+
+/// Reads an object: a struct alone would be read out of a list as well, which has no members to set.
+pub(super) fn read_object<T: DeserializeOwned>(data: &[u8]) -> Result<T, Malformed> {
+    if data.trim_ascii_start().first() != Some(&b'{') {
+        return Err(serde_json::Error::custom("an event is a JSON object").into());
+    }
+    Ok(serde_json::from_slice(data)?)
+}
+
+/// Sets a member; what is no object stays as it is.
+pub(super) fn set(value: &mut Value, name: &str, new: Value) {
+    if let Some(members) = value.as_object_mut() {
+        members.insert(name.to_owned(), new);
+    }
 }
 
 /// All texts in a tree that a model has written.

@@ -23,6 +23,8 @@ mod count;
 mod dialect;
 mod door;
 mod failure;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hold;
 mod members;
 mod openai;

@@ -162,7 +162,7 @@ impl Dialect for Stream {
             let place = Place::Last { by_length: false };
             return Ok(Seen { place, ..Seen::default() });
         }
-        let chunk: Chunk = serde_json::from_slice(data)?;
+        let chunk: Chunk = dialect::read_object(data)?;
         if self.first.is_none() {
             self.first = Some(data.to_vec());
         }
@@ -208,10 +208,10 @@ impl Dialect for Stream {
             let empty = json!(if self.is_chat { json!({}) } else { json!("") });
             let member = if self.is_chat { "delta" } else { "text" };
             for choice in says["choices"].as_array_mut().into_iter().flatten() {
-                choice["finish_reason"] = Value::Null;
+                dialect::set(choice, "finish_reason", Value::Null);
             }
             for choice in end["choices"].as_array_mut().into_iter().flatten() {
-                choice[member] = empty.clone();
+                dialect::set(choice, member, empty.clone());
             }
             says.as_object_mut().map(|members| members.remove("usage"));
             events += &sse::write(&says.to_string());
@@ -271,7 +271,7 @@ pub(crate) fn add_notice(answer: &mut Value, notice: &str) {
         if choice["finish_reason"] != "length" {
             continue;
         }
-        let is_chat = choice.get("message").is_some();
+        let is_chat = choice.get("message").is_some_and(Value::is_object);
         let said = if is_chat { &mut choice["message"]["content"] } else { &mut choice["text"] };
         *said = json!(format!("{}{notice}", said.as_str().unwrap_or("")));
     }

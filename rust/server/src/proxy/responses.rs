@@ -62,7 +62,7 @@ pub(crate) struct Stream {
 impl Stream {
     fn write(&mut self, mut event: Value) -> String {
         event["sequence_number"] = json!(self.next_number);
-        self.next_number += 1;
+        self.next_number = self.next_number.saturating_add(1);
         sse::write_named(event["type"].as_str().unwrap_or("message"), &event.to_string())
     }
 
@@ -95,7 +95,7 @@ impl Stream {
     /// Says the notice in an item of its own.
     fn say(&mut self, notice: &str) -> String {
         let index = self.next_index;
-        self.next_index += 1;
+        self.next_index = index.saturating_add(1);
         let item = |content: Value, status| {
             json!({
                 "type": "message", "id": NOTICE_ITEM, "role": "assistant", "status": status,
@@ -145,14 +145,16 @@ fn notice_item(notice: &str) -> Value {
 
 impl Dialect for Stream {
     fn read(&mut self, data: &[u8], text: &mut String) -> Result<Seen, Malformed> {
-        let event: Event = serde_json::from_slice(data)?;
+        let event: Event = dialect::read_object(data)?;
         self.next_number = event.sequence_number.unwrap_or(self.next_number).saturating_add(1);
         let mut seen = Seen::default();
         match event.kind.as_str() {
-            "response.created" => self.response = event.response,
+            "response.created" => {
+                self.response = event.response.filter(Value::is_object);
+            }
             "response.output_item.added" => {
                 self.next_index = event.output_index.unwrap_or(self.next_index).saturating_add(1);
-                self.open = event.item.map(|item| (item, String::new()));
+                self.open = event.item.filter(Value::is_object).map(|item| (item, String::new()));
             }
             "response.output_item.done" => {
                 self.open = None;
@@ -184,7 +186,7 @@ impl Dialect for Stream {
     fn end_with_notice(&mut self, data: &[u8], notice: &str) -> String {
         let Ok(event) = serde_json::from_slice::<Event>(data) else { return String::new() };
         self.next_number -= 1;
-        self.say(notice) + &self.end(event.response.unwrap_or_default())
+        self.say(notice) + &self.end(event.response.filter(Value::is_object).unwrap_or_default())
     }
 
     fn cut(&mut self, notice: &str, used: Counts, _wants_usage: bool) -> String {

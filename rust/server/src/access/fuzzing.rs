@@ -1,0 +1,47 @@
+//! Fuzz targets: what callers show for themselves, and the file that tokens are kept in.
+
+use tonic::Request;
+use tonic::metadata::MetadataValue;
+
+use super::vault::{Order, Vault, parse};
+use super::{Access, AccessSection, Mode, Role};
+
+const NOW_MS: i64 = 1_800_000_000_000;
+
+/// An `authorization` header, and an API key for the proxy: nobody is let in by what is no token.
+pub fn access(data: &[u8]) {
+    let vault = Vault::open(None).expect("in memory");
+    let order = Order {
+        name: "ci".into(),
+        role: Role::Agent,
+        account: "acme".into(),
+        creator: "test".into(),
+        ttl_ms: 1_000,
+    };
+    let (_, shown) = vault.create(order, NOW_MS).expect("room");
+    let section = AccessSection { mode: Mode::Enforce, local: Vec::new() };
+    let access = Access { section, own_uid: 0, vault };
+    if let Ok(value) = MetadataValue::try_from(data) {
+        let mut request = Request::new(());
+        request.metadata_mut().insert("authorization", value);
+        assert!(access.caller(&request, NOW_MS).is_err(), "{data:?}");
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        assert!(access.spender(Some(text), NOW_MS).is_err(), "{text:?}");
+        // What is cut off or put on makes a token none.
+        let changed = shown.replacen(&text.chars().take(2).collect::<String>(), "", 1);
+        assert_eq!(access.by_token(&changed, NOW_MS).is_ok(), changed == shown);
+        assert_eq!(access.by_token(&format!("{shown}{text}"), NOW_MS).is_ok(), text.is_empty());
+    }
+}
+
+/// The file of the tokens.
+pub fn token_file(data: &[u8]) {
+    for token in parse(data).into_iter().flatten() {
+        for now_ms in [0, NOW_MS, i64::MAX] {
+            if token.is_forgotten(now_ms) {
+                assert!(token.ended(now_ms).is_some() || token.revoked_ms.is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Fuzz targets on what is private to this crate, with the feature `fuzzing`; `rust/fuzz` runs them.
+
+pub use crate::access::fuzzing::{access, token_file};
+pub use crate::lease::fuzzing::lease_pages;
+pub use crate::proxy::fuzzing::{answer, prompt, request, route, stream};
