@@ -105,6 +105,8 @@ COMMANDS = [
     ["whoami"],
     ["check"],
     ["doctor"],
+    ["backup"],
+    ["restore"],
     ["demo"],
 ]
 
