@@ -95,8 +95,8 @@ pub(crate) fn check_reservations(conn: &Connection) -> Result<Vec<String>, Store
         let units =
             entries.into_iter().filter_map(|(unit, sum)| Some((*Unit::ALL.get(unit)?, sum)));
         let (entries, sequence) = (units.collect::<Amounts>(), body.reserved.id.sequence);
-        let slices = body.reserved.slices.iter();
-        let held = slices.fold(Some(Amounts::ZERO), |sum, slice| sum?.checked_add(&slice.held));
+        let mut slices = body.reserved.slices.iter();
+        let held = slices.try_fold(Amounts::ZERO, |sum, slice| sum.checked_add(&slice.held));
         if held != Some(entries) {
             odd.push(format!("reservation {sequence} holds other amounts than its entries say"));
         }

@@ -7,7 +7,7 @@
 //! | version | what came, and why |
 //! |---|---|
 //! | 1 | the first; later builds of it added to it, and to the bytes of reservations, untold |
-//! | 2 | `details` of entries, `reservations_parent` (finding children took a scan), reservations with owners and eight units, whatever build of version 1 wrote them |
+//! | 2 | `details` of entries, `reservations_parent` (finding children took a scan), one layout |
 
 use bursar_ledger::Unit;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};

@@ -299,12 +299,12 @@ mod tests {
     const OWNER: Owner = Owner { pid: 7, start_ticks: 1, boot: 2, uid: 1000 };
 
     /// The bytes of a reservation as it was written: a tuple's are those of a struct.
-    fn reserved<A: serde::Serialize, O: serde::Serialize>(held: A, none: A, owner: O) -> Vec<u8> {
-        let slices = vec![(9_u64, held, none)];
+    fn reserved<A: serde::Serialize, O: serde::Serialize>(full: A, none: A, owner: O) -> Vec<u8> {
+        let slices = vec![(9_u64, full, none)];
         let labels = vec![("model".to_owned(), "m".to_owned())];
         let head = (ID, 4_u32, 5_u128, 6_u128, slices, 0_i64, 60_000_i64);
-        let tail = (None::<ReservationId>, None::<Rate>, labels);
-        let mut bytes = postcard::to_allocvec(&(head, tail)).expect("encoded");
+        let rest = (None::<ReservationId>, None::<Rate>, labels);
+        let mut bytes = postcard::to_allocvec(&(head, rest)).expect("encoded");
         bytes.extend(postcard::to_allocvec(&owner).expect("encoded"));
         bytes
     }
