@@ -14,8 +14,8 @@ use rusqlite::Connection;
 
 use crate::config::StoreConfig;
 use crate::copy::keep_old;
-use crate::database::{Looked, Meta, begin_session, create, look};
-use crate::error::{At, StoreError};
+use crate::database::{Looked, Meta, begin_session, connect, create, look};
+use crate::error::{At, Doing, StoreError};
 use crate::files::{
     Lock, OpenLogFile, create_file, create_folder, log_folder, remove_in_order, sync_folder,
     sync_parent,
@@ -167,7 +167,8 @@ pub(crate) fn open(
     let folder = log_folder(store);
     create_folder(&folder)?;
     let lock = Lock::take(store, &folder)?;
-    let found = find(store, &folder, true)?;
+    // Not to write: what is refused stays as it is, to the byte.
+    let found = find(store, &folder, false)?;
     if found.decision == Decision::Refuse {
         let (store, case, why) = (store.to_owned(), found.case, found.why());
         return Err(StoreError::Refused { store, case, why });
@@ -181,7 +182,9 @@ pub(crate) fn open(
             sync_parent(store)?;
             made
         }
-        (_, Looked::Present(conn, meta)) => {
+        (_, Looked::Present(looked, meta)) => {
+            drop(looked);
+            let conn = connect(store, true).doing("open for writing")?;
             if meta.version < SCHEMA_VERSION {
                 keep_old(&conn, store, meta.version)?;
                 migrate(&conn, meta.version)?;
