@@ -54,7 +54,7 @@ pub struct Copied {
 pub fn copy_store(store: &Path, copy: &Path) -> Result<Copied, StoreError> {
     let folder = log_folder(store);
     if Lock::held_by(&folder).is_none() {
-        let found = find(store, &folder, false)?;
+        let found = find(store, &folder)?;
         if found.decision == Decision::Refuse {
             let (store, case, why) = (store.to_owned(), found.case, found.why());
             return Err(StoreError::Refused { store, case, why });

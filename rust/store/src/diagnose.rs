@@ -83,7 +83,7 @@ pub fn diagnose(path: &Path) -> Result<Diagnosis, StoreError> {
     let folder = log_folder(path);
     let in_use_by = Lock::held_by(&folder);
     let found =
-        if in_use_by.is_some() { find_in_use(path, &folder)? } else { find(path, &folder, false)? };
+        if in_use_by.is_some() { find_in_use(path, &folder)? } else { find(path, &folder)? };
     let refusal = (found.decision == Decision::Refuse).then(|| found.why());
     let database = match found.looked {
         Looked::Present(conn, meta) => Some(report(&conn, &meta)?),
@@ -104,12 +104,12 @@ pub fn diagnose(path: &Path) -> Result<Diagnosis, StoreError> {
 /// Database and log are looked at one after the other, and the import may delete a segment between:
 /// what is well once is well.
 fn find_in_use(path: &Path, folder: &Path) -> Result<Found, StoreError> {
-    let mut found = find(path, folder, false);
+    let mut found = find(path, folder);
     for _ in 0..TRIES {
         if found.as_ref().is_ok_and(|found| found.decision != Decision::Refuse) {
             break;
         }
-        found = find(path, folder, false);
+        found = find(path, folder);
     }
     found
 }

@@ -87,9 +87,9 @@ pub(crate) struct Found {
     pub(crate) decision: Decision,
 }
 
-/// Looks at database and log.
-pub(crate) fn find(store: &Path, folder: &Path, write: bool) -> Result<Found, StoreError> {
-    let looked = look(store, write)?;
+/// Looks at database and log; changes nothing.
+pub(crate) fn find(store: &Path, folder: &Path) -> Result<Found, StoreError> {
+    let looked = look(store, false)?;
     let meta = match &looked {
         Looked::Present(_, meta) => Some(*meta),
         _ => None,
@@ -168,7 +168,7 @@ pub(crate) fn open(
     create_folder(&folder)?;
     let lock = Lock::take(store, &folder)?;
     // Not to write: what is refused stays as it is, to the byte.
-    let found = find(store, &folder, false)?;
+    let found = find(store, &folder)?;
     if found.decision == Decision::Refuse {
         let (store, case, why) = (store.to_owned(), found.case, found.why());
         return Err(StoreError::Refused { store, case, why });
