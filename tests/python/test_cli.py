@@ -107,6 +107,8 @@ COMMANDS = [
     ["whoami"],
     ["check"],
     ["doctor"],
+    ["backup"],
+    ["restore"],
     ["demo"],
 ]
 

@@ -81,7 +81,7 @@ def test_the_commands_about_jobs_run_with_a_gpu_or_without(folder: Path) -> None
         (folder / name).write_text("", encoding="utf-8")
     (folder / "python").symlink_to(sys.executable)
     programs = f"{folder}:{os.environ['PATH']}"
-    [block] = [one for one in blocks("sh") if "bursar doctor" in one]
+    [block] = [one for one in blocks("sh") if "bursar incidents" in one]
     commands = [line for line in block.splitlines() if line.startswith("bursar")]
     assert len(commands) == 7
     with Sidecar(blocks("toml")[0], folder=folder) as sidecar:
@@ -90,6 +90,17 @@ def test_the_commands_about_jobs_run_with_a_gpu_or_without(folder: Path) -> None
             ran = in_a_shell(command, folder, environment)
             expected = 5 if command.startswith("bursar kill") else 0
             assert ran.returncode == expected, (command, ran.stderr)
+
+
+def test_the_commands_of_care_run_beside_a_sidecar(folder: Path) -> None:
+    [block] = [one for one in blocks("sh") if "bursar backup" in one]
+    commands = [line for line in block.splitlines() if line.startswith("bursar")]
+    assert len(commands) == 5
+    with Sidecar(blocks("toml")[0], folder=folder):
+        for command in commands:
+            ran = in_a_shell(command, folder, dict(os.environ))
+            assert ran.returncode == 0, (command, ran.stdout, ran.stderr)
+    assert (folder / "restored.db").is_file()
 
 
 def test_a_loop_on_a_lease_ends_where_the_budget_does() -> None:

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 from support.gpu import GIB, StandIn
 
-from bursar.cli import _host, cli
-from bursar.cli._host import Finding, Outcome
+from bursar.care import host
+from bursar.care.findings import Finding, Outcome
+from bursar.cli import cli
 from bursar.watchdog import cgroups
 from bursar.watchdog.samples import DeviceSample, Health, Sample
 
@@ -29,12 +30,12 @@ def run(*arguments: str) -> Result:
 
 
 def found(what: str) -> Finding:
-    [one] = [one for one in _host.look() if one.what == what]
+    [one] = [one for one in host.look() if one.what == what]
     return one
 
 
 def gpus(sample: Sample) -> dict[str, Finding]:
-    return {one.what: one for one in _host._gpus(sample)}
+    return {one.what: one for one in host._gpus(sample)}
 
 
 def refuse(number: int) -> Callable[..., None]:
@@ -65,23 +66,23 @@ def test_lists_with_a_process_have_a_layout_that_is_trusted(machine: StandIn) ->
 def test_lists_that_cannot_be_trusted_are_said_with_the_reason() -> None:
     device = DeviceSample(uuid="GPU-1", index=0)
     told = gpus(Sample(0, Health.WATCHING, (device,), detail="strange pids"))["process lists"]
-    assert (told.outcome, told.detail) == (Outcome.LIMITED, "strange pids")
+    assert (told.outcome, told.detail) == (Outcome.WARN, "strange pids")
     told = gpus(Sample(0, Health.WATCHING, (device,)))["process lists"]
-    assert (told.outcome, told.detail) == (Outcome.LIMITED, "not there on GPU-1")
+    assert (told.outcome, told.detail) == (Outcome.WARN, "not there on GPU-1")
 
 
 def test_a_gpu_that_is_lost_is_named(machine: StandIn) -> None:
     machine.add_gpu()
     machine.lose(machine.add_gpu())
     told = found("GPUs")
-    assert told.outcome is Outcome.LIMITED
+    assert told.outcome is Outcome.WARN
     assert told.detail.startswith("GPU 1, ")
 
 
 def test_without_nvml_it_says_what_to_install() -> None:
     told = gpus(Sample(0, Health.NO_NVML, detail="no library"))
     assert list(told) == ["NVML"]
-    assert told["NVML"].outcome is Outcome.LIMITED
+    assert told["NVML"].outcome is Outcome.WARN
     assert "no library" in told["NVML"].detail
     assert "bursar[gpu]" in told["NVML"].advice
 
@@ -96,9 +97,9 @@ def test_an_nvml_that_does_not_answer_is_told_apart_from_none() -> None:
 def test_another_pid_namespace_is_a_limit(
     monkeypatch: pytest.MonkeyPatch, *, is_host: bool
 ) -> None:
-    monkeypatch.setattr(_host, "in_host_pid_namespace", lambda: is_host)
-    told = _host._namespace()
-    assert told.outcome is (Outcome.OK if is_host else Outcome.LIMITED)
+    monkeypatch.setattr(host, "in_host_pid_namespace", lambda: is_host)
+    told = host._namespace()
+    assert told.outcome is (Outcome.OK if is_host else Outcome.WARN)
     assert ("hostPID" in told.advice) is not is_host
 
 
@@ -106,7 +107,7 @@ def test_a_cgroup_that_was_made_to_see_is_gone_again(monkeypatch: pytest.MonkeyP
     steps: list[str] = []
     monkeypatch.setattr(cgroups, "make", lambda name: f"/a/{name}")
     monkeypatch.setattr(cgroups, "remove", steps.append)
-    assert _host._cgroup().outcome is Outcome.OK
+    assert host._cgroup().outcome is Outcome.OK
     assert steps == ["/a/doctor"]
 
 
@@ -114,22 +115,22 @@ def test_where_no_cgroup_can_be_made_it_says_how_to_delegate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cgroups, "make", refuse(errno.EACCES))
-    told = _host._cgroup()
-    assert told.outcome is Outcome.LIMITED
+    told = host._cgroup()
+    assert told.outcome is Outcome.WARN
     assert "Permission denied" in told.detail
     assert "Delegate=yes" in told.advice
 
 
 @pytest.mark.parametrize(
-    ("effective", "outcome"), [("000001ffffffffff", Outcome.OK), ("0" * 16, Outcome.LIMITED)]
+    ("effective", "outcome"), [("000001ffffffffff", Outcome.OK), ("0" * 16, Outcome.WARN)]
 )
 def test_without_cap_kill_only_own_jobs_can_be_stopped(
     monkeypatch: pytest.MonkeyPatch, effective: str, outcome: Outcome
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"Name:\tx\nCapEff:\t{effective}\n")
-    told = _host._cap_kill()
+    told = host._cap_kill()
     assert told.outcome is outcome
-    assert (f"user {os.getuid()}" in told.detail) is (outcome is Outcome.LIMITED)
+    assert (f"user {os.getuid()}" in told.detail) is (outcome is Outcome.WARN)
 
 
 def test_without_pidfds_nothing_can_be_stopped_and_it_ends_with_1(

@@ -9,6 +9,7 @@ import click
 from bursar import __version__
 from bursar.cli import (
     accounts,
+    backup,
     calibrate,
     demo,
     doctor,
@@ -53,6 +54,8 @@ cli.add_command(token.token)
 cli.add_command(token.whoami)
 cli.add_command(doctor.check)
 cli.add_command(doctor.doctor)
+cli.add_command(backup.backup)
+cli.add_command(backup.restore)
 cli.add_command(demo.demo)
 
 

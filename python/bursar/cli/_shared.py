@@ -30,6 +30,8 @@ from bursar.units import UNITS, parse_amount, parse_duration_ms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DEFAULT_CONFIG: Final = "/etc/bursar/bursar.toml"
+
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
@@ -95,6 +97,19 @@ def target_option(function: F) -> F:
         metavar="TARGET",
         help='The sidecar: "unix:/path", a socket path, or "host:port".  '
         "[default: unix:/run/bursar/bursar.sock]",
+    )(function)
+
+
+def config_option(function: F) -> F:
+    """Adds --config, for commands that look at what the sidecar is configured to use."""
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_CONFIG,
+        show_default=True,
+        envvar="BURSAR_CONFIG",
+        help="The configuration.",
     )(function)
 
 

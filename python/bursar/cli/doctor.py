@@ -1,27 +1,20 @@
-"""`bursar check` and `bursar doctor`: is the configuration right, the store whole, the host fit."""
+"""`bursar check` and `bursar doctor`: is the configuration right, and all else?"""
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from bursar.cli._output import echo_json, echo_table, safe
-from bursar.cli._shared import EXIT_ERROR, json_option
+from bursar.care import checks, host
+from bursar.care.files import unwritable
+from bursar.care.findings import Finding, Outcome
+from bursar.cli._output import echo_json, echo_table, plain, safe
+from bursar.cli._shared import DEFAULT_CONFIG, EXIT_ERROR, json_option
 from bursar.daemon.config import Config, load_config
 from bursar.units import format_amount
 
-_DECISIONS: Final = {
-    "create": "make a new store",
-    "start": "begin a new log",
-    "import": "take over what the log has",
-    "cut_then_import": "drop the record that was never finished, and take over the rest",
-    "keep_database": "go on from the database without the log",
-    "refuse": "be refused",
-}
-_ROOM: Final = 1 << 20  # bytes: with less, a log or a journal soon cannot be written
 _COLUMNS: Final = ("accounts", "unit", "period", "limit", "thresholds")
 
 
@@ -70,78 +63,57 @@ def _rows(config: Config) -> list[list[str]]:
     return rows
 
 
-@click.command(short_help="Examine this host, or a store at rest.")
+@click.command(short_help="Examine a sidecar, a store, or this host.")
 @click.argument("store", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    envvar="BURSAR_CONFIG",
+    help=f"Examine the sidecar of this configuration.  [default: {DEFAULT_CONFIG}, if it is there]",
+)
 @json_option
-def doctor(store: Path | None, *, as_json: bool) -> None:
-    """Examine the store STORE at rest: what recovery would find and do. Changes nothing.
+def doctor(store: Path | None, *, config_path: Path | None, as_json: bool) -> None:
+    """Examine a sidecar: its store, sockets, files, clock and host, and what to do about each.
 
-    Without STORE, examine what this host lets the watchdog do: GPUs, cgroups, signals. Run it as
-    the user, and in the container, that the sidecar runs in; it needs none.
+    With STORE, look at that store alone, and say what recovery would find and do. Without it and
+    without a configuration, look at what this host lets the watchdog do: GPUs, cgroups, signals.
 
-    Exits with 1 when the store is damaged, or when nothing could be stopped here.
+    It works while the sidecar runs, and changes nothing. Run it as the user, and in the container,
+    that the sidecar runs in. Exits with 1 when something is broken.
     """
-    if store is None:
-        _examine_host(as_json=as_json)
+    if store is not None:
+        _examine_store(store, as_json=as_json)
         return
-    from bursar import _core
-
-    report: dict[str, Any] = json.loads(_core.check_store(str(store)))
-    report["unwritable"] = _unwritable(store)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        for line in _findings(store, report):
-            click.echo(safe(line))
-    if not report["ok"]:
-        sys.exit(EXIT_ERROR)
-
-
-def _examine_host(*, as_json: bool) -> None:
-    from bursar.cli import _host
-
-    found = _host.look()
+    path = config_path or (Path(DEFAULT_CONFIG) if Path(DEFAULT_CONFIG).is_file() else None)
+    found = list(checks.examine_config(path) if path is not None else host.look())
     if as_json:
         echo_json(found)
-    for one in () if as_json else found:
+    else:
+        _show(found)
+    _exit(found)
+
+
+def _examine_store(store: Path, *, as_json: bool) -> None:
+    report = checks.report_on(store)
+    found = list(checks.examine_store(store, report))
+    if as_json:
+        shown = report | {"unwritable": unwritable(store.parent), "findings": plain(found)}
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        whole = all(one.outcome is not Outcome.BROKEN for one in found)
+        click.echo(safe(f"{store}: {'whole' if whole else 'DAMAGED'}"))
+        _show(found)
+    _exit(found)
+
+
+def _show(found: list[Finding]) -> None:
+    for one in found:
         click.echo(safe(f"{one.outcome:<8} {one.what}: {one.detail}"))
         if one.advice:
             click.echo(safe(f"{'':<8} {one.advice}"))
-    if any(one.outcome is _host.Outcome.BROKEN for one in found):
+
+
+def _exit(found: list[Finding]) -> None:
+    if any(one.outcome is Outcome.BROKEN for one in found):
         sys.exit(EXIT_ERROR)
-
-
-def _unwritable(store: Path) -> str:
-    """What keeps everybody from writing beside a store, as far as can be seen without trying."""
-    system = os.statvfs(store.parent)
-    if system.f_flag & os.ST_RDONLY:
-        return "the file system is read-only"
-    free_bytes = system.f_bavail * system.f_frsize
-    return f"the file system is full: {free_bytes:,} bytes are left" if free_bytes < _ROOM else ""
-
-
-def _findings(store: Path, report: dict[str, Any]) -> list[str]:
-    """What a person wants to know of a diagnosis."""
-    lines = [f"{store}: {'whole' if report['ok'] else 'DAMAGED'}"]
-    if report["in_use_by"]:
-        lines.append(f"in use by process {report['in_use_by']}: what follows may be out of date")
-    lines.append(f"recovery: {report['case']}; opening it would {_DECISIONS[report['decision']]}")
-    if report["refusal"]:
-        lines.append(f"refused: {report['refusal']}")
-    if report["unwritable"]:
-        told = "nothing is granted, and the watchdog cannot write down whom it stops"
-        lines.append(f"{report['unwritable']}: {told}")
-    log = report["log"]
-    lines.append(f"log: {log['log']}, {len(log['segments'])} segments")
-    if log["spot"]:
-        lines.append(f"unreadable: {log['spot']}")
-    database = report["database"]
-    if database is None:
-        return [*lines, "database: cannot be read"]
-    lines.append(
-        f"database: {database['entries']:,} entries, "
-        f"{database['holding']:,} reservations that hold, "
-        f"{'closed cleanly' if database['clean'] else 'not closed'}"
-    )
-    lines += [f"damage: {one}" for one in database["damage"]]
-    return lines + [f"a window differs from its entries: {one}" for one in database["mismatches"]]

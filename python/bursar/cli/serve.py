@@ -4,20 +4,13 @@ from pathlib import Path
 
 import click
 
+from bursar.cli._shared import config_option
 from bursar.daemon.config import load_config
 from bursar.daemon.serve import run
 
 
 @click.command(short_help="Run the sidecar.")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    default="/etc/bursar/bursar.toml",
-    show_default=True,
-    envvar="BURSAR_CONFIG",
-    help="The configuration.",
-)
+@config_option
 @click.option("--socket", type=click.Path(path_type=Path), help="Listen on this Unix socket.")
 @click.option("--store", type=click.Path(path_type=Path), help="Keep the ledger in this file.")
 def serve(config_path: Path, *, socket: Path | None, store: Path | None) -> None:

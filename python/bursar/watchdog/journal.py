@@ -34,11 +34,13 @@ OWED_MAX: Final = 4096
 PAGE_BYTES_MAX: Final = 2 << 20
 """The most that incidents read at once may come to: gRPC's clients take 4 MiB."""
 
+VERSION: Final = 1
+"""Of the file, which is the first; a later one is refused."""
+
 _RECENT_MAX: Final = 10_000
 _BUSY_S: Final = 0.25  # who has locked the file is not waited for longer: the row is kept
 
 _UNREADABLE: Final = (DecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-_VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS jobs (
   id    TEXT PRIMARY KEY,
@@ -115,6 +117,9 @@ class Journal:
         """Why the latest write failed; empty: everything is in the file."""
         self._owed: dict[tuple[str, str | int], tuple[str, tuple[Any, ...]]] = {}
         try:
+            version = 0 if path is None else written_by(Path(path))
+            if version > VERSION:
+                raise OSError(f"{path} has version {version}: use the release that wrote it")
             self._db = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=_BUSY_S)
             # What is damaged is a row that cannot be read, and not the end of all reading.
             self._db.text_factory = lambda raw: raw.decode("utf-8", "replace")
@@ -122,12 +127,9 @@ class Journal:
                 Path(path).chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise OSError(f"{path} was written by a newer Bursar: version {version}")
-            if version < _VERSION:
+            if version < VERSION:
                 self._db.executescript(_SCHEMA)
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
             last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'incidents'")
             self._last_number: int = (last.fetchone() or [0])[0]
         except sqlite3.Error as error:
@@ -309,6 +311,16 @@ class Journal:
         """The reservations that may be pending."""
         rows = self._db.execute("SELECT reservation, account, unit FROM holds").fetchall()
         return [Hold(*row) for row in rows]
+
+
+def written_by(path: Path) -> int:
+    """The version of a journal; 0: there is none yet. Changes nothing."""
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    read_only = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(read_only, uri=True, timeout=_BUSY_S)) as db:
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def _case(number: int, body: bytes, text: str) -> Case:

@@ -1,6 +1,7 @@
 //! `bursar._core`: thin wrappers. A body converts, calls without the GIL, converts.
 #![deny(unsafe_code)]
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bursar_server::config::Config;
@@ -121,6 +122,21 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
     report.map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
+/// Copies a store, in use or not, to a new file, and verifies it; says what is in it, as JSON.
+#[pyfunction]
+fn copy_store(py: Python<'_>, store: PathBuf, copy: PathBuf) -> PyResult<String> {
+    let copied = py.detach(|| bursar_store::copy_store(&store, &copy));
+    let copied = copied.map_err(|error| core_error(py, &ApiError::from(error)))?;
+    serde_json::to_string(&copied).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+/// Has a copy go on as a store: ids that were given out after it was made are passed over.
+#[pyfunction]
+fn adopt_copy(py: Python<'_>, copy: PathBuf) -> PyResult<()> {
+    let adopted = py.detach(|| bursar_store::adopt_copy(&copy));
+    adopted.map_err(|error| core_error(py, &ApiError::from(error)))
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
@@ -133,6 +149,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(split_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(check_time_zone, module)?)?;
     module.add_function(wrap_pyfunction!(check_store, module)?)?;
+    module.add_function(wrap_pyfunction!(copy_store, module)?)?;
+    module.add_function(wrap_pyfunction!(adopt_copy, module)?)?;
     module.add("CoreError", module.py().get_type::<error::CoreError>())?;
     module.add("version", env!("CARGO_PKG_VERSION"))
 }

@@ -289,5 +289,10 @@ fn describe(recovery: &bursar_store::Recovery) -> String {
         Case::LogBehindInMemory => "the log was lost, as memory durability allows",
         _ => "the store was not closed, and is whole",
     };
-    format!("{found}; {} records were taken over from the log", recovery.imported)
+    let upgraded = recovery.upgraded_from.map_or_else(String::new, |version| {
+        format!(
+            "; its tables were of version {version}, and a copy of it as it was is kept beside it"
+        )
+    });
+    format!("{found}; {} records were taken over from the log{upgraded}", recovery.imported)
 }

@@ -7,21 +7,16 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
-use bursar_ledger::{HighIds, Unit};
+use bursar_ledger::HighIds;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use crate::config::Durability;
-use crate::entries::EntryKind;
 use crate::error::{Doing, StoreError};
+use crate::migrations::{SCHEMA_VERSION, VIEWS, add_names};
 use crate::recovery::Database;
 
 /// The schema, with its documentation.
 const SCHEMA: &str = include_str!("schema.sql");
-/// The version of the schema that this code writes, and the newest that it reads.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
-/// What came to the schema without changing what was there before.
-const DETAILS: &str = "CREATE TABLE IF NOT EXISTS details
-    (entry INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT";
 /// Tells a store from other SQLite files: "BRSR".
 const APPLICATION_ID: i64 = 0x4252_5352;
 /// How long to wait for somebody else's lock on the database.
@@ -32,6 +27,8 @@ const CHECKPOINT_PAGES: i64 = 4_000;
 /// What the database knows about the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta {
+    /// Of the tables: not a later one than this code's.
+    pub(crate) version: i64,
     pub(crate) store_id: u32,
     /// The last log record that is in the database.
     pub(crate) applied: u64,
@@ -74,7 +71,12 @@ pub(crate) fn look(path: &Path, write: bool) -> Result<Looked, StoreError> {
     if !path.exists() {
         return Ok(Looked::Absent);
     }
-    let looked = connect(path, write).and_then(|conn| look_inside(conn, path));
+    // Not to write at first: what is refused stays as it is, to the byte.
+    let looked = connect(path, false).and_then(|conn| look_inside(conn, path));
+    let looked = looked.and_then(|looked| match looked {
+        Looked::Present(_, meta) if write => Ok(Looked::Present(connect(path, true)?, meta)),
+        looked => Ok(looked),
+    });
     looked.or_else(|error| match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen) => {
             Err(StoreError::database("open", &error))
@@ -97,15 +99,16 @@ fn look_inside(conn: Connection, path: &Path) -> rusqlite::Result<Looked> {
     if version > SCHEMA_VERSION {
         return Ok(Looked::Newer(version));
     }
-    match read_meta(&conn)? {
+    match read_meta(&conn, version)? {
         Some(meta) => Ok(Looked::Present(conn, meta)),
         None => Ok(Looked::Unreadable("its row about the store is missing".into())),
     }
 }
 
-fn read_meta(conn: &Connection) -> rusqlite::Result<Option<Meta>> {
+fn read_meta(conn: &Connection, version: i64) -> rusqlite::Result<Option<Meta>> {
     conn.query_row("SELECT * FROM meta", (), |row| {
         Ok(Meta {
+            version,
             store_id: row.get("store_id")?,
             applied: row.get("applied_seq")?,
             time_ms: row.get("ledger_time_ms")?,
@@ -145,13 +148,13 @@ pub(crate) fn create(path: &Path, now_ms: i64) -> Result<(Connection, Meta), Sto
         conn.pragma_update(None, "synchronous", "full")?;
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(SCHEMA)?;
-        for unit in Unit::ALL {
-            tx.execute("INSERT INTO units VALUES (?1, ?2)", (unit.index(), unit.name()))?;
-        }
-        add_kinds(&tx)?;
+        tx.execute_batch(VIEWS)?;
+        add_names(&tx)?;
         let high = HighIds::default();
         let store_id = random_id();
-        let meta = Meta { store_id, applied: 0, time_ms: now_ms, clean: true, memory: false, high };
+        let version = SCHEMA_VERSION;
+        let (applied, time_ms, clean, memory) = (0, now_ms, true, false);
+        let meta = Meta { version, store_id, applied, time_ms, clean, memory, high };
         tx.execute(
             "INSERT INTO meta VALUES (1, ?1, 0, ?2, 1, ?3, 0, 0, 0, 0, 0)",
             params![store_id, now_ms, Durability::Process.name()],
@@ -162,12 +165,6 @@ pub(crate) fn create(path: &Path, now_ms: i64) -> Result<(Connection, Meta), Sto
         Ok((conn, meta))
     };
     make().doing("create the tables")
-}
-
-/// Names the kinds of entries; a store of an earlier release lacks the newest.
-fn add_kinds(conn: &Connection) -> rusqlite::Result<()> {
-    let mut add = conn.prepare("INSERT OR IGNORE INTO kinds VALUES (?1, ?2)")?;
-    EntryKind::ALL.into_iter().try_for_each(|kind| add.execute((kind as u8, kind.name())).map(drop))
 }
 
 /// Random enough to tell a handful of stores apart. Zero is never used.
@@ -183,9 +180,7 @@ pub(crate) fn begin_session(conn: &Connection, durability: Durability) -> Result
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
         conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         conn.pragma_update(None, "synchronous", "full")?;
-        // A store of an earlier release has not all of them.
-        conn.execute_batch(DETAILS)?;
-        add_kinds(conn)?;
+        add_names(conn)?;
         let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1";
         conn.execute(begun, [durability.name()])?;
         if durability == Durability::Memory {

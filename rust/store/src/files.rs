@@ -107,6 +107,12 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|folder| folder.sync_all()).at("sync the folder", folder)
 }
 
+/// Makes the creation of a file durable.
+pub(crate) fn sync_parent(file: &Path) -> Result<(), StoreError> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_folder(parent.unwrap_or(Path::new(".")))
+}
+
 /// Deletes segments, oldest first, each for good before the next: a power cut leaves no hole
 /// between those that are left.
 pub(crate) fn remove_in_order<'a>(

@@ -9,7 +9,8 @@
 //!
 //! Numbers are little-endian. The second half of the header, the *synced slot*, is written anew
 //! after every fdatasync; its checksum covers the first half too, so that it fits one segment only.
-//! The payload is a [`Record`] in postcard.
+//! The payload is a [`Record`] in postcard. Version 2 is version 1 with one layout of records; those of
+//! version 1 are read by `older`.
 
 use bursar_ledger::fact::Record;
 use postcard::ser_flavors::Flavor;
@@ -24,13 +25,15 @@ pub(crate) const FRAME_BYTES: usize = 16;
 /// some 20 bytes each.
 pub const MAX_RECORD_BYTES: usize = 16 << 20;
 /// The version of the format that this code writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"bursarlg";
 
 /// What a segment says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
+    /// Of the format.
+    pub(crate) version: u32,
     pub(crate) store_id: u32,
     /// The sequence of its first frame.
     pub(crate) first: u64,
@@ -65,10 +68,15 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Header {
+    /// Of a new segment.
+    pub(crate) fn new(store_id: u32, first: u64) -> Header {
+        Header { version: FORMAT_VERSION, store_id, first }
+    }
+
     fn first_half(self) -> [u8; 32] {
         let mut half = [0; 32];
         half[..8].copy_from_slice(&MAGIC);
-        half[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        half[8..12].copy_from_slice(&self.version.to_le_bytes());
         half[12..16].copy_from_slice(&self.store_id.to_le_bytes());
         half[16..24].copy_from_slice(&self.first.to_le_bytes());
         let crc = crc32c::crc32c(&half[..24]);
@@ -117,7 +125,7 @@ pub(crate) fn read_header(bytes: &[u8]) -> HeaderIs {
     if version > FORMAT_VERSION {
         return HeaderIs::Newer(version);
     }
-    let header = Header { store_id: u32_at(bytes, 12), first: u64_at(bytes, 16) };
+    let header = Header { version, store_id: u32_at(bytes, 12), first: u64_at(bytes, 16) };
     if header.first_half() == bytes[..32] { HeaderIs::Good(header) } else { HeaderIs::Bad }
 }
 
@@ -222,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_header_reads_back_and_any_flipped_bit_is_noticed() {
-        let header = Header { store_id: 9, first: 77 };
+        let header = Header::new(9, 77);
         let mut bytes = header.encode();
         let synced = Synced { offset: 4096, seq: 80 };
         bytes[32..].copy_from_slice(&header.slot(synced));

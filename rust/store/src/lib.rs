@@ -13,6 +13,7 @@
 
 mod check;
 mod config;
+mod copy;
 mod database;
 mod diagnose;
 mod entries;
@@ -28,6 +29,8 @@ mod import;
 mod importing;
 mod known;
 mod log;
+mod migrations;
+mod older;
 mod open;
 #[cfg(test)]
 mod power_cut;
@@ -43,6 +46,7 @@ mod syncing;
 
 pub use check::{Mismatch, check_store};
 pub use config::{Durability, StoreConfig};
+pub use copy::{Copied, adopt_copy, copy_store};
 pub use diagnose::{DatabaseReport, Diagnosis, diagnose};
 pub use entries::EntryKind;
 pub use error::StoreError;

@@ -114,7 +114,7 @@ impl LogWriter {
         segment_bytes: u64,
         open: OpenLogFile,
     ) -> LogWriter {
-        let Header { store_id, first: next } = first.header;
+        let Header { store_id, first: next, version: _ } = first.header;
         LogWriter {
             folder: folder.to_owned(),
             store_id,
@@ -197,7 +197,7 @@ impl LogWriter {
             return Ok(Arc::clone(last));
         }
         let first = self.written.load(Ordering::Relaxed) + 1;
-        let header = Header { store_id: self.store_id, first };
+        let header = Header::new(self.store_id, first);
         let made = Segment::create(&self.folder, header, self.open);
         let made = Arc::new(made.inspect_err(|failure| self.fail(failure.clone()))?);
         active.segments.push(Arc::clone(&made));

@@ -4,6 +4,7 @@
 //! there is one way back only: out of the database. Then a new, durable segment is begun before the
 //! old ones are deleted: at any moment the files say where the log goes on.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -12,26 +13,31 @@ use bursar_ledger::fact::Record;
 use rusqlite::Connection;
 
 use crate::config::StoreConfig;
-use crate::database::{Looked, Meta, begin_session, create, look};
-use crate::error::{At, StoreError};
+use crate::copy::keep_old;
+use crate::database::{Looked, Meta, begin_session, connect, create, look};
+use crate::error::{At, Doing, StoreError};
 use crate::files::{
     Lock, OpenLogFile, create_file, create_folder, log_folder, remove_in_order, sync_folder,
+    sync_parent,
 };
-use crate::frame::{HEADER_BYTES, Header, Synced, read_record};
+use crate::frame::{HEADER_BYTES, Header, Synced};
 use crate::import::Importer;
 use crate::log::{LogWriter, Segment};
+use crate::migrations::{SCHEMA_VERSION, migrate};
 use crate::recovery::{Case, Decision, Join, Observed, decide};
 use crate::restore::{Apply, restore};
-use crate::scan::{FrameReader, Next, Scan, SegmentFound, Spot, scan};
+use crate::scan::{FrameReader, Next, Scan, SegmentFound, Spot, records_of, scan};
 
 /// So many records go into one transaction.
-const GROUP_RECORDS: usize = 4096;
+pub(crate) const GROUP_RECORDS: usize = 4096;
 
 /// How opening went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
     /// The row of the recovery table.
     pub case: Case,
+    /// The version that it was brought up to date from, if it was.
+    pub upgraded_from: Option<i64>,
     /// How many records were in the log only.
     pub imported: u64,
     /// Where the log was cut, if it was.
@@ -81,9 +87,9 @@ pub(crate) struct Found {
     pub(crate) decision: Decision,
 }
 
-/// Looks at database and log.
-pub(crate) fn find(store: &Path, folder: &Path, write: bool) -> Result<Found, StoreError> {
-    let looked = look(store, write)?;
+/// Looks at database and log; changes nothing.
+pub(crate) fn find(store: &Path, folder: &Path) -> Result<Found, StoreError> {
+    let looked = look(store, false)?;
     let meta = match &looked {
         Looked::Present(_, meta) => Some(*meta),
         _ => None,
@@ -133,7 +139,7 @@ impl Found {
                 "its log is missing and it was not closed: put the log's folder back".into()
             }
             (Case::LogNewer, _) => {
-                format!("its log is of a later release: {spot}: use that release")
+                format!("its log is of a later release: {spot}: use the release that wrote it")
             }
             (Case::LogForeign, _) => format!("its log belongs to another store: {spot}"),
             (Case::LogDamaged, _) => format!("its log is damaged where it was synced: {spot}"),
@@ -161,7 +167,8 @@ pub(crate) fn open(
     let folder = log_folder(store);
     create_folder(&folder)?;
     let lock = Lock::take(store, &folder)?;
-    let found = find(store, &folder, true)?;
+    // Not to write: what is refused stays as it is, to the byte.
+    let found = find(store, &folder)?;
     if found.decision == Decision::Refuse {
         let (store, case, why) = (store.to_owned(), found.case, found.why());
         return Err(StoreError::Refused { store, case, why });
@@ -175,7 +182,15 @@ pub(crate) fn open(
             sync_parent(store)?;
             made
         }
-        (_, Looked::Present(conn, meta)) => (conn, meta),
+        (_, Looked::Present(looked, meta)) => {
+            drop(looked);
+            let conn = connect(store, true).doing("open for writing")?;
+            if meta.version < SCHEMA_VERSION {
+                keep_old(&conn, store, meta.version)?;
+                migrate(&conn, meta.version)?;
+            }
+            (conn, meta)
+        }
         (_, _) => return Err(StoreError::malformed("the store", "it has no database")),
     };
     let mut importer = Importer::new(conn, &meta);
@@ -201,6 +216,7 @@ pub(crate) fn open(
     let HighIds { sequence, window, chain, budget, account } = importer.high;
     let recovery = Recovery {
         case,
+        upgraded_from: Some(meta.version).filter(|version| *version < SCHEMA_VERSION),
         imported: new_records,
         dropped,
         max_sequence: sequence,
@@ -211,11 +227,6 @@ pub(crate) fn open(
         last_time_ms: importer.time_ms,
     };
     Ok(Opened { lock, importer, log, store_id: meta.store_id, recovery })
-}
-
-fn sync_parent(store: &Path) -> Result<(), StoreError> {
-    let parent = store.parent().filter(|parent| !parent.as_os_str().is_empty());
-    sync_folder(parent.unwrap_or(Path::new(".")))
 }
 
 /// What is about to be imported has to be on the disk first: the database may not know more than
@@ -237,7 +248,9 @@ fn import_log(importer: &mut Importer, readable: &[SegmentFound]) -> Result<u64,
     let mut group: Vec<(u64, Record)> = Vec::new();
     for segment in readable.iter().filter(|segment| segment.last > before) {
         let path = &segment.file;
-        let mut reader = FrameReader::open(path, HEADER_BYTES as u64).at("read", path)?;
+        let file = File::open(path).at("read", path)?;
+        let read = records_of(&file, segment.version, segment.first).at("read", path)?;
+        let mut reader = FrameReader::of(file, HEADER_BYTES as u64).at("read", path)?;
         for seq in segment.first..=segment.last {
             let bad = |reason: &str| StoreError::malformed(format!("log record {seq}"), reason);
             let payload = match reader.next(seq).at("read", path)? {
@@ -246,7 +259,7 @@ fn import_log(importer: &mut Importer, readable: &[SegmentFound]) -> Result<u64,
                 Next::Bad(reason) => return Err(bad(reason)),
             };
             if seq > before {
-                group.push((seq, read_record(payload).map_err(|reason| bad(&reason))?));
+                group.push((seq, read(payload).map_err(|reason| bad(&reason))?));
             }
             if group.len() == GROUP_RECORDS {
                 importer.import(&group)?;
@@ -266,7 +279,7 @@ fn begin_segment(
     open_file: OpenLogFile,
 ) -> Result<Segment, StoreError> {
     let first = importer.applied + 1;
-    let header = Header { store_id: meta.store_id, first };
+    let header = Header::new(meta.store_id, first);
     let segment = Segment::create(folder, header, open_file)?;
     segment.sync(Synced { offset: HEADER_BYTES as u64, seq: first - 1 })?;
     sync_folder(folder)?;

@@ -15,8 +15,10 @@ use serde::Serialize;
 use crate::error::{At, StoreError};
 use crate::files::segments;
 use crate::frame::{
-    FRAME_BYTES, HEADER_BYTES, Head, HeaderIs, MAX_RECORD_BYTES, Synced, read_header,
+    FORMAT_VERSION, FRAME_BYTES, HEADER_BYTES, Head, HeaderIs, MAX_RECORD_BYTES, Synced,
+    read_header, read_record,
 };
+use crate::older::{RECORDS, ReadRecord};
 use crate::recovery::Log;
 
 /// So much is read at once.
@@ -50,6 +52,8 @@ pub struct SegmentFound {
     pub file_bytes: u64,
     /// The last sequence that is known to be synced; absent when the mark is damaged.
     pub synced: Option<u64>,
+    /// The version of its format; 0 where its header cannot be read.
+    pub version: u32,
 }
 
 /// The log as it was found.
@@ -105,7 +109,10 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn open(path: &Path, offset: u64) -> io::Result<FrameReader> {
-        let file = File::open(path)?;
+        FrameReader::of(File::open(path)?, offset)
+    }
+
+    pub(crate) fn of(file: File, offset: u64) -> io::Result<FrameReader> {
         let end = file.metadata()?.len();
         Ok(FrameReader { file, offset, end, buf: Vec::new(), at: 0 })
     }
@@ -161,8 +168,33 @@ impl FrameReader {
     }
 }
 
+/// How the records of a segment are read: in the latest layout of its version that fits all of them.
+pub(crate) fn records_of(file: &File, version: u32, first: u64) -> io::Result<ReadRecord> {
+    if version == FORMAT_VERSION {
+        return Ok(read_record);
+    }
+    for read in RECORDS {
+        let mut reader = FrameReader::of(file.try_clone()?, HEADER_BYTES as u64)?;
+        let mut fits = true;
+        for seq in first.. {
+            match reader.next(seq)? {
+                Next::Frame(payload) if read(payload).is_ok() => {}
+                Next::Frame(_) => {
+                    fits = false;
+                    break;
+                }
+                Next::End | Next::Bad(_) => break,
+            }
+        }
+        if fits {
+            return Ok(read);
+        }
+    }
+    Ok(read_record)
+}
+
 /// Reads until the buffer is full or the file ends.
-fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match file.read_at(&mut buf[done..], offset + done as u64) {
@@ -238,6 +270,7 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
         readable_bytes: 0,
         file_bytes: reader.end,
         synced: None,
+        version: 0,
     };
     let spot =
         |offset, sequence, reason: String| Spot { file: path.to_owned(), offset, sequence, reason };
@@ -249,10 +282,12 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
         HeaderIs::Good(header) => header,
         HeaderIs::Blank => return unread(found, Log::Torn, "the header was never written"),
         HeaderIs::Newer(version) => {
+            found.version = version;
             return unread(found, Log::Newer, &format!("it has format version {version}"));
         }
         HeaderIs::Bad => return unread(found, Log::Damaged, "the header is damaged"),
     };
+    found.version = header.version;
     if let Some(own) = store_id.filter(|own| *own != header.store_id) {
         let reason = format!("it belongs to store {:08x}, not to {own:08x}", header.store_id);
         return unread(found, Log::Foreign, &reason);

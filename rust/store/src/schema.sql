@@ -3,7 +3,8 @@
 --
 -- Written by one process, by group, out of the log (`meta.applied_seq` moves in the same
 -- transaction). Open to `sqlite3 -readonly` at any time. Times are Unix milliseconds. Read the
--- movements through the view `entries`, reservations through `reservation_list`.
+-- movements through the view `entries`, reservations through `reservation_list` (views.sql). A
+-- change of these tables is a step in migrations.rs.
 --
 -- For every window, at any moment:
 --   windows.spent = windows.pruned + the sum of the spending that counts in it:
@@ -115,7 +116,7 @@ CREATE TABLE reservations (
   payload    BLOB NOT NULL,           -- hash of the request
   created_ms INTEGER NOT NULL,
   ended_ms   INTEGER,
-  used       BLOB,                    -- floor of what is debited, 7 × i64 little-endian by unit id
+  used       BLOB,                    -- floor of what is debited, 8 × i64 little-endian by unit id
   body       BLOB NOT NULL            -- postcard of the facts Reserved (as it is now) and Settled
 ) STRICT;
 CREATE INDEX reservations_holding ON reservations (sequence) WHERE holds = 1;
@@ -142,22 +143,3 @@ CREATE TABLE details (
   entry INTEGER PRIMARY KEY,
   text  TEXT NOT NULL
 ) STRICT;
-
--- The movements, readable. `admit_ms` is when the windows that it counts in became the account's
--- current ones; it lies before `time_ms` when a hold settles late.
-CREATE VIEW entries AS
-  SELECT e.id >> 16 AS seq, e.id & 65535 AS row, e.time_ms, a.path AS account, e.reservation,
-         u.name AS unit, k.name AS kind, e.amount, e.chain,
-         coalesce(c.time_ms, e.time_ms) AS admit_ms, r.model, d.text AS detail
-  FROM entry e
-  JOIN kinds k ON k.id = e.kind
-  LEFT JOIN accounts a ON a.id = e.account
-  LEFT JOIN units u ON u.id = e.unit
-  LEFT JOIN chains c ON c.id = e.chain
-  LEFT JOIN reservations r ON r.sequence = e.reservation
-  LEFT JOIN details d ON d.entry = e.id;
-
-CREATE VIEW reservation_list AS
-  SELECT r.sequence, a.path AS account, r.state, r.holds, r.model, hex(r.key) AS key,
-         hex(r.payload) AS payload, r.parent, r.created_ms, r.ended_ms
-  FROM reservations r LEFT JOIN accounts a ON a.id = r.account;

@@ -78,11 +78,20 @@ pub(crate) struct Vault {
     tokens: RwLock<HashMap<String, Arc<Token>>>,
 }
 
+/// The version of the file that this code writes, and the newest that it reads. 1 is the first.
+const VERSION: u32 = 1;
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     version: u32,
     tokens: Vec<Token>,
+}
+
+/// A file of any version.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 impl Vault {
@@ -183,18 +192,18 @@ impl Vault {
 
 /// The tokens of a file.
 pub(super) fn parse(bytes: &[u8]) -> io::Result<Vec<Token>> {
-    let file: File = serde_json::from_slice(bytes)?;
-    if file.version != 1 {
-        let message = format!("version {} is of a later Bursar", file.version);
+    let Versioned { version } = serde_json::from_slice(bytes)?;
+    if version != VERSION {
+        let message = format!("it has version {version}: use the release that wrote it");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    Ok(file.tokens)
+    Ok(serde_json::from_slice::<File>(bytes)?.tokens)
 }
 
 /// Writes beside the file and takes its name: what is there is whole, whenever the power fails.
 fn write(path: &Path, tokens: &HashMap<String, Arc<Token>>) -> io::Result<()> {
     let tokens = tokens.values().map(|token| Token::clone(token)).collect();
-    let bytes = serde_json::to_vec_pretty(&File { version: 1, tokens })?;
+    let bytes = serde_json::to_vec_pretty(&File { version: VERSION, tokens })?;
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let temporary = PathBuf::from(name);

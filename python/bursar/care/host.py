@@ -1,4 +1,4 @@
-"""What this host lets the watchdog do, and what to do about the rest. Needs no daemon.
+"""The doctor's look at the host: what it lets the watchdog do. Needs no daemon.
 
 It looks as the daemon would, so it tells the truth for the user and the cgroup that it is called
 in. Nothing stays changed: a cgroup is made for a moment, and a signal that does nothing is sent to
@@ -9,11 +9,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bursar.care.findings import Finding, Outcome
 from bursar.watchdog import cgroups
 from bursar.watchdog.poller import Poller
 from bursar.watchdog.processes import in_host_pid_namespace
@@ -22,35 +21,10 @@ from bursar.watchdog.samples import Health
 if TYPE_CHECKING:
     from bursar.watchdog.samples import Sample
 
-__all__ = ["Finding", "Outcome", "look"]
+__all__ = ["look"]
 
 _CAP_KILL: Final = 5  # linux/capability.h
 _POLL_S: Final = 0.01
-
-
-class Outcome(StrEnum):
-    """How it stands."""
-
-    OK = "ok"
-    LIMITED = "limited"
-    BROKEN = "broken"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        what: What it is.
-        outcome: How it stands.
-        detail: What was found.
-        advice: What to do; empty: nothing.
-    """
-
-    what: str
-    outcome: Outcome
-    detail: str
-    advice: str = ""
 
 
 def look() -> list[Finding]:
@@ -74,13 +48,13 @@ def _gpus(sample: "Sample") -> Iterator[Finding]:
         advice = (
             "on a host with GPUs, install NVIDIA's driver and the extra: pip install bursar[gpu]"
         )
-        yield Finding("NVML", Outcome.LIMITED, f"not there: {sample.detail}", advice)
+        yield Finding("NVML", Outcome.WARN, f"not there: {sample.detail}", advice)
         return
     if sample.health is not Health.WATCHING:
         advice = (
             "see whether nvidia-smi answers; after an update of the driver, reboot or reload it"
         )
-        yield Finding("NVML", Outcome.LIMITED, sample.detail, advice)
+        yield Finding("NVML", Outcome.WARN, sample.detail, advice)
         return
     count = len(sample.devices)
     counted = "1 GPU or instance" if count == 1 else f"{count} GPUs or instances"
@@ -88,12 +62,12 @@ def _gpus(sample: "Sample") -> Iterator[Finding]:
     yield Finding("driver", Outcome.OK, sample.driver_version or "its version is not known")
     lost = [f"GPU {one.index}, {one.uuid}: {one.error}" for one in sample.devices if one.error]
     if lost:
-        yield Finding("GPUs", Outcome.LIMITED, "; ".join(lost), "reset or replace them")
+        yield Finding("GPUs", Outcome.WARN, "; ".join(lost), "reset or replace them")
     blind = [one.uuid for one in sample.devices if not one.error and one.processes is None]
     if sample.detail or blind:
         detail = sample.detail or f"not there on {', '.join(blind)}"
         advice = "nobody is stopped by them: use a driver that this version of bursar knows"
-        yield Finding("process lists", Outcome.LIMITED, detail, advice)
+        yield Finding("process lists", Outcome.WARN, detail, advice)
     elif any(one.processes for one in sample.devices):
         yield Finding("process lists", Outcome.OK, "their layout is known and can be trusted")
     else:
@@ -106,7 +80,7 @@ def _namespace() -> Finding:
         return Finding("pid namespace", Outcome.OK, "the host's")
     advice = "run the sidecar in the host's: hostPID: true, or docker run --pid=host"
     detail = "not the host's: nobody is known on the GPUs, and only registered jobs are enforced"
-    return Finding("pid namespace", Outcome.LIMITED, detail, advice)
+    return Finding("pid namespace", Outcome.WARN, detail, advice)
 
 
 def _cgroup() -> Finding:
@@ -117,7 +91,7 @@ def _cgroup() -> Finding:
             "run jobs where cgroups are delegated: systemd-run --user --scope -p Delegate=yes "
             "bursar run …; else they are kept together by descent"
         )
-        return Finding("cgroup v2", Outcome.LIMITED, f"no job's can be made: {error}", advice)
+        return Finding("cgroup v2", Outcome.WARN, f"no job's can be made: {error}", advice)
     return Finding("cgroup v2", Outcome.OK, "a job's can be made below this one")
 
 
@@ -128,7 +102,7 @@ def _cap_kill() -> Finding:
         return Finding("CAP_KILL", Outcome.OK, "held: jobs of every user can be stopped")
     detail = f"not held: only jobs of user {os.getuid()} can be stopped"
     advice = "for other users' jobs, run the sidecar as root or with AmbientCapabilities=CAP_KILL"
-    return Finding("CAP_KILL", Outcome.LIMITED, detail, advice)
+    return Finding("CAP_KILL", Outcome.WARN, detail, advice)
 
 
 def _pidfd() -> Finding:

@@ -1,0 +1,146 @@
+"""The doctor's look at the running sidecar: its sockets, its code and its descriptors."""
+
+import os
+import resource
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from bursar.care.files import folder_of_socket
+from bursar.care.findings import Finding, Outcome, Subject
+from bursar.exceptions import AccessError, BursarError
+
+__all__ = ["code", "descriptors", "sockets"]
+
+_ANSWER_S: Final = 2.0
+_OWN_DESCRIPTORS: Final = 128  # what the sidecar keeps for itself is about that
+_NEARLY_ALL: Final = 0.8
+
+
+def sockets(subject: Subject) -> Iterator[Finding]:
+    """Whether the configured sockets are there, and a sidecar answers at them."""
+    if subject.config is None:
+        return
+    server = subject.config.server
+    if server.socket is not None:
+        path = Path(server.socket)
+        if path.parent.is_dir():
+            yield folder_of_socket(path)
+        yield _socket(subject, path, int(server.socket_mode, 8))
+    if server.tcp is not None:
+        yield _answer("tcp", server.tcp)
+
+
+def _socket(subject: Subject, path: Path, mode: int) -> Finding:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        if subject.in_use_by is None:
+            return Finding("socket", Outcome.OK, f"{path} is not there: no sidecar runs")
+        detail = f"{path} is gone, while process {subject.in_use_by} has the store open"
+        return Finding("socket", Outcome.BROKEN, detail, "restart the sidecar")
+    if not stat.S_ISSOCK(found.st_mode):
+        advice = "move it away: the sidecar does not start"
+        return Finding("socket", Outcome.BROKEN, f"{path} is no socket", advice)
+    if (unreachable := _connect(path)) is not None:
+        return unreachable
+    has = stat.S_IMODE(found.st_mode)
+    if has & ~mode:
+        detail = f"{path} has mode {has:04o}, wider than the configured {mode:04o}"
+        return Finding("socket", Outcome.BROKEN, detail, f"chmod {mode:04o} {path}")
+    return _answer("socket", f"unix:{path}")
+
+
+def _connect(path: Path) -> Finding | None:
+    probe = socket.socket(socket.AF_UNIX)
+    probe.settimeout(_ANSWER_S)
+    try:
+        with probe:
+            probe.connect(str(path))
+    except ConnectionRefusedError:
+        advice = "start the sidecar, which replaces it"
+        return Finding("socket", Outcome.WARN, f"{path} is stale: nobody listens on it", advice)
+    except PermissionError:
+        advice = "join its group, or run this as the sidecar's user"
+        return Finding("socket", Outcome.WARN, f"{path} cannot be reached from here", advice)
+    except OSError as error:
+        detail = f"{path} takes no connection: {error}"
+        return Finding("socket", Outcome.BROKEN, detail, "restart the sidecar")
+    return None
+
+
+def _answer(what: str, target: str) -> Finding:
+    import bursar
+
+    try:
+        with bursar.connect(target, timeout_s=_ANSWER_S, attempts=1) as client:
+            client.who_am_i()
+    except AccessError:
+        return Finding(what, Outcome.OK, f"a sidecar answers at {target}, and asks for a token")
+    except BursarError as error:
+        advice = "see whether it runs and is not stopped; else restart it"
+        return Finding(what, Outcome.BROKEN, f"{target} does not answer: {error}", advice)
+    return Finding(what, Outcome.OK, f"a sidecar answers at {target}")
+
+
+def code(subject: Subject) -> Iterator[Finding]:
+    """Whether the running sidecar is the release that is installed."""
+    if subject.in_use_by is None:
+        return
+    from bursar import _core
+
+    try:
+        maps = Path(f"/proc/{subject.in_use_by}/maps").read_text(encoding="utf-8")
+    except OSError as error:
+        detail = f"process {subject.in_use_by} cannot be looked at: {error.strerror}"
+        yield Finding("release", Outcome.WARN, detail, "run this as the sidecar's user")
+        return
+    here = Path(_core.__file__).stat()
+    lines = [line.split(maxsplit=5) for line in maps.splitlines() if "/_core." in line]
+    same = any(
+        line[4] == str(here.st_ino)
+        and [int(part, 16) for part in line[3].split(":")]
+        == [os.major(here.st_dev), os.minor(here.st_dev)]
+        for line in lines
+    )
+    if same:
+        yield Finding("release", Outcome.OK, f"the sidecar runs what is installed: {_core.version}")
+    elif lines:
+        detail = f"the sidecar runs {lines[0][5]}, which is not what is installed here"
+        advice = "restart it, or use the bursar command that belongs to it"
+        yield Finding("release", Outcome.WARN, detail, advice)
+    else:
+        detail = (
+            f"process {subject.in_use_by} has the store open, and is no sidecar of this release"
+        )
+        advice = "use the bursar command that belongs to it"
+        yield Finding("release", Outcome.WARN, detail, advice)
+
+
+def descriptors(subject: Subject) -> Iterator[Finding]:
+    """Whether there are descriptors for the connections that are allowed."""
+    if subject.config is None:
+        return
+    pid = subject.in_use_by
+    try:
+        limit = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)[1]
+        used = len(list(Path(f"/proc/{pid or 'self'}/fd").iterdir()))
+    except OSError as error:
+        detail = f"those of process {pid} cannot be seen: {error.strerror}"
+        yield Finding("descriptors", Outcome.WARN, detail, "run this as the sidecar's user")
+        return
+    wanted = subject.config.server.max_connections
+    advice = "raise LimitNOFILE= of its unit (ulimit -n), or lower server.max_connections"
+    if limit == resource.RLIM_INFINITY:
+        yield Finding("descriptors", Outcome.OK, "not limited")
+    elif pid and used > limit * _NEARLY_ALL:
+        detail = f"{used:,} of {limit:,} are in use: soon no connection is taken"
+        yield Finding("descriptors", Outcome.BROKEN, detail, advice)
+    elif (limit - _OWN_DESCRIPTORS) // 2 < wanted:
+        room = max(0, (limit - _OWN_DESCRIPTORS) // 2)
+        detail = f"{limit:,} are enough for {room:,} connections; {wanted:,} are allowed"
+        yield Finding("descriptors", Outcome.WARN, detail, advice)
+    else:
+        yield Finding("descriptors", Outcome.OK, f"{limit:,}, for {wanted:,} connections")

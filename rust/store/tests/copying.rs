@@ -1,0 +1,102 @@
+//! Copies of a store that is written to meanwhile: nothing that was written before is missing.
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use bursar_store::{Case, Durability, StoreConfig, adopt_copy, check_store, copy_store, diagnose};
+use support::*;
+
+/// Small segments, so that the import deletes some while a copy is made.
+fn small(folder: &tempfile::TempDir, durability: Durability) -> StoreConfig {
+    StoreConfig { segment_bytes: 4096, ..config_with(folder, durability) }
+}
+
+#[test]
+fn what_was_written_before_a_copy_began_is_in_it_while_segments_come_and_go() {
+    for durability in [Durability::Process, Durability::Power] {
+        let folder = folder();
+        let config = small(&folder, durability);
+        let store = open(&config);
+        add(&store, &world());
+        let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for sequence in 1.. {
+                    let _reserved = add(&store, &reserve(sequence, 5));
+                    written.store(add(&store, &settle(sequence, 5, 3)), Ordering::Release);
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            for n in 0..40 {
+                let before = written.load(Ordering::Acquire);
+                let copy = folder.path().join(format!("copy-{n}.db"));
+                let copied = copy_store(&config.path, &copy);
+                let well = copied.as_ref().is_ok_and(|copied| copied.sequence >= before);
+                if !well || n == 39 {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                assert!(well, "{copied:?}, and {before} was written before");
+                assert_eq!(check_store(&copy).expect("checked"), []);
+                std::fs::remove_file(copy).expect("removed");
+            }
+        });
+        let diagnosis = diagnose(&config.path).expect("looked at while it is open");
+        assert_eq!(diagnosis.refusal, None);
+    }
+}
+
+#[test]
+fn a_copy_opens_as_a_store_that_was_closed_and_passes_over_ids() {
+    let folder = folder();
+    let config = small(&folder, Durability::Process);
+    let store = open(&config);
+    add(&store, &world());
+    let _idle = hold_import(&config);
+    for sequence in 1..=50 {
+        add(&store, &reserve(sequence, 5));
+    }
+    let copy = StoreConfig { path: folder.path().join("copy.db"), ..config.clone() };
+    let copied = copy_store(&config.path, &copy.path).expect("copied");
+    assert_eq!(copied.sequence, 51, "also what SQLite has not");
+    adopt_copy(&copy.path).expect("adopted");
+    let (again, recovery, told) = open_all(&copy).expect("it opens");
+    assert_eq!((recovery.case, recovery.imported), (Case::CleanStart, 0));
+    assert_eq!(recovery.max_sequence, 50 + (1 << 40));
+    assert_eq!(entries(&again).len(), 103, "two limits and more, two rows for each hold");
+    assert!(!told.is_empty());
+}
+
+#[test]
+fn a_copy_that_lacks_a_segment_is_none() {
+    let folder = folder();
+    let config = small(&folder, Durability::Process);
+    let store = open(&config);
+    add(&store, &world());
+    let idle = hold_import(&config);
+    for sequence in 1..=200 {
+        add(&store, &reserve(sequence, 5));
+    }
+    let gone = segments(&config).swap_remove(1);
+    std::fs::rename(&gone, gone.with_extension("away")).expect("moved");
+    let error = copy_store(&config.path, &folder.path().join("copy.db")).expect_err("a hole");
+    assert!(error.to_string().contains("the records before it are missing"), "{error}");
+    std::fs::rename(gone.with_extension("away"), &gone).expect("moved back");
+    drop(idle);
+}
+
+#[test]
+fn a_store_that_would_be_refused_is_not_copied() {
+    let folder = folder();
+    let config = small(&folder, Durability::Process);
+    add(&open(&config), &world());
+    std::fs::remove_dir_all(log_folder(&config)).expect("removed");
+    let error = copy_store(&config.path, &folder.path().join("copy.db")).expect_err("no log");
+    assert!(error.to_string().contains("its log is missing"), "{error}");
+    let missing = folder.path().join("missing.db");
+    assert!(copy_store(&missing, &folder.path().join("other.db")).is_err());
+    assert!(!missing.exists());
+}
