@@ -21,6 +21,7 @@ mod error;
 mod faults;
 mod files;
 mod frame;
+mod guard;
 mod import;
 mod importing;
 mod known;

@@ -18,6 +18,7 @@ use crate::files::{
     Lock, OpenLogFile, create_file, create_folder, log_folder, remove_in_order, sync_folder,
 };
 use crate::frame::{HEADER_BYTES, Header, Synced, read_record};
+use crate::guard::refuse_planted;
 use crate::import::Importer;
 use crate::log::{LogWriter, Segment};
 use crate::recovery::{Case, Decision, Join, Observed, decide};
@@ -159,6 +160,7 @@ pub(crate) fn open(
 ) -> Result<Opened, StoreError> {
     let store = config.path.as_path();
     let folder = log_folder(store);
+    refuse_planted(store)?;
     create_folder(&folder)?;
     let lock = Lock::take(store, &folder)?;
     let found = find(store, &folder, true)?;
