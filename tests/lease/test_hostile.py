@@ -1,6 +1,5 @@
 """Clients that lie on their pages, grab at others', and flood the lease socket harm nobody else."""
 
-import array
 import contextlib
 import mmap
 import os
@@ -12,59 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from typing import Final
 
 import pytest
 from support.daemon import LONG, Daemon, balance
+from support.desk import LEASE_LIMIT_REACHED, MAGIC, REQUEST, Answer, Desk
 
 import bursar
 
-MAGIC: Final = 0x4C535242
-REQUEST: Final = struct.Struct("<IHHQQqqqqqqBB6x64s")
-ANSWER: Final = struct.Struct("<IHHQQQQH6x208s")
 WORD: Final = 64
-NOT_THE_OWNER, LEASE_LIMIT_REACHED = 20, 21
 FROZEN_WITHIN_S: Final = 0.02
-
-
-class Answer(NamedTuple):
-    status: int
-    used: int
-    granted: int
-    lease: int
-    message: str
-    fds: list[int]
-
-
-class Desk:
-    """The lease socket, spoken to as the layout says, with nothing of ours between."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(10)
-        self.socket.connect(str(daemon.socket_path) + ".lease")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def attach(self, reservation: str, *, unit: int = 0, claim: int = 0, ahead: int = 0) -> Answer:
-        name = reservation.encode()
-        return self.ask(
-            REQUEST.pack(MAGIC, 1, 1, 7, claim, ahead, 0, 0, 0, 0, 0, unit, len(name), name)
-        )
-
-    def ask(self, frame: bytes) -> Answer:
-        self.socket.send(frame)
-        data, beside, _, _ = self.socket.recvmsg(ANSWER.size, socket.CMSG_SPACE(8))
-        fds = array.array("i")
-        for _, _, content in beside:
-            fds.frombytes(content)
-        magic, version, status, tag, used, granted, lease, length, text = ANSWER.unpack(data)
-        assert (magic, version, tag) == (MAGIC, 1, 7)
-        return Answer(status, used, granted, lease, text[:length].decode(), list(fds))
 
 
 @pytest.fixture

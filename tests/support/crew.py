@@ -20,10 +20,29 @@ LIMIT = 10**15
 
 
 class Crew:
-    """Some agents; as a context manager they start and end."""
+    """Some agents; as a context manager they start and end.
 
-    def __init__(self, daemon: Daemon, folder: Path, *, agents: int, seed: int) -> None:
-        self._daemon = daemon
+    Args:
+        daemon: The one that they call.
+        folder: Where their journals go.
+        agents: How many there are.
+        seed: What they do.
+        target: Where they call it; None: at its socket.
+        timeout_s: The deadline of each call.
+    """
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        folder: Path,
+        *,
+        agents: int,
+        seed: int,
+        target: str | None = None,
+        timeout_s: float = 20,
+    ) -> None:
+        self._target = target or daemon.target
+        self._timeout_s = timeout_s
         self._context = multiprocessing.get_context("spawn")
         self._folder = folder
         self.accounts = [f"acme/team{number % 2}/agent{number}" for number in range(agents)]
@@ -35,7 +54,8 @@ class Crew:
         for number, account in enumerate(self.accounts):
             mine, theirs = self._context.Pipe()
             seed = (self._seed * 1_000 + number) % 2**31
-            arguments = (theirs, self._daemon.target, account, seed, str(self._journal(account)))
+            where = (self._target, self._timeout_s)
+            arguments = (theirs, where, account, seed, str(self._journal(account)))
             process = self._context.Process(target=worker.work, args=arguments, daemon=True)
             process.start()
             theirs.close()

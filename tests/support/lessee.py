@@ -1,8 +1,8 @@
 """An agent that debits a lease, as a process of its own: it may be killed at any token.
 
-`python -m support.lessee TARGET ACCOUNT JOURNAL RESERVE COUNT`: reserves, leases, and debits one at
-a time until STOP or COUNT. JOURNAL is a file of two numbers, mapped: what it was about to have
-debited, and what it knows that it has debited. Only a step that is under way tells them apart.
+`python -m support.lessee TARGET ACCOUNT JOURNAL RESERVE COUNT TTL_S`: reserves, leases, and debits
+one at a time until STOP or COUNT. JOURNAL is a file of two numbers, mapped: what it was about to
+have debited, and what it knows that it has debited. Only a step that is under way tells them apart.
 """
 
 import mmap
@@ -19,22 +19,23 @@ _NUMBERS: Final = struct.Struct("<qq")
 _TESTS: Final = Path(__file__).resolve().parent.parent
 
 
-def main(target: str, account: str, journal: str, reserve: str, count: str) -> None:
+def main(target: str, account: str, journal: str, *numbers: str) -> None:
     """Debits, and commits what it has debited."""
+    reserve, count, ttl_s = numbers
     with Path(journal).open("r+b") as file, mmap.mmap(file.fileno(), _NUMBERS.size) as page:
         # Each number is stored whole: a kill leaves the one before or the one after.
-        numbers = memoryview(page).cast("q")
+        told = memoryview(page).cast("q")
         with bursar.connect(target, timeout_s=30, attempts=100) as client:
-            reservation = client.reserve(account, tokens=int(reserve), ttl_s=600)
+            reservation = client.reserve(account, tokens=int(reserve), ttl_s=float(ttl_s))
             lease = reservation.lease()
             sys.stdout.write(f"{reservation.id}\n")
             sys.stdout.flush()
             for done in range(int(count)):
-                numbers[0] = done + 1
+                told[0] = done + 1
                 if lease.debit(1) is bursar.Verdict.STOP:
                     break
-                numbers[1] = done + 1
-            numbers.release()
+                told[1] = done + 1
+            told.release()
             spent = reservation.commit(tokens=lease.used).spent.get("tokens", 0)
         sys.stdout.write(f"{spent}\n")
 
@@ -43,11 +44,18 @@ class Lessee:
     """Such an agent, started."""
 
     def __init__(
-        self, target: str, account: str, journal: Path, *, reserve: int = 1, count: int = 2**40
+        self,
+        target: str,
+        account: str,
+        journal: Path,
+        *,
+        reserve: int = 1,
+        count: int = 2**40,
+        ttl_s: float = 600,
     ) -> None:
         self._journal = journal
         journal.write_bytes(bytes(_NUMBERS.size))
-        arguments = [target, account, str(journal), str(reserve), str(count)]
+        arguments = [target, account, str(journal), str(reserve), str(count), str(ttl_s)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "support.lessee", *arguments],
             stdout=subprocess.PIPE,

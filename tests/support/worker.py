@@ -210,9 +210,13 @@ def total(list_: Any) -> int:
     return sum(one.value for one in list_ if one.unit == "tokens")
 
 
-def work(pipe: Connection, target: str, account: str, seed: int, journal: str) -> None:
-    """The process: runs on "run" until the daemon is gone, settles on "settle", ends on "end"."""
-    bare = Bare(target, timeout_s=20)
+def work(pipe: Connection, where: tuple[str, float], account: str, seed: int, journal: str) -> None:
+    """The process: runs on "run" until nobody answers, settles on "settle", ends on "end".
+
+    `where` is what it calls, and the deadline of each call in seconds.
+    """
+    target, timeout_s = where
+    bare = Bare(target, timeout_s=timeout_s)
     agent = Agent(bare, account, seed, Path(journal))
     while True:
         order = pipe.recv()
@@ -226,11 +230,11 @@ def work(pipe: Connection, target: str, account: str, seed: int, journal: str) -
             elif order == "end":
                 return
         except Failed as failed:
-            if failed.code != "UNAVAILABLE":
+            if failed.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
                 raise
             # The next daemon has another socket under the same name: do not wait to dial it.
             bare.channel.close()
-            bare = Bare(target, timeout_s=20)
+            bare = Bare(target, timeout_s=timeout_s)
             agent._call = bare
             pipe.send(f"gone: {failed.reason or 'no answer'}")
         else:

@@ -4,8 +4,6 @@ The disk is a tmpfs of its own, really full; under the journal alone, or under t
 """
 
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from support.gpu import GIB, Orders
+from support.places import Disk, small_disk
 from support.scene import Scene, lives, until
 from support.watched import states
 
@@ -25,40 +24,10 @@ from bursar.watchdog.cases import INTENT_PATIENCE_MS
 PATIENCE = timedelta(milliseconds=INTENT_PATIENCE_MS - 100)  # by the clock of the wall
 
 
-class Disk:
-    """A file system of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._filling = path / "filling"
-
-    def fill(self) -> None:
-        """Leaves no byte. The kernel counts for each processor, so the first refusal is not it."""
-        refusals = 0
-        with self._filling.open("wb", buffering=0) as file:
-            while refusals < 100:
-                try:
-                    file.write(bytes(4096))
-                except OSError:
-                    refusals += 1
-                    time.sleep(0.002)
-
-    def empty(self) -> None:
-        """Makes room again."""
-        self._filling.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs", str(path)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    try:
-        yield Disk(path)
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)  # noqa: S607 -- wherever it is
+    with small_disk(tmp_path / "disk", "96m") as disk:
+        yield disk
 
 
 def on(disk: Disk, what: str, **watchdog: object) -> Scene:

@@ -64,6 +64,11 @@ def safe(text: str) -> str:
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
+def say(line: str) -> None:
+    """Says what happened in one line on stderr, whatever it was that somebody chose in it."""
+    click.echo(f"bursar: {safe(line)}", err=True)
+
+
 def echo_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """Writes a table: rich on a terminal, aligned text elsewhere; nothing but a word if empty."""
     if not rows:

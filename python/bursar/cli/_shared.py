@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 import bursar
+from bursar.cli._output import say
 from bursar.daemon.config import ConfigError
 from bursar.exceptions import (
     AccessError,
@@ -74,7 +75,7 @@ def exit_code(error: BursarError) -> int:
 def fail(error: BursarError) -> NoReturn:
     """Says on stderr what went wrong and exits with its code."""
     for line in str(error).splitlines() or [type(error).__name__]:
-        click.echo(f"bursar: {line}", err=True)
+        say(line)
     sys.exit(exit_code(error))
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from bursar.cli._output import say
 from bursar.cli._shared import in_base_unit
 from bursar.daemon.config import Config
 from bursar.units import UNITS
@@ -124,7 +125,7 @@ def proxy(
                 },
             }
         )
-        run(config, say=lambda line: click.echo(f"bursar: {line}", err=True), ready=_tell)
+        run(config, say=say, ready=_tell)
 
 
 def _upstreams(url: str, key_env: str | None, engine: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from bursar.cli._output import safe
+from bursar.cli._output import say
 from bursar.cli._shared import in_base_unit, target_option
 from bursar.cli._words import in_words
 from bursar.units import UNITS, parse_amount, parse_duration_ms
@@ -175,4 +175,4 @@ def run(
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # that nobody listens must not end the wait for the job
-        click.echo(f"bursar: {safe(line)}", err=True)
+        say(line)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from bursar.cli._shared import config_option
+from bursar.cli._output import say
 from bursar.daemon.config import load_config
 from bursar.daemon.serve import run
 
@@ -19,4 +20,4 @@ def serve(config_path: Path, *, socket: Path | None, store: Path | None) -> None
     Holds are kept: after a restart they are there again.
     """
     config = load_config(config_path).with_overrides(socket=socket, store=store)
-    run(config, say=lambda line: click.echo(f"bursar: {line}", err=True))
+    run(config, say=say)

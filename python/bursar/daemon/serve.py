@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _CHECK_S: Final = 1.0  # how late it is noticed that the server stopped by itself
+_FULL: Final = "as many are open as server.max_connections and the descriptors allow"
+_CROWDED_S: Final = 60.0  # how often it is told at most that connections find no place
 
 
 def run(
@@ -88,13 +90,20 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
 
 
 def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:
-    """Returns when a signal has come; says once when the store has failed meanwhile."""
+    """Returns when a signal has come; says what else happens meanwhile.
+
+    That the store has failed is said once; that connections find no place, once a minute.
+    """
     failure = None
+    told, quiet_until = 0, 0.0
     while not select.select([wakeup], [], [], _CHECK_S)[0]:
         if server.wait(0):
             raise BursarError("the server stopped by itself; the lines above say why")
         if failure is None and (failure := server.failure) is not None:
             say(f"{failure}; until then only reads are answered")
+        if (count := server.turned_away) > told and time.monotonic() >= quiet_until:
+            say(f"{count - told} connections were closed at once: {_FULL}")
+            told, quiet_until = count, time.monotonic() + _CROWDED_S
 
 
 @contextmanager

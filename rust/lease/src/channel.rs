@@ -3,10 +3,10 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, chmod, fchmod, unlink};
-use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -31,14 +31,20 @@ fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Listens; what is at the path is replaced. The mode is never wider than `mode`, at no moment.
+/// Listens; a socket that is at the path is replaced. The mode is never wider than `mode`, at no
+/// moment.
 pub fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let listener = socket(SocketFlags::NONBLOCK)?;
     let mode = Mode::from_raw_mode(mode);
     fchmod(&listener, mode)?;
-    match unlink(path) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => unlink(path)?,
+        Ok(_) => {
+            let message = "a file is in the way that is not a socket";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
     chmod(path, mode)?;

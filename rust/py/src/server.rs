@@ -59,6 +59,12 @@ impl PyServer {
         self.running.engine().failure()
     }
 
+    /// How many connections found no place.
+    #[getter]
+    fn turned_away(&self) -> u64 {
+        self.running.turned_away()
+    }
+
     /// Answers one call that came by no socket; serialized messages in and out.
     fn call<'py>(
         &self,

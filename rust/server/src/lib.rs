@@ -18,8 +18,10 @@ pub mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod greeting;
 mod grpc;
 mod history;
+mod intake;
 mod lease;
 mod listen;
 mod meter;

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tonic::transport::server::Connected;
 
 use crate::config::{ConfigError, Listen};
 use crate::engine::OpenError;
+use crate::greeting::Greeting;
 use crate::owner;
 
 /// What a connection tells of its other end.
@@ -141,33 +142,59 @@ impl Lane {
 pub(crate) struct Door {
     pub(crate) listeners: Listeners,
     pub(crate) lanes: Vec<Lane>,
-    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) places: Arc<Places>,
+}
+
+/// The connections that there may be.
+#[derive(Debug)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    turned_away: AtomicU64,
+}
+
+impl Places {
+    pub(crate) fn new(count: usize) -> Arc<Places> {
+        Arc::new(Places { free: Arc::new(Semaphore::new(count)), turned_away: AtomicU64::new(0) })
+    }
+
+    /// How many found none.
+    pub(crate) fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok();
+        if permit.is_none() {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
+        permit
+    }
 }
 
 impl Door {
     /// Accepts until the drain begins.
     pub(crate) fn open(self, draining: &watch::Receiver<bool>) {
-        let Door { listeners, lanes, connections } = self;
+        let Door { listeners, lanes, places } = self;
         if let Some(listener) =
             listeners.unix.and_then(|(unix, _)| UnixListener::from_std(unix).ok())
         {
-            let accept = accept_unix(listener, lanes.clone(), Arc::clone(&connections));
+            let accept = accept_unix(listener, lanes.clone(), Arc::clone(&places));
             tokio::spawn(until(draining.clone(), accept));
         }
         if let Some(listener) = listeners.tcp.and_then(|tcp| TcpListener::from_std(tcp).ok()) {
-            tokio::spawn(until(draining.clone(), accept_tcp(listener, lanes, connections)));
+            tokio::spawn(until(draining.clone(), accept_tcp(listener, lanes, places)));
         }
     }
 }
 
-async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, connections: Arc<Semaphore>) {
+async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, places: Arc<Places>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
             continue;
         };
         // One more than allowed is closed at once: its caller learns of it and does not wait.
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
+        let Some(permit) = places.take() else { continue };
         let credentials = stream.peer_cred().ok();
         let peer = Peer {
             owner: credentials.and_then(|peer| owner::identify(peer.pid()?, peer.uid())),
@@ -178,13 +205,13 @@ async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, connections: Arc<
     }
 }
 
-async fn accept_tcp(listener: TcpListener, lanes: Vec<Lane>, connections: Arc<Semaphore>) {
+async fn accept_tcp(listener: TcpListener, lanes: Vec<Lane>, places: Arc<Places>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             pause().await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
+        let Some(permit) = places.take() else { continue };
         let _slower_without = stream.set_nodelay(true);
         let Ok(stream) = stream.into_std() else { continue };
         hand_over(&lanes, StdSocket::Tcp(stream), Peer::default(), permit).await;
@@ -238,7 +265,8 @@ impl Accepted {
             StdSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
             StdSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
         };
-        Ok(Connection { socket, peer: self.peer, _place: self.place })
+        let greeting = Greeting::default();
+        Ok(Connection { socket, peer: self.peer, greeting, _place: self.place })
     }
 }
 
@@ -256,6 +284,7 @@ enum Socket {
 pub(crate) struct Connection {
     socket: Socket,
     peer: Peer,
+    greeting: Greeting,
     _place: Place,
 }
 
@@ -273,10 +302,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.socket {
+        let before = buffer.filled().len();
+        let read = match &mut self.socket {
             Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
             Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        };
+        self.greeting.check(context, read, buffer.filled().len() - before)
     }
 }
 

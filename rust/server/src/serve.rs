@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -19,8 +19,9 @@ use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
+use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
-use crate::listen::{Accepted, Door, Lane, Listeners, bind_tcp};
+use crate::listen::{Accepted, Door, Lane, Listeners, Places, bind_tcp};
 use crate::process::Processes;
 use crate::proxy::{self, Proxy};
 use crate::v1::access_service_server::AccessServiceServer;
@@ -41,6 +42,7 @@ pub struct Running {
     engine: Arc<Engine>,
     desk: Option<Desk>,
     processes: Arc<Processes>,
+    places: Arc<Places>,
     addresses: Vec<String>,
     proxy_address: Option<SocketAddr>,
     unix: Option<PathBuf>,
@@ -54,6 +56,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let listen = config.listen.clone();
     let listen = listen.ok_or_else(|| ConfigError::new("listen: is missing"))?;
     // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
+    refuse_core_files();
     let _where_there_are_any = rustix::thread::disable_transparent_huge_pages(true);
     let (connections, lease_connections) = within_descriptors(listen.max_connections);
     let listeners = Listeners::bind(&listen)?;
@@ -64,13 +67,14 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let engine = Engine::open(config)?;
     let desk = Desk::open(&engine, &access, &listen, lease_connections)?;
     let (drain, draining) = watch::channel(false);
-    let connections = Arc::new(Semaphore::new(connections));
+    let places = Places::new(connections);
     let addresses = listeners.addresses();
     let (lanes, incoming): (Vec<_>, Vec<_>) =
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
-    let mut door = Some(Door { listeners, lanes, connections });
+    let mut door = Some(Door { listeners, lanes, places: Arc::clone(&places) });
     let mut threads = Vec::new();
     let processes = Arc::<Processes>::default();
+    let room = Room::new(listen.max_message_bytes);
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = Api {
             engine: Arc::clone(&engine),
@@ -80,7 +84,8 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         };
         let (listen, door) = (listen.clone(), door.take());
         let name = format!("bursar-{number}");
-        let run = move || run_thread(door, incoming, api, &listen);
+        let bounded = Bounded(Arc::clone(&room));
+        let run = move || run_thread(door, incoming, api, bounded, &listen);
         let thread = std::thread::Builder::new().name(name).spawn(run);
         threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
     }
@@ -95,6 +100,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         engine,
         desk,
         processes,
+        places,
         addresses,
         proxy_address,
         unix: listen.unix.clone(),
@@ -102,6 +108,14 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
     })
+}
+
+/// A core file would hold tokens, keys and prompts. One byte: too small for a file, and what the kernel
+/// takes for "none" where a program takes the cores, which zero is not.
+fn refuse_core_files() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(1), maximum: Some(1) };
+    let _where_it_may = setrlimit(Resource::Core, none);
 }
 
 /// Takes as many descriptors as the system gives, and shares them out: how many connections there may
@@ -127,6 +141,11 @@ impl Running {
     /// Where the proxy listens, if there is one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.proxy_address
+    }
+
+    /// How many connections found no place.
+    pub fn turned_away(&self) -> u64 {
+        self.places.turned_away()
     }
 
     /// What it serves.
@@ -172,7 +191,13 @@ impl Running {
 }
 
 /// One data-plane thread, from its start to the end of the drain. The first one has the door.
-fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, listen: &Listen) {
+fn run_thread(
+    door: Option<Door>,
+    incoming: mpsc::Receiver<Accepted>,
+    api: Api,
+    bounded: Bounded,
+    listen: &Listen,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(ASIDE_THREADS)
@@ -204,6 +229,7 @@ fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, 
             .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .layer(bounded)
             .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccessServiceServer::new(api.clone()).max_decoding_message_size(limit))

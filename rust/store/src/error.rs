@@ -51,6 +51,28 @@ pub enum StoreError {
         /// Whether descriptors had run out, of which there may be some again.
         out_of_descriptors: bool,
     },
+    /// Where everybody may write, somebody else may have put it there.
+    #[error(
+        "{} {what}, and everybody may write to its folder: choose a folder of your own for the store",
+        path.display()
+    )]
+    Planted {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file of the store is no longer under its name, or was cut.
+    #[error(
+        "{} was removed, replaced or cut while the store was open: copy it back out of \
+         /proc/{}/fd before this process ends",
+        path.display(),
+        std::process::id()
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+    },
     /// The log could not be written. Nothing of the failed batch is in it.
     #[error(
         "cannot append to the log {}: {reason}; the store takes nothing more until it is opened \

@@ -67,6 +67,11 @@ pub(crate) fn log_folder(store: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The file that tells who has the store open.
+pub(crate) fn lock_path(folder: &Path) -> PathBuf {
+    folder.join("lock")
+}
+
 /// The file of the segment that begins with a sequence.
 pub(crate) fn segment_path(folder: &Path, first: u64) -> PathBuf {
     folder.join(format!("{first:020}.log"))
@@ -134,6 +139,8 @@ pub(crate) fn remove_in_order<'a>(
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
+    /// Locked as well: a file can be deleted while somebody has it.
+    folder: File,
     /// Who has it; a forked child only has its file.
     pid: u32,
 }
@@ -141,28 +148,32 @@ pub(crate) struct Lock {
 impl Lock {
     /// Takes the lock or says who has it.
     pub(crate) fn take(store: &Path, folder: &Path) -> Result<Lock, StoreError> {
-        let path = folder.join("lock");
-        let mut file =
-            private().create(true).truncate(false).open(&path).at("open the lock", &path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let pid = holder(&mut file).unwrap_or_else(|| "?".into());
-                return Err(StoreError::InUse { store: store.to_owned(), pid });
+        let path = lock_path(folder);
+        let file = private().create(true).truncate(false).open(&path).at("open the lock", &path)?;
+        let within = File::open(folder).at("open the folder", folder)?;
+        for (locked, path) in [(&file, path.as_path()), (&within, folder)] {
+            match locked.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let pid = holder(&file).unwrap_or_else(|| "?".into());
+                    return Err(StoreError::InUse { store: store.to_owned(), pid });
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(StoreError::io("lock", path, &error));
+                }
             }
-            Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &path, &error)),
         }
         let pid = std::process::id();
-        let named = file.set_len(0).and_then(|()| write!(file, "{pid}"));
+        let named = file.set_len(0).and_then(|()| write!(&file, "{pid}"));
         named.at("write the lock", &path)?;
-        Ok(Lock { file, pid })
+        Ok(Lock { file, folder: within, pid })
     }
 
     /// Who has the store open, if anybody has.
     pub(crate) fn held_by(folder: &Path) -> Option<String> {
-        let mut file = File::open(folder.join("lock")).ok()?;
+        let file = File::open(lock_path(folder)).ok()?;
         match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => Some(holder(&mut file).unwrap_or_else(|| "?".into())),
+            Err(TryLockError::WouldBlock) => Some(holder(&file).unwrap_or_else(|| "?".into())),
             _ => None,
         }
     }
@@ -174,11 +185,12 @@ impl Drop for Lock {
         // it until it runs its program.
         if self.pid == std::process::id() {
             let _ = self.file.unlock();
+            let _ = self.folder.unlock();
         }
     }
 }
 
-fn holder(file: &mut File) -> Option<String> {
+fn holder(file: &File) -> Option<String> {
     let mut text = String::new();
     file.take(20).read_to_string(&mut text).ok()?;
     text.parse::<u32>().ok().map(|pid| pid.to_string())

@@ -12,6 +12,7 @@ use bursar_ledger::fact::Record;
 use crate::error::{At, StoreError};
 use crate::files::{remove_in_order, sync_folder};
 use crate::frame::{FRAME_BYTES, HEADER_BYTES, Synced, read_record};
+use crate::guard::Present;
 use crate::import::Importer;
 use crate::log::Mark;
 use crate::retention::Retention;
@@ -31,14 +32,16 @@ const NORMAL: i32 = 0;
 pub(crate) struct Importing {
     pub(crate) importer: Importer,
     retention: Retention,
+    present: Present,
     /// The segment that is being read, by its first sequence.
     reader: Option<(u64, FrameReader)>,
     nice: i32,
 }
 
 impl Importing {
-    pub(crate) fn new(importer: Importer) -> Importing {
-        Importing { importer, retention: Retention::default(), reader: None, nice: NORMAL }
+    pub(crate) fn new(importer: Importer, present: Present) -> Importing {
+        let retention = Retention::default();
+        Importing { importer, retention, present, reader: None, nice: NORMAL }
     }
 
     /// Runs until the store is stopped.
@@ -58,7 +61,8 @@ impl Importing {
             if failed {
                 continue;
             }
-            let done = self.drain(shared, true).and_then(|()| {
+            let there = self.present.check(shared);
+            let done = there.and_then(|()| self.drain(shared, true)).and_then(|()| {
                 let keep_ms = shared.config.keep_ms();
                 self.retention.step(&mut self.importer, keep_ms)
             });

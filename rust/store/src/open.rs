@@ -21,6 +21,7 @@ use crate::files::{
     sync_parent,
 };
 use crate::frame::{HEADER_BYTES, Header, Synced};
+use crate::guard::refuse_planted;
 use crate::import::Importer;
 use crate::log::{LogWriter, Segment};
 use crate::migrations::{SCHEMA_VERSION, migrate};
@@ -165,6 +166,7 @@ pub(crate) fn open(
 ) -> Result<Opened, StoreError> {
     let store = config.path.as_path();
     let folder = log_folder(store);
+    refuse_planted(store)?;
     create_folder(&folder)?;
     let lock = Lock::take(store, &folder)?;
     // Not to write: what is refused stays as it is, to the byte.

@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use crate::config::StoreConfig;
 use crate::database::end_session;
 use crate::error::{At, StoreError};
-use crate::files::{Lock, OpenLogFile, open_log_file, remove_in_order, segments};
+use crate::files::{Lock, OpenLogFile, log_folder, open_log_file, remove_in_order, segments};
+use crate::guard::Present;
 use crate::importing::Importing;
 use crate::open::{Opened, Recovery, open};
 use crate::reader::Reader;
@@ -64,11 +65,12 @@ impl Store {
         let Opened { lock, importer, log, store_id, recovery } =
             open(&config, now_ms, open_file, apply)?;
         let path = config.path.clone();
+        let present = Present::of(&path, &log_folder(&path))?;
         let shared = Arc::new(Shared::new(config, store_id, log));
         let spawn = |name: &str| std::thread::Builder::new().name(name.into());
         let for_import = Arc::clone(&shared);
         let importing = spawn("bursar-import")
-            .spawn(move || Importing::new(importer).run(&for_import))
+            .spawn(move || Importing::new(importer, present).run(&for_import))
             .at("start the import thread for", &path)?;
         let syncing = if shared.is_memory() {
             None

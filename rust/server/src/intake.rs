@@ -1,0 +1,302 @@
+//! What requests may take of the memory before they are answered.
+//!
+//! A call that has announced a large message is given room for it; all that are under way share one
+//! bound, across connections. A message that was begun has to be complete in time, so that nobody sits
+//! on what is shared. Small messages need no room. Never looks into a message.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use hyper::body::{Frame, SizeHint};
+use tokio::time::Sleep;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tower_layer::Layer;
+
+/// What a message takes without asking: nearly all are smaller.
+const SMALL_BYTES: usize = 16 << 10;
+/// How many of the largest messages there is room for.
+const LARGE_MESSAGES: usize = 32;
+/// How long a message may take to arrive, once it was begun or is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A compression flag and a length.
+const HEADER_BYTES: usize = 5;
+/// Calls whose client may have nothing to say for long.
+const CONVERSATIONS: [&str; 2] = ["/Meter", "/ServerReflectionInfo"];
+
+/// The room that is left, in bytes; shared by all threads.
+#[derive(Debug)]
+pub(crate) struct Room {
+    left: AtomicUsize,
+    all: usize,
+    largest: usize,
+}
+
+impl Room {
+    /// Room for so many messages of the largest size.
+    pub(crate) fn new(largest: usize) -> Arc<Room> {
+        let all = largest.saturating_mul(LARGE_MESSAGES);
+        Arc::new(Room { left: AtomicUsize::new(all), all, largest })
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let take = |left: usize| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+    }
+}
+
+/// What one call has of the room; it goes back when the call has its answer.
+#[derive(Debug)]
+struct Share {
+    room: Arc<Room>,
+    bytes: AtomicUsize,
+}
+
+impl Share {
+    /// A message of that length is coming, and the one before it is no more.
+    fn expect(&self, length: usize) -> Result<(), Status> {
+        self.give_back();
+        // A longer one is refused before any of it is read.
+        let bytes = length.min(self.room.largest);
+        if bytes <= SMALL_BYTES {
+            return Ok(());
+        }
+        if !self.room.take(bytes) {
+            let all = self.room.all >> 20;
+            let message = format!("requests of {all} MiB are under way, the most: try again");
+            return Err(Status::unavailable(message));
+        }
+        self.bytes.store(bytes, Ordering::Release);
+        Ok(())
+    }
+
+    fn give_back(&self) {
+        let bytes = self.bytes.swap(0, Ordering::AcqRel);
+        self.room.left.fetch_add(bytes, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// The borders of messages in what a call sends.
+#[derive(Debug, Default)]
+struct Borders {
+    header: [u8; HEADER_BYTES],
+    have: usize,
+    left: usize,
+}
+
+impl Borders {
+    /// Goes on by these bytes, and tells the length of each message that begins in them.
+    fn pass(
+        &mut self,
+        mut bytes: &[u8],
+        mut begins: impl FnMut(usize) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        while !bytes.is_empty() {
+            let skipped = self.left.min(bytes.len());
+            self.left -= skipped;
+            bytes.advance(skipped);
+            while self.left == 0 && self.have < HEADER_BYTES && !bytes.is_empty() {
+                self.header[self.have] = bytes.get_u8();
+                self.have += 1;
+            }
+            if self.have == HEADER_BYTES {
+                let [_, length @ ..] = self.header;
+                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                self.have = 0;
+                begins(self.left)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_between(&self) -> bool {
+        self.have == 0 && self.left == 0
+    }
+}
+
+/// The body of a request.
+struct Intake {
+    body: Body,
+    share: Arc<Share>,
+    borders: Borders,
+    /// Whether its client may be silent between messages.
+    converses: bool,
+    /// Runs while a message is waited for.
+    deadline: Option<Pin<Box<Sleep>>>,
+    patience: Duration,
+}
+
+impl hyper::body::Body for Intake {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(bytes) = frame.data_ref() {
+                    let share = &this.share;
+                    if let Err(full) = this.borders.pass(bytes, |length| share.expect(length)) {
+                        return Poll::Ready(Some(Err(full)));
+                    }
+                    if this.borders.is_between() {
+                        this.deadline = None;
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(end) => Poll::Ready(end),
+            Poll::Pending if this.converses && this.borders.is_between() => Poll::Pending,
+            Poll::Pending => {
+                let sleep = || Box::pin(tokio::time::sleep(this.patience));
+                let deadline = this.deadline.get_or_insert_with(sleep);
+                deadline.as_mut().poll(context).map(|()| {
+                    let seconds = this.patience.as_secs();
+                    let message = format!("the request was not complete within {seconds} s");
+                    Some(Err(Status::deadline_exceeded(message)))
+                })
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Puts every request under the bound.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounded(pub(crate) Arc<Room>);
+
+impl<S> Layer<S> for Bounded {
+    type Service = BoundedService<S>;
+
+    fn layer(&self, inner: S) -> BoundedService<S> {
+        BoundedService { room: Arc::clone(&self.0), inner }
+    }
+}
+
+/// A service whose requests are.
+#[derive(Debug, Clone)]
+pub(crate) struct BoundedService<S> {
+    room: Arc<Room>,
+    inner: S,
+}
+
+impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for BoundedService<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> S::Future {
+        let (mut parts, body) = request.into_parts();
+        let share = Arc::new(Share { room: Arc::clone(&self.room), bytes: AtomicUsize::new(0) });
+        // The body ends when its message is decoded; what a call still works on counts as well.
+        parts.extensions.insert(Arc::clone(&share));
+        let converses = CONVERSATIONS.iter().any(|name| parts.uri.path().ends_with(name));
+        let (borders, deadline) = (Borders::default(), None);
+        let intake = Intake { body, share, borders, converses, deadline, patience: PATIENCE };
+        self.inner.call(http::Request::from_parts(parts, Body::new(intake)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use http_body_util::channel::{Channel, Sender};
+
+    use super::*;
+
+    fn message(length: usize) -> Bytes {
+        let mut bytes = vec![0; HEADER_BYTES + length];
+        let announced = u32::try_from(length).expect("small");
+        bytes[1..HEADER_BYTES].copy_from_slice(&announced.to_be_bytes());
+        bytes.into()
+    }
+
+    fn intake(room: &Arc<Room>, converses: bool) -> (Sender<Bytes, Status>, Intake) {
+        let (sender, body) = Channel::new(8);
+        let share = Arc::new(Share { room: Arc::clone(room), bytes: AtomicUsize::new(0) });
+        let (borders, patience) = (Borders::default(), Duration::from_millis(50));
+        let body = Body::new(body);
+        (sender, Intake { body, share, borders, converses, deadline: None, patience })
+    }
+
+    #[test]
+    fn messages_are_told_from_one_another_however_they_are_cut() {
+        let all: Vec<u8> = [0, 3, 70_000, 1, 0].into_iter().flat_map(message).collect();
+        for piece in [1, 2, 4, 5, 6, 7, 1_000, all.len()] {
+            let (mut borders, mut seen) = (Borders::default(), Vec::new());
+            for bytes in all.chunks(piece) {
+                borders
+                    .pass(bytes, |length| {
+                        seen.push(length);
+                        Ok(())
+                    })
+                    .expect("nothing is refused");
+            }
+            assert_eq!(seen, [0, 3, 70_000, 1, 0], "{piece}");
+            assert!(borders.is_between());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_announced_takes_room_until_the_call_is_over() {
+        let room = Room::new(1 << 20);
+        let mut open = Vec::new();
+        for _ in 0..LARGE_MESSAGES {
+            let (mut sender, mut one) = intake(&room, false);
+            sender.send_data(message(1 << 20).slice(..9)).await.expect("room");
+            one.frame().await.expect("a frame").expect("there is room");
+            open.push((sender, one));
+        }
+        let (mut sender, mut late) = intake(&room, false);
+        sender.send_data(message(1 << 20).slice(..9)).await.expect("room");
+        let full = late.frame().await.expect("a frame").expect_err("there is no room");
+        assert_eq!(full.code(), tonic::Code::Unavailable);
+        let (mut sender, mut small) = intake(&room, false);
+        sender.send_data(message(SMALL_BYTES)).await.expect("room");
+        small.frame().await.expect("a frame").expect("small ones always pass");
+        drop(open);
+        assert_eq!(room.left.load(Ordering::Acquire), room.all);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_was_begun_ends_in_time_and_a_conversation_may_pause() {
+        let room = Room::new(1 << 20);
+        for (converses, sent, ends) in
+            [(false, 0, true), (true, 0, false), (true, 7, true), (true, 9, false)]
+        {
+            let (mut sender, mut one) = intake(&room, converses);
+            if sent > 0 {
+                sender.send_data(message(4).slice(..sent)).await.expect("room");
+                one.frame().await.expect("a frame").expect("there is room");
+            }
+            let waited = tokio::time::timeout(Duration::from_millis(300), one.frame()).await;
+            assert_eq!(waited.is_ok(), ends, "{converses} {sent}");
+        }
+    }
+}

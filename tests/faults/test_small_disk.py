@@ -1,0 +1,104 @@
+"""A disk that fills up under load and is emptied again: what was answered is there, once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bare import Bare, amounts
+from support.crew import LIMIT, Crew, check_answered, check_sums
+from support.daemon import LONG, Daemon, balance, new_seed
+from support.places import small_disk
+
+import bursar
+from bursar.v1 import account_pb2 as ac
+from bursar.v1 import ledger_pb2 as lg
+
+
+def until(what: Callable[[], bool], why: str, *, patience_s: float = 20) -> None:
+    deadline = time.monotonic() + patience_s
+    while not what():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("durability", ["process", "power"] if LONG else ["process"])
+def test_a_disk_that_fills_under_load_loses_no_answer_and_agents_are_told(
+    tmp_path: Path, durability: str
+) -> None:
+    """Goal: ENOSPC at any step of four busy agents loses and doubles nothing. Method: the disk is
+    filled while they call; each is told by name; reads go on, also once there is room again, and
+    writes come back with a restart; journals and ledger are then compared."""
+    seed = new_seed()
+    print(f"seed {seed}")
+    config: dict[str, Any] = {"reservations": {"key_retention": "1h"}}
+    config["store"] = {"durability": durability}
+    with (
+        small_disk(tmp_path / "disk", "64m") as disk,
+        Daemon(**config) as daemon,
+    ):
+        daemon.terminate()
+        daemon.store_path = disk.path / "ledger.db"
+        daemon.start()
+        with Crew(daemon, tmp_path, agents=4, seed=seed) as crew:
+            with daemon.client() as client:
+                for account in ("acme", *crew.accounts):
+                    client.set_budget(account, unit="tokens", limit=LIMIT)
+            crew.send("run")
+            time.sleep(0.5)
+            disk.fill()
+            assert set(crew.wait()) == {"gone: STORE_UNAVAILABLE"}
+            is_read_only(daemon)
+            disk.empty()
+            is_read_only(daemon)
+            assert daemon.terminate() == 4
+            assert "Traceback" not in daemon.log
+            assert "panicked" not in daemon.log
+            daemon.start()
+            with daemon.client(timeout_s=30) as client:
+                for book in crew.books().values():
+                    # A debit may be told by another channel than the log, as after a crash.
+                    check_answered(client, book, crashed_at=time.monotonic() - 5)
+                crew.settle()
+                check_sums(daemon, client, crew)
+
+
+def is_read_only(daemon: Daemon) -> None:
+    """Balances are told, and nothing is changed, with the reason."""
+    with daemon.client(timeout_s=30) as client, Bare(daemon.target) as bare:
+        before = balance(client, "acme")
+        for method, request in (
+            ("LedgerService/Reserve", lg.ReserveRequest(account="acme", amounts=amounts(tokens=1))),
+            ("LedgerService/Record", lg.RecordRequest(account="acme", amounts=amounts(tokens=1))),
+            ("AccountService/Freeze", ac.FreezeRequest(account="acme")),
+        ):
+            failed = bare.fails(method, request)
+            assert (failed.code, failed.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+            assert "No space left" in failed.message, failed
+        assert balance(client, "acme") == before
+    until(lambda: "only reads are answered" in daemon.log, "the operator is not told")
+
+
+def test_a_lease_on_a_full_disk_stops_at_its_grant_and_its_count_is_kept(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "32m") as disk, Daemon() as daemon:
+        daemon.terminate()
+        daemon.store_path = disk.path / "ledger.db"
+        daemon.start()
+        with daemon.client(timeout_s=20, attempts=100) as client:
+            client.set_budget("acme", unit="tokens", limit=1_000)
+            held = client.reserve("acme/a", tokens=100, ttl_s=600)
+            lease = held.lease(top_up=False)
+            lease.debit(10)
+            disk.fill()
+            with pytest.raises(bursar.StoreUnavailable):
+                client.record("acme", tokens=1)
+            assert lease.debit(20) is bursar.Verdict.OK
+            disk.empty()
+            daemon.terminate()
+            daemon.start()
+            until(lambda: balance(client, "acme") == (70, 30, 900), "it did not attach again")
+            assert lease.debit(70) is bursar.Verdict.OK
+            assert lease.debit(1) is bursar.Verdict.STOP
+            assert held.commit().spent == {"tokens": 100}
