@@ -8,6 +8,7 @@ from bursar.aio import AsyncClient
 from bursar.client import Client
 
 if TYPE_CHECKING:
+    from bursar._tls import Tls
     from bursar.daemon.config import Config
 
 TIMEOUT_S: Final = 5.0
@@ -20,6 +21,7 @@ def connect(
     timeout_s: float = TIMEOUT_S,
     attempts: int = ATTEMPTS,
     token: str | None = None,
+    tls: "Tls | None" = None,
 ) -> Client:
     """Makes a client of a sidecar. Connects at the first call, not here.
 
@@ -28,14 +30,19 @@ def connect(
             environment variable BURSAR_TARGET, else ``unix:/run/bursar/bursar.sock``.
         timeout_s: The deadline of each call in seconds, its repeats included.
         attempts: How often a call is sent at most while no sidecar answers.
-        token: What the client shows; None: the environment variable BURSAR_TOKEN, else nothing.
+        token: What the client shows; None: the environment variable BURSAR_TOKEN, else nothing. It
+            is sent to this host, or by TLS.
+        tls: How a sidecar is reached by TLS at ``host:port``. None: what the environment variables
+            BURSAR_TLS_CA ("system" for the system's authorities), BURSAR_TLS_CERTIFICATE and
+            BURSAR_TLS_KEY say, else without.
     """
     from bursar._grpc import GrpcTransport, resolve_target
 
     retry = Retry(attempts=attempts)
-    return Client(
-        GrpcTransport(resolve_target(target), timeout_s=timeout_s, retry=retry, token=token)
+    transport = GrpcTransport(
+        resolve_target(target), timeout_s=timeout_s, retry=retry, token=token, tls=tls
     )
+    return Client(transport)
 
 
 def connect_async(
@@ -44,13 +51,14 @@ def connect_async(
     timeout_s: float = TIMEOUT_S,
     attempts: int = ATTEMPTS,
     token: str | None = None,
+    tls: "Tls | None" = None,
 ) -> AsyncClient:
     """Makes an asynchronous client of a sidecar; arguments as in `connect`."""
     from bursar._grpc import AsyncGrpcTransport, resolve_target
 
     retry = Retry(attempts=attempts)
     transport = AsyncGrpcTransport(
-        resolve_target(target), timeout_s=timeout_s, retry=retry, token=token
+        resolve_target(target), timeout_s=timeout_s, retry=retry, token=token, tls=tls
     )
     return AsyncClient(transport)
 

@@ -121,6 +121,12 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
     report.map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
+/// What the files of `[server.tls]` hold, in words.
+#[pyfunction]
+fn describe_tls(py: Python<'_>, section_json: &str) -> PyResult<String> {
+    bursar_server::tls::describe(section_json).map_err(|error| open_error(py, error.into()))
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
@@ -133,6 +139,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(split_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(check_time_zone, module)?)?;
     module.add_function(wrap_pyfunction!(check_store, module)?)?;
+    module.add_function(wrap_pyfunction!(describe_tls, module)?)?;
     module.add("CoreError", module.py().get_type::<error::CoreError>())?;
     module.add("version", env!("CARGO_PKG_VERSION"))
 }
