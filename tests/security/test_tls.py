@@ -423,3 +423,39 @@ def test_grpc_asks_for_http2(world: World, daemon: Daemon) -> None:
     context.set_alpn_protocols(["http/1.1"])
     with socket.create_connection((host, int(port)), 5) as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname="localhost")
+
+
+ELSEWHERE: Final = "10.111.7.1"
+AS_ANOTHER_HOST: Final = f"""
+import pathlib, subprocess, sys
+sys.path[:0] = sys.argv[2:]
+for command in ("ip link set lo up", "ip addr add {ELSEWHERE}/32 dev lo"):
+    subprocess.run(command.split(), check=True)
+import bursar
+from support.daemon import Daemon
+from security_tls import SPIFFE, World
+world = World(pathlib.Path(sys.argv[1]))
+world.serve_as("{ELSEWHERE}")
+server = {{"tcp": "{ELSEWHERE}:7411", "tls": world.section()}}
+rows = [{{"uri": SPIFFE, "role": "agent", "account": "acme/a"}}]
+with Daemon(server=server, access={{"mode": "enforce", "certificate": rows}}) as daemon:
+    with daemon.client() as operator:
+        token = operator.tokens.create("x", role=bursar.Role.AGENT, account="b", ttl_s=60).secret
+    pair = world.clients.issue("client", uris=[SPIFFE])
+    for shown in ({{"tls": world.tls(pair)}}, {{"tls": world.tls(), "token": token}}):
+        with bursar.connect("{ELSEWHERE}:7411", **shown) as client:
+            print(client.who_am_i().account)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a network namespace")
+def test_with_tls_and_enforcement_other_hosts_are_let_in(tmp_path: Path) -> None:
+    """In a network namespace of its own, at an address that is not loopback."""
+    (tmp_path / "security_tls.py").write_bytes(Path(__file__).read_bytes())
+    code = [sys.executable, "-c", AS_ANOTHER_HOST, str(tmp_path)]
+    places = [str(tmp_path), str(Path(__file__).parents[1])]
+    said = subprocess.run(
+        ["/usr/bin/unshare", "--net", *code, *places],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert said.stdout.split() == ["acme/a", "b"], said.stderr

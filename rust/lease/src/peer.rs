@@ -47,7 +47,8 @@ fn exact_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     let raw = option::<libc::c_int>(socket, libc::SO_PEERPIDFD).ok()?;
     #[expect(unsafe_code, reason = "JUSTIFICATION: the option's value is a descriptor")]
     // SAFETY: the kernel has just made the descriptor for us, and nobody else knows it.
-    return Some(unsafe { OwnedFd::from_raw_fd(raw) });
+    let pidfd = unsafe { OwnedFd::from_raw_fd(raw) };
+    Some(pidfd)
 }
 
 /// The types that the options used here have: any bytes are values of them.

@@ -102,9 +102,9 @@ impl Tls {
             is_new.then(|| files.parse(&self.section, current.generation + 1)).transpose()
         });
         match found {
-            Ok(None) => *fault = Default::default(),
+            Ok(None) => *fault = <(String, u32)>::default(),
             Ok(Some(material)) => {
-                *fault = Default::default();
+                *fault = <(String, u32)>::default();
                 let told = format!("tls: new connections are shown {}", material.about);
                 *self.current.write() = Arc::new(material);
                 return Some(told);
@@ -131,11 +131,11 @@ impl Tls {
         let stream = tokio::time::timeout(HANDSHAKE, handshake).await??;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let chain: Vec<_> = chain.iter().map(|one| one.clone().into_owned()).collect();
-        let certificate = match chain.is_empty() {
-            true => None,
-            false => Some(Certificate::read(Arc::clone(self), chain, current.generation)?),
-        };
-        Ok((stream, certificate.map(Arc::new)))
+        if chain.is_empty() {
+            return Ok((stream, None));
+        }
+        let certificate = Certificate::read(Arc::clone(self), chain, current.generation)?;
+        Ok((stream, Some(Arc::new(certificate))))
     }
 
     /// The generation of the authorities that trust a chain now, if they do. `seen`: the one that did.
