@@ -65,7 +65,8 @@ impl Guard {
         setting: &str,
         address: SocketAddr,
     ) -> Result<std::net::TcpListener, OpenError> {
-        if !address.ip().is_loopback() && !(self.tls.is_some() && self.enforces) {
+        let is_guarded = self.tls.is_some() && self.enforces;
+        if !is_guarded && !address.ip().is_loopback() {
             let message = format!(
                 "{setting}: {address} can be reached from other hosts, which takes TLS \
                  ([server.tls]) and callers who show who they are ([access] mode = \"enforce\")"

@@ -46,7 +46,7 @@ pub(super) struct LocalRow {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CertificateRow {
-    name: Name,
+    name: Known,
     pub(super) role: Role,
     /// Empty: all.
     pub(super) account: String,
@@ -56,7 +56,7 @@ pub(super) struct CertificateRow {
 /// kinds of names differently.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Name {
+enum Known {
     Uri(String),
     Dns(String),
     CommonName(String),
@@ -79,9 +79,9 @@ impl AccessSection {
     pub(super) fn certificate(&self, names: &Names) -> Option<(&CertificateRow, &str)> {
         self.certificate.iter().find_map(|row| {
             let (name, is_meant) = match &row.name {
-                Name::Uri(name) => (name, names.uris.contains(name)),
-                Name::Dns(name) => (name, names.dns.contains(name)),
-                Name::CommonName(name) => (name, names.common_name.as_ref() == Some(name)),
+                Known::Uri(name) => (name, names.uris.contains(name)),
+                Known::Dns(name) => (name, names.dns.contains(name)),
+                Known::CommonName(name) => (name, names.common_name.as_ref() == Some(name)),
             };
             is_meant.then_some((row, name.as_str()))
         })
