@@ -14,6 +14,7 @@ process. A refusal raises `BudgetExceeded`; every other failure is a `BursarErro
 
 from bursar._away import Away, FailOpen
 from bursar._open import connect, connect_async, open  # noqa: A004 -- always used as bursar.open
+from bursar._tls import Tls
 from bursar._version import __version__
 from bursar.access import NewToken, Principal, Role, Token
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
@@ -166,6 +167,7 @@ __all__ = [
     "SidecarUnavailable",
     "StoreUnavailable",
     "Threshold",
+    "Tls",
     "Token",
     "TokenCount",
     "TokenNotFound",

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from bursar._convert import invalid
 from bursar._errors import from_status
+from bursar._tls import Tls, credentials
 from bursar._transport import Retry
 from bursar.exceptions import BursarError, SidecarTimeout, SidecarUnavailable
 from bursar.v1.ledger_pb2 import MeterRequest, MeterResponse
@@ -125,14 +126,25 @@ class GrpcTransport:
     """Calls a sidecar over gRPC."""
 
     def __init__(
-        self, target: str, *, timeout_s: float, retry: Retry, token: str | None = None
+        self,
+        target: str,
+        *,
+        timeout_s: float,
+        retry: Retry,
+        token: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._target = target
         self._metadata = _metadata(token)
+        secure = credentials(target, tls, shows_token=bool(self._metadata))
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
-        self._channel = grpc.insecure_channel(target, options=channel_options(target))
+        self._channel = (
+            grpc.secure_channel(target, secure, options=channel_options(target))
+            if secure is not None
+            else grpc.insecure_channel(target, options=channel_options(target))
+        )
         self._methods: dict[str, Callable[..., Any]] = {}
         self._closed = False
 
@@ -221,10 +233,17 @@ class AsyncGrpcTransport:
     """Calls a sidecar over gRPC from an event loop."""
 
     def __init__(
-        self, target: str, *, timeout_s: float, retry: Retry, token: str | None = None
+        self,
+        target: str,
+        *,
+        timeout_s: float,
+        retry: Retry,
+        token: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._target = target
         self._metadata = _metadata(token)
+        self._credentials = credentials(target, tls, shows_token=bool(self._metadata))
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
@@ -237,7 +256,11 @@ class AsyncGrpcTransport:
             raise _closed()
         if self._channel is None:  # made late: a channel belongs to the loop that runs its calls
             options = channel_options(self._target)
-            self._channel = grpc.aio.insecure_channel(self._target, options=options)
+            self._channel = (
+                grpc.aio.secure_channel(self._target, self._credentials, options=options)
+                if self._credentials is not None
+                else grpc.aio.insecure_channel(self._target, options=options)
+            )
         known = self._methods.get(method)
         if known is None:
             known = getattr(self._channel, make)(

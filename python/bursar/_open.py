@@ -10,6 +10,7 @@ from bursar.aio import AsyncClient
 from bursar.client import Client
 
 if TYPE_CHECKING:
+    from bursar._tls import Tls
     from bursar.daemon.config import Config
 
 TIMEOUT_S: Final = 5.0
@@ -21,6 +22,7 @@ def _patience(
     *,
     timeout_s: float,
     token: str | None,
+    tls: "Tls | None",
     when_away: FailOpen | None,
     journal: str | Path | None,
 ) -> Patience:
@@ -32,7 +34,9 @@ def _patience(
         target,
         when_away=when_away,
         journal=Path(folder) if folder else None,
-        connect=lambda: GrpcTransport(target, timeout_s=timeout_s, retry=once, token=token),
+        connect=lambda: GrpcTransport(
+            target, timeout_s=timeout_s, retry=once, token=token, tls=tls
+        ),
     )
 
 
@@ -44,6 +48,7 @@ def connect(
     token: str | None = None,
     when_away: FailOpen | None = None,
     journal: str | Path | None = None,
+    tls: "Tls | None" = None,
 ) -> Client:
     """Makes a client of a sidecar. Connects at the first call, not here.
 
@@ -52,21 +57,24 @@ def connect(
             environment variable BURSAR_TARGET, else ``unix:/run/bursar/bursar.sock``.
         timeout_s: The deadline of each call in seconds, its repeats included.
         attempts: How often a call is sent at most while no sidecar answers.
-        token: What the client shows; None: the environment variable BURSAR_TOKEN, else nothing.
+        token: What the client shows; None: the environment variable BURSAR_TOKEN, else nothing. It
+            is sent to this host, or by TLS.
         when_away: What may be spent while no sidecar answers; None: nothing.
         journal: A folder where commits, releases and records are kept until they are answered; the
             next client of the same sidecar and token sends what one that died has left. None: the
             environment variable BURSAR_JOURNAL, else they are kept in memory, while this client is
             open.
+        tls: How a sidecar is reached by TLS at ``host:port``. None: what the environment variables
+            BURSAR_TLS_CA ("system" for the system's authorities), BURSAR_TLS_CERTIFICATE and
+            BURSAR_TLS_KEY say, else without.
     """
     from bursar._grpc import GrpcTransport, resolve_target
 
     chosen = resolve_target(target)
-    transport = GrpcTransport(
-        chosen, timeout_s=timeout_s, retry=Retry(attempts=attempts), token=token
-    )
+    retry = Retry(attempts=attempts)
+    transport = GrpcTransport(chosen, timeout_s=timeout_s, retry=retry, token=token, tls=tls)
     patience = _patience(
-        chosen, timeout_s=timeout_s, token=token, when_away=when_away, journal=journal
+        chosen, timeout_s=timeout_s, token=token, tls=tls, when_away=when_away, journal=journal
     )
     return Client(transport, patience)
 
@@ -79,16 +87,17 @@ def connect_async(
     token: str | None = None,
     when_away: FailOpen | None = None,
     journal: str | Path | None = None,
+    tls: "Tls | None" = None,
 ) -> AsyncClient:
     """Makes an asynchronous client of a sidecar; arguments as in `connect`."""
     from bursar._grpc import AsyncGrpcTransport, resolve_target
 
     chosen = resolve_target(target)
     transport = AsyncGrpcTransport(
-        chosen, timeout_s=timeout_s, retry=Retry(attempts=attempts), token=token
+        chosen, timeout_s=timeout_s, retry=Retry(attempts=attempts), token=token, tls=tls
     )
     patience = _patience(
-        chosen, timeout_s=timeout_s, token=token, when_away=when_away, journal=journal
+        chosen, timeout_s=timeout_s, token=token, tls=tls, when_away=when_away, journal=journal
     )
     return AsyncClient(transport, patience)
 

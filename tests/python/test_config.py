@@ -44,13 +44,14 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
             "unix": "/run/bursar/bursar.sock",
             "unix_mode": 0o660,
             "tcp": None,
+            "tls": None,
             "max_message_bytes": 4 * 2**20 + 64 * 2**10,
             "max_connections": 10_000,
             "max_concurrent_calls_per_connection": 1_000,
             "runtime_threads": 1,
             "drain_timeout_ms": 10_000,
         },
-        "access": {"mode": "open", "local": []},
+        "access": {"mode": "open", "local": [], "certificate": []},
         "limits": {
             "max_accounts": 100_000,
             "max_reservations": 2_000_000,
@@ -221,9 +222,17 @@ COMPLAINTS = [
     (f'[server]\nsocket = "/{"a" * 107}"', "the path has 108 bytes"),
     ("[server]\nsocket_mode = 660", 'write four octal digits in quotes, such as "0660"'),
     ('[server]\nsocket_mode = "0999"', "that is not an octal mode up to 0777"),
-    ('[server]\ntcp = "0.0.0.0:7411"', "what is sent there, tokens included"),
-    ('[server]\ntcp = "[::]:7411"', "what is sent there, tokens included"),
-    ('[server]\ntcp = "10.0.0.1:7411"', 'write a loopback address and a port, such as "127.0.0.1'),
+    ('[server]\ntcp = "0.0.0.0:7411"', "which takes TLS ([server.tls]), or all that is sent could"),
+    ('[server]\ntcp = "[::]:7411"', '([access] mode = "enforce")'),
+    ('[server]\ntcp = "10.0.0.1:7411"', "can be reached from other hosts"),
+    ('[access]\nmode = "enforce"\n[server]\ntcp = "10.0.0.1:1"', "takes TLS"),
+    ("[proxy]\ntls = true", "there is no [server.tls] to take it from"),
+    ('[server.tls]\ncertificate = "a"\nkey = "b"', "no listener uses it"),
+    ('[[access.certificate]]\ndns = "a"\nrole = "agent"', "set client_ca in [server.tls]"),
+    ('[[access.certificate]]\nrole = "agent"', "write one of uri, dns and common_name"),
+    ('[[access.local]]\ncgroup = "/"\nrole = "agent"', "that is no control group"),
+    ('[[access.local]]\ncgroup = "/a/../b"\nrole = "agent"', "that is no control group"),
+    ('[[access.local]]\nrole = "agent"', "so everybody would be meant"),
     ('[server]\ntcp = "127.0.0.1"', "that is not an address and a port"),
     ('[server]\ntcp = "127.0.0.1:65536"', "that is not an address and a port"),
     ('[server]\ntcp = "bursar.example.com:1"', "that is not an address and a port"),
@@ -429,14 +438,15 @@ def test_callers_by_the_socket_are_named_by_user_and_group() -> None:
     core = json.loads(config.to_core_json())["access"]
     assert core == {
         "mode": "enforce",
-        "local": [{"uid": 0, "gid": 7, "role": "observer", "account": "acme/a"}],
+        "local": [{"uid": 0, "gid": 7, "cgroup": None, "role": "observer", "account": "acme/a"}],
+        "certificate": [],
     }
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"role": "agent"}, "neither user nor group is set"),
+        ({"role": "agent"}, "neither user, group nor cgroup is set"),
         ({"role": "god", "user": 1}, 'write "agent", "observer" or "operator"'),
         ({"role": "agent", "user": "no-such-user"}, "this host has no user 'no-such-user'"),
         ({"role": "agent", "group": -1}, "-1 is no id of a group"),

@@ -39,16 +39,40 @@ def summary(config: Config) -> list[str]:
     """What a configuration means, in a few lines."""
     server, store = config.server, config.store
     listeners = [f"unix:{server.socket} (mode {server.socket_mode})"] if server.socket else []
-    listeners += [server.tcp] if server.tcp else []
+    tls = "TLS" if server.tls else "no TLS"
+    listeners += [f"{server.tcp} ({tls})"] if server.tcp else []
     models = len(config.rates.models)
     unpriced = "used at no cost" if config.rates.allow_unpriced else "refused"
     where = f"{store.path}, durability {store.durability}" if store.path else "memory only"
     return [
         "the configuration is valid",
         f"listens on: {', '.join(listeners)}",
+        *_guards(config),
         f"store: {where}",
         f"rate card: {models:,} with a price; a model without a price is {unpriced}",
     ]
+
+
+def _guards(config: Config) -> list[str]:
+    """How listeners that others may reach are guarded."""
+    lines = []
+    if config.proxy.listen:
+        tls = "TLS" if config.proxy.tls else "no TLS"
+        lines.append(f"proxy: {config.proxy.listen} ({tls})")
+    if (tls_section := config.server.tls) is not None:
+        from bursar import _core
+
+        try:
+            lines.append(f"tls: {_core.describe_tls(tls_section.model_dump_json())}")
+        except _core.CoreError as error:
+            lines.append(f"tls: NOT AS IT IS HERE: {error.args[0]}")
+        lines.append(f"clients' certificates: {tls_section.client_ca or 'not asked for'}")
+    known = len(config.access.local) + len(config.access.certificate)
+    if config.access.mode == "enforce":
+        lines.append(f"access: tokens, and {known} rows of [access]")
+    else:
+        lines.append("access: open to whoever reaches a listener")
+    return lines
 
 
 def _rows(config: Config) -> list[list[str]]:

@@ -155,7 +155,8 @@ def run(
     """Run COMMAND as a job of an account: it is stopped at a hard limit, with all that it starts.
 
     The command finds the account in BURSAR_ACCOUNT, the sidecar in BURSAR_TARGET and its job in
-    BURSAR_JOB. Where the sidecar refuses or does not answer, nothing runs.
+    BURSAR_JOB. It gets BURSAR_TOKEN and the client certificate of BURSAR_TLS_CERTIFICATE only where
+    they are an agent's. Where the sidecar refuses or does not answer, nothing runs.
     """
     from bursar._grpc import resolve_target
     from bursar.watchdog import launch

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from bursar.daemon._explain import ConfigError, Problem
+from bursar.daemon._listen import normalise_tcp
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 
 DEFAULT_NOTICE: Final = "\n\n[Stopped: the compute budget is used up.]"
@@ -142,8 +143,13 @@ class ProxySection(Section):
 
     listen: str | None = Field(
         default=None,
-        description="a loopback address to listen on; without one there is no proxy",
-        json_schema_extra=right('write a loopback address and a port, such as "127.0.0.1:7412"'),
+        description="an address to listen on; without one there is no proxy",
+        json_schema_extra=right('write an address and a port, such as "127.0.0.1:7412"'),
+    )
+    tls: bool = Field(
+        default=False,
+        description="whether it has the TLS of [server.tls]",
+        json_schema_extra=right("write true or false"),
     )
     upstreams: tuple[UpstreamConfig, ...] = Field(
         default=(),
@@ -257,8 +263,6 @@ class ProxySection(Section):
     @field_validator("listen")
     @classmethod
     def _listen(cls, value: str | None) -> str | None:
-        from bursar.daemon.config import normalise_tcp
-
         return normalise_tcp(value) if value else None
 
     @model_validator(mode="after")
@@ -280,7 +284,7 @@ class ProxySection(Section):
     def to_core(self) -> dict[str, Any]:
         """Writes the core's form, with the keys."""
         plain = {
-            "listen", "default_account", "default_max_output_tokens", "min_output_tokens",
+            "listen", "tls", "default_account", "default_max_output_tokens", "min_output_tokens",
             "notice", "strict_errors", "max_body_bytes", "max_connections", "max_calls",
         }  # fmt: skip
         return {

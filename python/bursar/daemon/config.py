@@ -1,11 +1,11 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy. `_explain`
-turns what is wrong into sentences. Relative paths are relative to the configuration file's folder.
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_listen`
+what guards a listener. `_explain` turns what is wrong into sentences. Relative paths are relative
+to the configuration file's folder.
 """
 
-import ipaddress
 import json
 import tomllib
 from collections import Counter
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from bursar.daemon._access import AccessSection
 from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._explain import ConfigError, Problem, explain
+from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._proxy import ProxySection
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
@@ -27,7 +28,6 @@ __all__ = ["Config", "ConfigError", "Problem", "load_config"]
 
 # sockaddr_un.sun_path, less its terminating zero and the ".lease" of the lease socket.
 SOCKET_PATH_BYTES_MAX = 101
-_PORT_MAX = 65535
 _MODE_MAX = 0o777
 _DAY_MS = 86_400_000
 _CONFIG_BYTES_MAX = 16 * 2**20
@@ -48,9 +48,10 @@ class ServerSection(Section):
     )
     tcp: str | None = Field(
         default=None,
-        description="a loopback address to listen on as well",
-        json_schema_extra=right('write a loopback address and a port, such as "127.0.0.1:7411"'),
+        description="an address to listen on as well; TLS and tokens guard what others can reach",
+        json_schema_extra=right('write an address and a port, such as "127.0.0.1:7411"'),
     )
+    tls: TlsSection | None = Field(default=None, description="TLS for the TCP address")
     max_message_bytes: Bytes = Field(
         default=4 * 2**20 + 64 * 2**10,
         ge=64 * 2**10,
@@ -111,24 +112,6 @@ class ServerSection(Section):
         if not self.socket and not self.tcp:
             raise ValueError("neither socket nor tcp is set, so nobody could reach the sidecar")
         return self
-
-
-def normalise_tcp(value: str) -> str:
-    """Reads ``host:port``; refuses what is not loopback: nothing on the way is encrypted."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > _PORT_MAX:
-        raise ValueError("that is not an address and a port")
-    host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise ValueError("that is not an address and a port") from None
-    if not address.is_loopback:
-        raise ValueError(
-            f"{host} can be reached from other hosts, and what is sent there, tokens included, "
-            "could be read and changed on the way",
-        )
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"  # noqa: PLR2004 -- IPv6
 
 
 class StoreSection(Section):
@@ -313,6 +296,8 @@ class Config(Section):
             config = cls.model_validate(data)
         except ValidationError as error:
             raise ConfigError(explain(cls, error)) from None
+        if problems := unguarded(config):
+            raise ConfigError(problems)
         return config.resolved(folder or Path())
 
     def resolved(self, folder: Path) -> Self:
@@ -324,6 +309,8 @@ class Config(Section):
         server = self.server
         if server.socket is not None:
             server = server.model_copy(update={"socket": str((folder / server.socket).absolute())})
+        if server.tls is not None:
+            server = server.model_copy(update={"tls": server.tls.resolved(folder)})
         store = self.store
         # A default stays one: `bursar.open` takes a store only where it was named.
         if store.path is not None and "path" in store.model_fields_set:
@@ -391,6 +378,7 @@ class Config(Section):
             "unix": server.socket,
             "unix_mode": int(server.socket_mode, 8),
             "tcp": server.tcp,
+            "tls": server.tls.model_dump() if server.tls else None,
             "max_message_bytes": server.max_message_bytes,
             "max_connections": server.max_connections,
             "max_concurrent_calls_per_connection": server.max_concurrent_calls_per_connection,

@@ -45,7 +45,11 @@ def run(
     """
     from bursar import _core
 
-    with _signals() as wakeup:
+    # Whatever it was: the store, its log and the tokens are the sidecar's alone.
+    os.umask(0o077)
+    # With certificates to read again SIGHUP asks for that; without, it ends the process as ever.
+    signals = (*_SIGNALS, signal.SIGHUP) if config.server.tls else _SIGNALS
+    with _signals(signals) as wakeup:
         with _translated():
             server = _core.Server(config.to_core_json())
         say(server.recovery)
@@ -56,12 +60,12 @@ def run(
             server.shutdown()
             raise
         if server.proxy_address is not None:
-            say(f"proxy on http://{server.proxy_address}/v1")
+            scheme = "https" if config.proxy.tls else "http"
+            say(f"proxy on {scheme}://{server.proxy_address}/v1")
         say(f"listening on {', '.join(server.addresses)}")
         if ready is not None:
             ready(server)
-        _wait(server, wakeup, say)
-        name = signal.Signals(os.read(wakeup, 1)[0]).name
+        name = _wait(server, wakeup, say)
         say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")
         started = time.monotonic()
         if watchdog is not None:
@@ -89,14 +93,19 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
     return watchdog
 
 
-def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:
-    """Returns when a signal has come; says what else happens meanwhile.
+def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> str:
+    """Returns the name of the signal that ends it; says what else happens meanwhile.
 
-    That the store has failed is said once; that connections find no place, once a minute.
+    It takes over new certificates. That the store has failed is said once; that connections find
+    no place, once a minute.
     """
     failure = None
     told, quiet_until = 0, 0.0
-    while not select.select([wakeup], [], [], _CHECK_S)[0]:
+    while True:
+        if select.select([wakeup], [], [], _CHECK_S)[0]:
+            number = os.read(wakeup, 1)[0]
+            if number != signal.SIGHUP:
+                return signal.Signals(number).name
         if server.wait(0):
             raise BursarError("the server stopped by itself; the lines above say why")
         if failure is None and (failure := server.failure) is not None:
@@ -104,6 +113,8 @@ def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:
         if (count := server.turned_away) > told and time.monotonic() >= quiet_until:
             say(f"{count - told} connections were closed at once: {_FULL}")
             told, quiet_until = count, time.monotonic() + _CROWDED_S
+        if (news := server.refresh_tls()) is not None:
+            say(news)
 
 
 @contextmanager
@@ -120,13 +131,13 @@ def _translated() -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[int]:
+def _signals(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
     """Yields a file descriptor that becomes readable when one of the signals arrives."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # The handlers do nothing: the byte in the pipe, the signal's number, says it all.
-    old = {one: signal.signal(one, lambda *_: None) for one in _SIGNALS}
+    old = {one: signal.signal(one, lambda *_: None) for one in numbers}
     try:
         yield reader
     finally:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from bursar.exceptions import BursarError
 from bursar.watchdog import cgroups, minding
@@ -37,6 +37,8 @@ ATTEMPTS: Final = 2  # a person waits; nothing runs meanwhile
 INCIDENT_PATIENCE_S: Final = 5.0
 """How long the end of an incident is waited for, to tell what came back."""
 _POLL_S: Final = 0.05
+_CREDENTIALS: Final = ("BURSAR_TOKEN", "BURSAR_TLS_CERTIFICATE", "BURSAR_TLS_KEY")
+"""What a job is known by to the sidecar; it gets an agent's only, whoever starts it."""
 _MESSAGE_BYTES_MAX: Final = 4096  # a write of so many to a pipe is never taken apart
 
 Say = Callable[[str], None]
@@ -90,11 +92,11 @@ def run(order: Order, *, target: str, say: Say, in_words: "Callable[[Incident], 
             if group is None:
                 say(f"no cgroup could be made ({why_none}): {_WITHOUT}")
                 minding.become_subreaper()
-            job = _register(order, child.pid, target=target, group=group)
+            job, withheld = _register(order, child.pid, target=target, group=group, say=say)
             if number := minding.asked_to_end():
                 say(f"{signal.Signals(number).name} came before the command was started")
                 return minding.exit_status(-number)
-            failed = child.start(job, target=target, keep=group is None)
+            failed = child.start(job, withheld, target=target, keep=group is None)
             code = minding.mind(child.pid, everybody=group is None)
             child.ended = True
             if failed:
@@ -138,12 +140,23 @@ def _reason(error: OSError) -> str:
     return f"{error.strerror}: {error.filename}" if error.filename else str(error)
 
 
-def _register(order: Order, pid: int, *, target: str, group: str | None) -> "Job":
+def _register(
+    order: Order, pid: int, *, target: str, group: str | None, say: Say
+) -> "tuple[Job, list[str]]":
+    """Registers the job; returns it, and the variables that are withheld from it."""
     import bursar
 
     # Closed again before the command starts: a job may run for weeks, and needs no connection.
     with bursar.connect(target, attempts=ATTEMPTS) as client:
-        return client.register_process(
+        withheld = [name for name in _CREDENTIALS if os.environ.get(name)]
+        if withheld and (who := client.who_am_i()).role is not bursar.Role.AGENT:
+            say(
+                f"{' and '.join(withheld)} would make the job {who.role.value}: withheld from it; "
+                "an agent's is handed on"
+            )
+        else:
+            withheld = []
+        job = client.register_process(
             order.account,
             pid=pid,
             name=order.name,
@@ -153,6 +166,7 @@ def _register(order: Order, pid: int, *, target: str, group: str | None) -> "Job
             enforce=order.enforce,
             term_grace_s=order.term_grace_s,
         )
+        return job, withheld
 
 
 class _Child:
@@ -170,10 +184,10 @@ class _Child:
         os.close(told)
         os.close(failed)
 
-    def start(self, job: "Job", *, target: str, keep: bool) -> int:
+    def start(self, job: "Job", withheld: list[str], *, target: str, keep: bool) -> int:
         """Tells it to start; returns 0, or the error number that exec ended with."""
         message = {"account": job.account, "job": job.id, "target": target, "keep": keep}
-        text = json.dumps(message).encode()
+        text = json.dumps({**message, "withheld": withheld}).encode()
         if len(text) > _MESSAGE_BYTES_MAX:
             raise BursarError(f"the sidecar's answer is too long: {len(text)} bytes of names")
         try:
@@ -221,7 +235,7 @@ def _become(order: Order, mask: set[int], told: int, failed: int, say: Say) -> N
         os._exit(code)
 
 
-def _keep(order: Order, mask: set[int], start: Mapping[str, str], failed: int, say: Say) -> int:
+def _keep(order: Order, mask: set[int], start: Mapping[str, Any], failed: int, say: Say) -> int:
     """Starts the command in a child, and stays until nothing of the job is left."""
     minding.become_subreaper()
     command = os.fork()
@@ -236,10 +250,11 @@ def _keep(order: Order, mask: set[int], start: Mapping[str, str], failed: int, s
     return minding.exit_status(code)
 
 
-def _exec(order: Order, mask: set[int], start: Mapping[str, str], failed: int) -> NoReturn:
+def _exec(order: Order, mask: set[int], start: Mapping[str, Any], failed: int) -> NoReturn:
     try:
+        handed_on = {name: one for name, one in os.environ.items() if name not in start["withheld"]}
         environment = {
-            **os.environ,
+            **handed_on,
             "BURSAR_ACCOUNT": start["account"],
             "BURSAR_JOB": start["job"],
             "BURSAR_TARGET": start["target"],

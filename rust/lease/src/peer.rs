@@ -19,6 +19,8 @@ pub struct Peer {
     pub gid: u32,
     /// Becomes readable when it ends; absent without a pid.
     pub pidfd: Option<OwnedFd>,
+    /// Whether the socket itself gave the pidfd.
+    is_exact: bool,
 }
 
 impl Peer {
@@ -27,20 +29,26 @@ impl Peer {
         let socket = socket.as_fd();
         let credentials: libc::ucred = option(socket, libc::SO_PEERCRED)?;
         let pid = Some(credentials.pid).filter(|pid| *pid > 0);
-        let pidfd = pid.and_then(|pid| pidfd(socket, pid));
-        Ok(Peer { pid, uid: credentials.uid, gid: credentials.gid, pidfd })
+        let exact = pid.and_then(|_| exact_pidfd(socket));
+        let is_exact = exact.is_some();
+        let pidfd = exact.or_else(|| pidfd_open(Pid::from_raw(pid?)?, PidfdFlags::empty()).ok());
+        Ok(Peer { pid, uid: credentials.uid, gid: credentials.gid, pidfd, is_exact })
+    }
+
+    /// Its pidfd, where it surely is of the process that connected (Linux 6.5). Elsewhere it was made
+    /// of the pid, which may by then be another process: its start time tells (see the callers).
+    pub fn exact_pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().filter(|_| self.is_exact).map(OwnedFd::as_fd)
     }
 }
 
-/// The peer's pidfd: from the socket itself (Linux 6.5), else by its pid, which may by then be another
-/// process: its start time tells (see the callers).
-fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Option<OwnedFd> {
-    if let Ok(raw) = option::<libc::c_int>(socket, libc::SO_PEERPIDFD) {
-        #[expect(unsafe_code, reason = "JUSTIFICATION: the option's value is a descriptor")]
-        // SAFETY: the kernel has just made the descriptor for us, and nobody else knows it.
-        return Some(unsafe { OwnedFd::from_raw_fd(raw) });
-    }
-    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+/// The peer's pidfd, from the socket itself.
+fn exact_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let raw = option::<libc::c_int>(socket, libc::SO_PEERPIDFD).ok()?;
+    #[expect(unsafe_code, reason = "JUSTIFICATION: the option's value is a descriptor")]
+    // SAFETY: the kernel has just made the descriptor for us, and nobody else knows it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(raw) };
+    Some(pidfd)
 }
 
 /// The types that the options used here have: any bytes are values of them.

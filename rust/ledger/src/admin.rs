@@ -149,6 +149,21 @@ impl<J: Journal> Ledger<J> {
         self.tree.find(path).map(|account| account.id)
     }
 
+    /// The accounts that a change at `path` is told to: the nearest that exists at or above it, else
+    /// all that have none above them.
+    pub fn nearest(&self, path: &str) -> Vec<AccountId> {
+        let mut above = Some(path);
+        while let Some(path) = above {
+            if let Some(id) = self.account_id(path) {
+                return vec![id];
+            }
+            above = path.rsplit_once('/').map(|(parent, _)| parent);
+        }
+        let pinned = self.tree.accounts.pin();
+        let roots = pinned.values().filter(|account| !account.path.contains('/'));
+        roots.map(|account| account.id).collect()
+    }
+
     /// Notes for the history who changed what. Returns what must be durable.
     pub fn note_operated(&self, account: AccountId, detail: String, now: Now) -> u64 {
         let now_ms = self.time(now.wall_ms);

@@ -90,6 +90,25 @@ impl<J: Journal> Ledger<J> {
         Ok(())
     }
 
+    /// Ends a reservation whose maker may spend no more, at what it has used. Does nothing when it has
+    /// ended.
+    pub fn cut_off(&self, id: ReservationId, now: Now) -> Result<(), LedgerError> {
+        let mut locked = self.slot(id)?.body.lock();
+        if body(&mut locked, id)?.state == State::Pending {
+            self.expire(locked, now);
+        }
+        Ok(())
+    }
+
+    /// Whether a reservation is known and has not ended.
+    pub fn is_pending(&self, id: ReservationId) -> bool {
+        let is_pending = |slot: &Slot| {
+            let mut locked = slot.body.lock();
+            body(&mut locked, id).is_ok_and(|found| found.state == State::Pending)
+        };
+        self.slot(id).is_ok_and(is_pending)
+    }
+
     /// Tells the journal what pending reservations have debited since the last call, in one record:
     /// the floor for their settlement if client and host die together. Returns its ticket, or 0.
     pub fn log_used(&self, now: Now) -> u64 {

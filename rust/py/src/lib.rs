@@ -137,6 +137,12 @@ fn adopt_copy(py: Python<'_>, copy: PathBuf) -> PyResult<()> {
     adopted.map_err(|error| core_error(py, &ApiError::from(error)))
 }
 
+/// What the files of `[server.tls]` hold, in words.
+#[pyfunction]
+fn describe_tls(py: Python<'_>, section_json: &str) -> PyResult<String> {
+    bursar_server::tls::describe(section_json).map_err(|error| open_error(py, error.into()))
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
@@ -151,6 +157,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(check_store, module)?)?;
     module.add_function(wrap_pyfunction!(copy_store, module)?)?;
     module.add_function(wrap_pyfunction!(adopt_copy, module)?)?;
+    module.add_function(wrap_pyfunction!(describe_tls, module)?)?;
     module.add("CoreError", module.py().get_type::<error::CoreError>())?;
     module.add("version", env!("CARGO_PKG_VERSION"))
 }

@@ -65,6 +65,11 @@ impl PyServer {
         self.running.turned_away()
     }
 
+    /// Takes over certificates that have changed; returns what there is to tell.
+    fn refresh_tls(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| self.running.refresh_tls())
+    }
+
     /// Answers one call that came by no socket; serialized messages in and out.
     fn call<'py>(
         &self,

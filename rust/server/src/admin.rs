@@ -29,6 +29,16 @@ impl Engine {
         Ok(answer)
     }
 
+    /// Notes who did what that changed no account, at the accounts that it is about. Returns what must
+    /// be durable.
+    pub(crate) fn note(&self, by: &Caller, account: &str, what: &str) -> u64 {
+        let noted =
+            self.ledger.nearest(account).into_iter().map(|id| {
+                self.ledger.note_operated(id, format!("{}: {what}", by.name), self.now())
+            });
+        noted.max().unwrap_or(0)
+    }
+
     pub(crate) fn set_budget(
         &self,
         request: &v1::SetBudgetRequest,

@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::access::AccessSection;
 use crate::proxy::ProxySection;
+use crate::tls::TlsSection;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +95,11 @@ pub struct Listen {
     pub unix: Option<PathBuf>,
     /// Its mode.
     pub unix_mode: u32,
-    /// A loopback address and port.
+    /// An address and port; loopback only, unless it has TLS and everybody shows who they are.
     pub tcp: Option<std::net::SocketAddr>,
+    /// TLS for it; absent: none.
+    #[serde(default)]
+    pub tls: Option<TlsSection>,
     /// The largest message that is read.
     pub max_message_bytes: usize,
     /// The most connections at a time.

@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::listen::Peer;
 use crate::meter::MeterStream;
+use crate::peer::Peer;
 use crate::process::Processes;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
@@ -33,11 +33,13 @@ pub(crate) type Answered<T> = Result<Response<T>, Status>;
 impl Api {
     /// Who makes a call.
     pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Caller, ApiError> {
-        self.access.caller(request, self.engine.now().wall_ms)
+        let nobody = Peer::default();
+        let peer = request.extensions().get().unwrap_or(&nobody);
+        self.access.caller(request.metadata().as_ref(), peer, self.engine.now().wall_ms)
     }
 
     /// Runs a call on the ledger and lets its answer leave once it is durable.
-    async fn answer<T>(&self, call: impl FnOnce(&Engine) -> Reply<T>) -> Answered<T> {
+    pub(crate) async fn answer<T>(&self, call: impl FnOnce(&Engine) -> Reply<T>) -> Answered<T> {
         let answer = call(&self.engine)?;
         if let Err(error) = self.engine.durable.wait(answer.ticket).await {
             self.engine.undo(answer.hold);
@@ -47,17 +49,8 @@ impl Api {
         Ok(Response::new(answer.body))
     }
 
-    /// Runs a call that has nothing to do with the ledger and writes to the disk.
-    pub(crate) async fn aside_of_ledger<T, F>(&self, call: F) -> Answered<T>
-    where
-        T: Send + 'static,
-        F: FnOnce(i64) -> Result<T, ApiError> + Send + 'static,
-    {
-        self.aside(move |engine| Ok(Answer::new(call(engine.now().wall_ms)?, 0))).await
-    }
-
     /// Runs a call that may read the disk or take long, away from the data plane.
-    async fn aside<T, F>(&self, call: F) -> Answered<T>
+    pub(crate) async fn aside<T, F>(&self, call: F) -> Answered<T>
     where
         T: Send + 'static,
         F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
@@ -82,7 +75,11 @@ impl LedgerService for Api {
         let request = request.get_ref();
         caller.may(Act::Spend, &request.account)?;
         caller.may_use(Act::Spend, &self.engine, &request.parent_reservation)?;
-        self.answer(|engine| engine.reserve(request, owner)).await
+        let answer = self.answer(|engine| engine.reserve(request, owner)).await?;
+        if let Some(reservation) = &answer.get_ref().reservation {
+            self.access.note_reserved(&caller, &self.engine, &reservation.id);
+        }
+        Ok(answer)
     }
 
     async fn debit(&self, request: Request<v1::DebitRequest>) -> Answered<v1::DebitResponse> {

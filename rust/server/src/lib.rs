@@ -8,8 +8,10 @@
 mod access;
 mod admin;
 mod calls;
+mod certificate;
 mod clock;
 pub mod config;
+mod connection;
 mod convert;
 mod durable;
 mod embedded;
@@ -27,10 +29,12 @@ mod listen;
 mod meter;
 mod meters;
 mod owner;
+mod peer;
 mod process;
 pub mod prompt;
 mod proxy;
 mod serve;
+pub mod tls;
 pub mod tokens;
 
 /// What one thread allocates another frees here, call by call: with the system's allocator half of the

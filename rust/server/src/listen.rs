@@ -7,31 +7,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bursar_ledger::Owner;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tonic::transport::server::Connected;
 
 use crate::config::{ConfigError, Listen};
+use crate::connection::{Connection, Socket};
 use crate::engine::OpenError;
 use crate::greeting::Greeting;
-use crate::owner;
-
-/// What a connection tells of its other end.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Peer {
-    /// The process, where the socket tells it (see `owner`).
-    pub(crate) owner: Option<Owner>,
-    /// Its user and group; none by TCP.
-    pub(crate) ids: Option<(u32, u32)>,
-}
+use crate::peer::Peer;
+use crate::tls::{Inside, Tls};
 
 /// The listeners before they belong to a runtime.
 pub(crate) struct Listeners {
@@ -40,7 +28,7 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) fn bind(listen: &Listen) -> Result<Listeners, OpenError> {
+    pub(crate) fn bind(listen: &Listen, guard: &Guard) -> Result<Listeners, OpenError> {
         if listen.unix.is_none() && listen.tcp.is_none() {
             return Err(ConfigError::new("listen: neither a Unix socket nor TCP").into());
         }
@@ -52,7 +40,7 @@ impl Listeners {
             }
             None => None,
         };
-        let tcp = listen.tcp.map(|address| bind_tcp("listen.tcp", address)).transpose()?;
+        let tcp = listen.tcp.map(|address| guard.bind_tcp("server.tcp", address)).transpose()?;
         Ok(Listeners { unix, tcp })
     }
 
@@ -63,21 +51,36 @@ impl Listeners {
     }
 }
 
-/// Listens on a loopback address: who calls there shows no credentials.
-pub(crate) fn bind_tcp(
-    setting: &str,
-    address: SocketAddr,
-) -> Result<std::net::TcpListener, OpenError> {
-    if !address.ip().is_loopback() {
-        let message = format!("{setting}: {address} is not a loopback address");
-        return Err(ConfigError::new(message).into());
+/// What a listener has to keep others from reading, and nobody from calling.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard {
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Whether everybody has to show who they are.
+    pub(crate) enforces: bool,
+}
+
+impl Guard {
+    /// Listens on a loopback address, or on any where both are given.
+    pub(crate) fn bind_tcp(
+        &self,
+        setting: &str,
+        address: SocketAddr,
+    ) -> Result<std::net::TcpListener, OpenError> {
+        let is_guarded = self.tls.is_some() && self.enforces;
+        if !is_guarded && !address.ip().is_loopback() {
+            let message = format!(
+                "{setting}: {address} can be reached from other hosts, which takes TLS \
+                 ([server.tls]) and callers who show who they are ([access] mode = \"enforce\")"
+            );
+            return Err(ConfigError::new(message).into());
+        }
+        let bind = || {
+            let bound = std::net::TcpListener::bind(address)?;
+            bound.set_nonblocking(true)?;
+            Ok(bound)
+        };
+        bind().map_err(|error| OpenError::Io(format!("cannot listen on {address}"), error))
     }
-    let bind = || {
-        let bound = std::net::TcpListener::bind(address)?;
-        bound.set_nonblocking(true)?;
-        Ok(bound)
-    };
-    bind().map_err(|error| OpenError::Io(format!("cannot listen on {address}"), error))
 }
 
 /// Binds under another name, sets the mode, and only then takes the name: nobody ever connects with
@@ -143,6 +146,9 @@ pub(crate) struct Door {
     pub(crate) listeners: Listeners,
     pub(crate) lanes: Vec<Lane>,
     pub(crate) places: Arc<Places>,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Whether somebody is known by a control group.
+    pub(crate) with_cgroups: bool,
 }
 
 /// The connections that there may be.
@@ -173,62 +179,59 @@ impl Places {
 
 impl Door {
     /// Accepts until the drain begins.
-    pub(crate) fn open(self, draining: &watch::Receiver<bool>) {
-        let Door { listeners, lanes, places } = self;
-        if let Some(listener) =
-            listeners.unix.and_then(|(unix, _)| UnixListener::from_std(unix).ok())
-        {
-            let accept = accept_unix(listener, lanes.clone(), Arc::clone(&places));
-            tokio::spawn(until(draining.clone(), accept));
+    pub(crate) fn open(mut self, draining: &watch::Receiver<bool>) {
+        let unix =
+            self.listeners.unix.take().and_then(|(unix, _)| UnixListener::from_std(unix).ok());
+        let tcp = self.listeners.tcp.take().and_then(|tcp| TcpListener::from_std(tcp).ok());
+        let door = Arc::new(self);
+        if let Some(listener) = unix {
+            let door = Arc::clone(&door);
+            tokio::spawn(until(draining.clone(), async move { door.accept_unix(listener).await }));
         }
-        if let Some(listener) = listeners.tcp.and_then(|tcp| TcpListener::from_std(tcp).ok()) {
-            tokio::spawn(until(draining.clone(), accept_tcp(listener, lanes, places)));
+        if let Some(listener) = tcp {
+            tokio::spawn(until(draining.clone(), async move { door.accept_tcp(listener).await }));
         }
     }
-}
 
-async fn accept_unix(listener: UnixListener, lanes: Vec<Lane>, places: Arc<Places>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            pause().await;
-            continue;
-        };
-        // One more than allowed is closed at once: its caller learns of it and does not wait.
-        let Some(permit) = places.take() else { continue };
-        let credentials = stream.peer_cred().ok();
-        let peer = Peer {
-            owner: credentials.and_then(|peer| owner::identify(peer.pid()?, peer.uid())),
-            ids: credentials.map(|peer| (peer.uid(), peer.gid())),
-        };
-        let Ok(stream) = stream.into_std() else { continue };
-        hand_over(&lanes, StdSocket::Unix(stream), peer, permit).await;
+    async fn accept_unix(&self, listener: UnixListener) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                pause().await;
+                continue;
+            };
+            // One more than allowed is closed at once: its caller learns of it and does not wait.
+            let Some(permit) = self.places.take() else { continue };
+            let peer = Peer::of(&stream, self.with_cgroups);
+            let Ok(stream) = stream.into_std() else { continue };
+            hand_over(&self.lanes, StdSocket::Unix(stream, peer), permit).await;
+        }
     }
-}
 
-async fn accept_tcp(listener: TcpListener, lanes: Vec<Lane>, places: Arc<Places>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            pause().await;
-            continue;
-        };
-        let Some(permit) = places.take() else { continue };
-        let _slower_without = stream.set_nodelay(true);
-        let Ok(stream) = stream.into_std() else { continue };
-        hand_over(&lanes, StdSocket::Tcp(stream), Peer::default(), permit).await;
+    async fn accept_tcp(&self, listener: TcpListener) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                pause().await;
+                continue;
+            };
+            let Some(permit) = self.places.take() else { continue };
+            let _slower_without = stream.set_nodelay(true);
+            let Ok(stream) = stream.into_std() else { continue };
+            hand_over(&self.lanes, StdSocket::Tcp(stream, self.tls.clone()), permit).await;
+        }
     }
 }
 
 /// Gives a connection to the thread that has the fewest.
-async fn hand_over(lanes: &[Lane], socket: StdSocket, peer: Peer, permit: OwnedSemaphorePermit) {
+async fn hand_over(lanes: &[Lane], socket: StdSocket, permit: OwnedSemaphorePermit) {
     let lane = lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed));
     let lane = lane.expect("there is at least one thread");
     let place = Place::new(&lane.load, permit);
     // A thread that has ended drops it, which closes it.
-    let _taken = lane.sender.send(Accepted { socket, peer, place }).await;
+    let _taken = lane.sender.send(Accepted { socket, place }).await;
 }
 
 /// A connection's place: it counts against the maximum, and as its thread's load, while it lives.
-struct Place {
+pub(crate) struct Place {
     load: Arc<AtomicUsize>,
     _permit: OwnedSemaphorePermit,
 }
@@ -249,103 +252,45 @@ impl Drop for Place {
 /// A connection on its way from one runtime to another.
 pub(crate) struct Accepted {
     socket: StdSocket,
-    peer: Peer,
     place: Place,
 }
 
 enum StdSocket {
-    Unix(std::os::unix::net::UnixStream),
-    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream, Peer),
+    Tcp(std::net::TcpStream, Option<Arc<Tls>>),
 }
 
 impl Accepted {
     /// Takes it into this thread's runtime.
-    pub(crate) fn adopt(self) -> io::Result<Connection> {
-        let socket = match self.socket {
-            StdSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
-            StdSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+    async fn adopt(self) -> io::Result<Connection> {
+        let (socket, peer) = match self.socket {
+            StdSocket::Unix(stream, peer) => (Socket::Unix(UnixStream::from_std(stream)?), peer),
+            StdSocket::Tcp(stream, tls) => {
+                Socket::of_tcp(TcpStream::from_std(stream)?, tls.as_ref(), Inside::Http2).await?
+            }
         };
         let greeting = Greeting::default();
-        Ok(Connection { socket, peer: self.peer, greeting, _place: self.place })
+        Ok(Connection { socket, peer, greeting, _place: self.place })
     }
+}
+
+/// The connections of this thread, each once its handshake is over; none waits for another's.
+pub(crate) fn adopted(mut accepted: mpsc::Receiver<Accepted>) -> mpsc::Receiver<Connection> {
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some(one) = accepted.recv().await {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                if let Ok(connection) = one.adopt().await {
+                    let _closes_it = sender.send(connection).await;
+                }
+            });
+        }
+    });
+    receiver
 }
 
 /// Out of descriptors, most likely: the next try has to wait until some are closed.
 pub(crate) async fn pause() {
     tokio::time::sleep(Duration::from_millis(50)).await;
-}
-
-enum Socket {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-/// A connection of this thread.
-pub(crate) struct Connection {
-    socket: Socket,
-    peer: Peer,
-    greeting: Greeting,
-    _place: Place,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = match &mut self.socket {
-            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-        };
-        self.greeting.check(context, read, buffer.filled().len() - before)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Unix(stream) => Pin::new(stream).poll_write(context, buffer),
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, buffer),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
-            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-        }
-    }
 }

@@ -20,9 +20,10 @@ use tonic::{Request, Response, Status};
 
 use crate::access::{Act, Caller};
 use crate::convert;
+use crate::engine::Answer;
 use crate::error::ApiError;
 use crate::grpc::{Answered, Api};
-use crate::listen::Peer;
+use crate::peer::Peer;
 use crate::v1::process_service_server::ProcessService;
 use crate::v1::{self, ErrorReason};
 
@@ -250,7 +251,17 @@ impl ProcessService for Api {
     ) -> Answered<v1::KillProcessResponse> {
         let caller = self.caller(&request)?;
         caller.may_act(Act::Manage)?;
-        self.process("ProcessService/KillProcess", request, caller).await
+        let (by, reason) = (caller.clone(), convert::cut(&request.get_ref().reason));
+        let killed = self.process("ProcessService/KillProcess", request, caller).await?;
+        let body: v1::KillProcessResponse = killed.into_inner();
+        self.answer(|engine| {
+            let incident = body.incident.clone().unwrap_or_default();
+            let what =
+                format!("stopped the job {} ({}): {reason}", incident.job, incident.job_name);
+            let ticket = engine.note(&by, &incident.account, what.trim_end_matches(": "));
+            Ok(Answer::new(body, ticket))
+        })
+        .await
     }
 
     async fn list_incidents(

@@ -21,9 +21,10 @@ use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
-use crate::listen::{Accepted, Door, Lane, Listeners, Places, bind_tcp};
+use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
 use crate::process::Processes;
 use crate::proxy::{self, Proxy};
+use crate::tls::Tls;
 use crate::v1::access_service_server::AccessServiceServer;
 use crate::v1::account_service_server::AccountServiceServer;
 use crate::v1::ledger_service_server::LedgerServiceServer;
@@ -33,6 +34,8 @@ use crate::v1::process_service_server::ProcessServiceServer;
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// Descriptors that connections leave to the store, the runtime and the sockets.
 const OWN_DESCRIPTORS: usize = 128;
+/// How long what a token holds outlives it, at the most and about.
+const END_RESERVED: Duration = Duration::from_millis(500);
 /// Threads for calls that read the disk or count tokens.
 const ASIDE_THREADS: usize = 4;
 
@@ -46,6 +49,7 @@ pub struct Running {
     addresses: Vec<String>,
     proxy_address: Option<SocketAddr>,
     unix: Option<PathBuf>,
+    tls: Option<Arc<Tls>>,
     drain: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     drain_timeout: Duration,
@@ -55,14 +59,15 @@ pub struct Running {
 pub fn serve(config: Config) -> Result<Running, OpenError> {
     let listen = config.listen.clone();
     let listen = listen.ok_or_else(|| ConfigError::new("listen: is missing"))?;
-    // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
     refuse_core_files();
+    // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
     let _where_there_are_any = rustix::thread::disable_transparent_huge_pages(true);
     let (connections, lease_connections) = within_descriptors(listen.max_connections);
-    let listeners = Listeners::bind(&listen)?;
+    let tls = listen.tls.as_ref().map(Tls::open).transpose()?;
+    let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
+    let listeners = Listeners::bind(&listen, &guard)?;
     let section = config.proxy.clone();
-    let proxy_listener =
-        section.as_ref().map(|section| bind_tcp("proxy.listen", section.listen)).transpose()?;
+    let proxy_listener = section.as_ref().map(|section| section.bind(&guard)).transpose()?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
     let desk = Desk::open(&engine, &access, &listen, lease_connections)?;
@@ -71,7 +76,9 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let addresses = listeners.addresses();
     let (lanes, incoming): (Vec<_>, Vec<_>) =
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
-    let mut door = Some(Door { listeners, lanes, places: Arc::clone(&places) });
+    let with_cgroups = access.knows_cgroups();
+    let (of_door, of_tls) = (Arc::clone(&places), tls.clone());
+    let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
     let processes = Arc::<Processes>::default();
     let room = Room::new(listen.max_message_bytes);
@@ -91,7 +98,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     }
     let proxy_address = proxy_listener.as_ref().and_then(|bound| bound.local_addr().ok());
     if let (Some(listener), Some(section)) = (proxy_listener, section) {
-        let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section)?;
+        let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section, tls.clone())?;
         let run = move || proxy::run(listener, &proxy, &draining);
         let thread = std::thread::Builder::new().name("bursar-proxy".into()).spawn(run);
         threads.push(thread.map_err(|error| OpenError::Io("the proxy's thread".into(), error))?);
@@ -104,6 +111,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         addresses,
         proxy_address,
         unix: listen.unix.clone(),
+        tls,
         drain,
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
@@ -148,6 +156,11 @@ impl Running {
         self.places.turned_away()
     }
 
+    /// Takes over certificates and authorities that have changed. Returns what there is to tell.
+    pub fn refresh_tls(&self) -> Option<String> {
+        self.tls.as_ref()?.refresh()
+    }
+
     /// What it serves.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
@@ -190,6 +203,15 @@ impl Running {
     }
 }
 
+/// Now and then ends what tokens hold that are good no more.
+async fn end_reserved(api: Api) {
+    loop {
+        tokio::time::sleep(END_RESERVED).await;
+        let Api { engine, access, .. } = api.clone();
+        let _ended = tokio::task::spawn_blocking(move || access.end_reserved(&engine)).await;
+    }
+}
+
 /// One data-plane thread, from its start to the end of the drain. The first one has the door.
 fn run_thread(
     door: Option<Door>,
@@ -207,8 +229,9 @@ fn run_thread(
         let draining = api.draining.clone();
         if let Some(door) = door {
             door.open(&draining);
+            tokio::spawn(until(draining.clone(), end_reserved(api.clone())));
         }
-        let incoming = ReceiverStream::new(incoming).filter_map(|one| one.adopt().ok());
+        let incoming = ReceiverStream::new(adopted(incoming));
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<LedgerServiceServer<Api>>().await;
         reporter.set_serving::<AccountServiceServer<Api>>().await;

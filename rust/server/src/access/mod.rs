@@ -1,12 +1,15 @@
 //! Who may do what.
 //!
-//! A caller is a principal with a role, bound to an account and those below it: by its token, or on the
-//! Unix socket by what the kernel says of its process. Every service asks here before it does anything.
-//! A token that is shown counts, also where the sidecar is open to all; it is looked at again for each
-//! call and each turn of a stream, so that its end is the end.
+//! A caller is a principal with a role, bound to an account and those below it: by its token, by the
+//! certificate of its connection, or on the Unix socket by what the kernel says of its process. Every
+//! listener asks here before it does anything, with what it knows: [`Access::caller`].
+//! What is shown counts, also where the sidecar is open to all; it is looked at again for each call
+//! and each turn of a stream, so that its end is the end.
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod known;
+mod reserved;
 mod service;
 mod vault;
 
@@ -14,14 +17,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bursar_ledger::{LedgerError, path};
+use hyper::HeaderMap;
 use serde::{Deserialize, Serialize};
-use tonic::Request;
-use tonic::metadata::MetadataMap;
 
+use crate::certificate::Certificate;
+use crate::config::ConfigError;
+use crate::convert;
 use crate::engine::{Engine, OpenError};
 use crate::error::ApiError;
-use crate::listen::Peer;
+use crate::peer::{self, Peer};
 use crate::v1::{self, ErrorReason};
+pub(crate) use known::AccessSection;
+use reserved::Reserved;
 pub(crate) use vault::sha256;
 use vault::{PREFIX, Token, Vault};
 
@@ -73,42 +80,13 @@ pub(crate) enum Act {
     Manage,
 }
 
-/// Who may call without a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Mode {
-    /// Whoever reaches a listener, as an operator: the socket's mode is the guard.
-    #[default]
-    Open,
-    /// By the Unix socket: root, the sidecar's own user, and whom the configuration names.
-    Enforce,
-}
-
-/// `[access]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AccessSection {
-    mode: Mode,
-    local: Vec<LocalSection>,
-}
-
-/// Whoever calls by the Unix socket and is all of this.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LocalSection {
-    uid: Option<u32>,
-    gid: Option<u32>,
-    role: Role,
-    /// Empty: all.
-    account: String,
-}
-
 /// Says who a caller is.
 #[derive(Debug)]
 pub(crate) struct Access {
     section: AccessSection,
     own_uid: u32,
     vault: Vault,
+    reserved: Reserved,
 }
 
 /// A caller.
@@ -118,7 +96,15 @@ pub(crate) struct Caller {
     role: Role,
     /// Empty: all.
     account: Arc<str>,
-    token: Option<Arc<Token>>,
+    shown: Shown,
+}
+
+/// What a caller is known by, where that can end.
+#[derive(Debug, Clone)]
+enum Shown {
+    Nothing,
+    Token(Arc<Token>),
+    Certificate(Arc<Certificate>),
 }
 
 impl Access {
@@ -127,6 +113,10 @@ impl Access {
         section: AccessSection,
         store: Option<PathBuf>,
     ) -> Result<Access, OpenError> {
+        if section.knows_cgroups() && !peer::knows_cgroups() {
+            let message = "access.local: who calls is known by a cgroup from Linux 6.5 on";
+            return Err(ConfigError::new(message).into());
+        }
         let path = store.map(|path| {
             let mut name = path.into_os_string();
             name.push(".tokens");
@@ -134,17 +124,26 @@ impl Access {
         });
         let what = format!("the tokens in {}", path.clone().unwrap_or_default().display());
         let vault = Vault::open(path).map_err(|error| OpenError::Io(what, error))?;
-        Ok(Access { section, own_uid: rustix::process::geteuid().as_raw(), vault })
+        let own_uid = rustix::process::geteuid().as_raw();
+        Ok(Access { section, own_uid, vault, reserved: Reserved::default() })
     }
 
-    /// Who makes a call.
-    pub(crate) fn caller<T>(&self, request: &Request<T>, now_ms: i64) -> Result<Caller, ApiError> {
-        if let Some(shown) = bearer(request.metadata())? {
-            return self.by_token(shown, now_ms);
+    /// Whether a listener has to ask for the control groups of its peers.
+    pub(crate) fn knows_cgroups(&self) -> bool {
+        self.section.knows_cgroups()
+    }
+
+    /// Who calls, by the headers of a call and the other end of its connection.
+    pub(crate) fn caller(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        now_ms: i64,
+    ) -> Result<Caller, ApiError> {
+        match bearer(headers)? {
+            Some(shown) => self.by_token(shown, now_ms),
+            None => self.by_peer(peer, now_ms),
         }
-        let peer = request.extensions().get::<Peer>();
-        let ids = peer.and_then(|peer| peer.ids);
-        self.by_ids(ids)
     }
 
     /// Whose token this is.
@@ -158,29 +157,67 @@ impl Access {
             name: token.name.as_str().into(),
             role: token.role,
             account: token.account.as_str().into(),
-            token: Some(token),
+            shown: Shown::Token(token),
         })
     }
 
-    pub(crate) fn by_ids(&self, ids: Option<(u32, u32)>) -> Result<Caller, ApiError> {
-        let name = ids.map_or("a caller by TCP".into(), |(uid, _)| format!("user {uid}").into());
-        let of = |role, account: &str| Caller { name, role, account: account.into(), token: None };
-        if self.section.mode == Mode::Open {
+    /// Who is at the other end of a connection.
+    pub(crate) fn by_peer(&self, peer: &Peer, now_ms: i64) -> Result<Caller, ApiError> {
+        if let Some(certificate) = &peer.certificate
+            && let Some(caller) = self.by_certificate(certificate, now_ms)?
+        {
+            return Ok(caller);
+        }
+        let local = peer.local.as_ref();
+        let name = local.map_or("a caller by TCP".into(), |local| format!("user {}", local.uid));
+        let of = |role, account: &str| Caller {
+            name: name.as_str().into(),
+            role,
+            account: account.into(),
+            shown: Shown::Nothing,
+        };
+        if !self.section.enforces() {
             return Ok(of(Role::Operator, ""));
         }
-        let Some((uid, gid)) = ids else {
+        let Some(local) = local else {
             let message = "a call by TCP needs a token: `authorization: Bearer bursar_…`";
             return Err(unauthenticated(message));
         };
-        let is_meant = |row: &&LocalSection| {
-            row.uid.is_none_or(|wanted| wanted == uid) && row.gid.is_none_or(|wanted| wanted == gid)
-        };
-        match self.section.local.iter().find(is_meant) {
+        match self.section.local(local) {
             Some(row) => Ok(of(row.role, &row.account)),
-            None if uid == 0 || uid == self.own_uid => Ok(of(Role::Operator, "")),
+            None if local.uid == 0 || local.uid == self.own_uid => Ok(of(Role::Operator, "")),
+            None => {
+                let message =
+                    format!("{name} is nobody here: show a token, or have a row in access.local");
+                Err(unauthenticated(&message))
+            }
+        }
+    }
+
+    /// Whose certificate this is; `None`: nobody's, where that matters to nobody.
+    fn by_certificate(
+        &self,
+        certificate: &Arc<Certificate>,
+        now_ms: i64,
+    ) -> Result<Option<Caller>, ApiError> {
+        let names = certificate.names();
+        if let Some(why) = certificate.ended(now_ms) {
+            let message = format!("the certificate {} {why}", names.shown());
+            return Err(unauthenticated(&message));
+        }
+        match self.section.certificate(names) {
+            Some((row, name)) => Ok(Some(Caller {
+                name: format!("certificate {name}").into(),
+                role: row.role,
+                account: row.account.as_str().into(),
+                shown: Shown::Certificate(Arc::clone(certificate)),
+            })),
+            None if !self.section.enforces() => Ok(None),
             None => {
                 let message = format!(
-                    "user {uid} is nobody here: show a token, or have a row in access.local"
+                    "the certificate {} is nobody's here: show a token, or have a row in \
+                     access.certificate",
+                    names.shown()
                 );
                 Err(unauthenticated(&message))
             }
@@ -192,25 +229,48 @@ impl Access {
     pub(crate) fn spender(
         &self,
         shown: Option<&str>,
+        peer: &Peer,
         now_ms: i64,
     ) -> Result<Option<String>, ApiError> {
-        match shown {
-            Some(shown) if shown.starts_with(PREFIX) => {
-                let caller = self.by_token(shown, now_ms)?;
-                caller.may_act(Act::Spend)?;
-                Ok((!caller.account.is_empty()).then(|| caller.account.to_string()))
+        let caller = match shown {
+            Some(shown) if shown.starts_with(PREFIX) => self.by_token(shown, now_ms),
+            _ if self.section.enforces() && peer.certificate.is_none() => {
+                Err(unauthenticated("the call needs a token as its API key: bursar_…"))
             }
-            _ if self.section.mode == Mode::Open => Ok(None),
-            _ => Err(unauthenticated("the call needs a token as its API key: bursar_…")),
+            _ => self.by_peer(peer, now_ms),
+        }?;
+        caller.may_act(Act::Spend)?;
+        Ok((!caller.account.is_empty()).then(|| caller.account.to_string()))
+    }
+
+    /// Notes what a caller has reserved, so that it ends with its token.
+    pub(crate) fn note_reserved(&self, caller: &Caller, engine: &Engine, reservation: &str) {
+        if let Shown::Token(token) = &caller.shown
+            && let Ok(id) = convert::parse_reservation_id(engine.store_id, reservation)
+        {
+            self.reserved.note(&token.id, id);
         }
     }
 
-    /// Fails once the token that a caller came with has ended.
+    /// Ends what tokens hold that are good no more, at what was debited.
+    pub(crate) fn end_reserved(&self, engine: &Engine) {
+        let now_ms = engine.now().wall_ms;
+        let is_good = |id: &str| self.vault.get(id).is_some_and(|it| it.ended(now_ms).is_none());
+        self.reserved.end(engine, is_good);
+    }
+
+    /// Fails once what a caller came with has ended.
     pub(crate) fn check(&self, caller: &Caller, now_ms: i64) -> Result<(), ApiError> {
-        let Some(token) = &caller.token else { return Ok(()) };
-        match self.vault.get(&token.id) {
-            Some(token) if token.ended(now_ms).is_none() => Ok(()),
-            _ => Err(unauthenticated("the token has ended: ask for another")),
+        match &caller.shown {
+            Shown::Nothing => Ok(()),
+            Shown::Token(token) => match self.vault.get(&token.id) {
+                Some(token) if token.ended(now_ms).is_none() => Ok(()),
+                _ => Err(unauthenticated("the token has ended: ask for another")),
+            },
+            Shown::Certificate(certificate) => match certificate.ended(now_ms) {
+                Some(why) => Err(unauthenticated(&format!("the certificate {why}"))),
+                None => Ok(()),
+            },
         }
     }
 }
@@ -282,6 +342,15 @@ impl Caller {
         Ok(account.to_owned())
     }
 
+    /// When what it came with expires; `None`: it came without.
+    fn expires_ms(&self) -> Option<i64> {
+        match &self.shown {
+            Shown::Nothing => None,
+            Shown::Token(token) => Some(token.expires_ms),
+            Shown::Certificate(certificate) => Some(certificate.names().expires_ms),
+        }
+    }
+
     /// The account that it is bound to; empty: all.
     pub(crate) fn account(&self) -> &str {
         &self.account
@@ -302,8 +371,8 @@ impl Caller {
 }
 
 /// The token that a call shows. What is no bearer token is none that counts here.
-fn bearer(metadata: &MetadataMap) -> Result<Option<&str>, ApiError> {
-    let Some(value) = metadata.get("authorization") else { return Ok(None) };
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(value) = headers.get("authorization") else { return Ok(None) };
     let shown = value.to_str().ok().and_then(|text| text.split_once(' '));
     match shown {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token)),

@@ -5,6 +5,7 @@ use tonic::Request;
 use super::vault::{Order, Token};
 use super::{Act, Role};
 use crate::convert;
+use crate::engine::Answer;
 use crate::error::ApiError;
 use crate::grpc::{Answered, Api};
 use crate::v1::access_service_server::AccessService;
@@ -17,7 +18,7 @@ const NAME_MAX: usize = 64;
 impl AccessService for Api {
     async fn who_am_i(&self, request: Request<v1::WhoAmIRequest>) -> Answered<v1::WhoAmIResponse> {
         let caller = self.caller(&request)?;
-        let expires = caller.token.as_ref().map(|token| convert::timestamp(token.expires_ms));
+        let expires = caller.expires_ms().map(convert::timestamp);
         let principal = v1::Principal {
             name: caller.name.to_string(),
             role: caller.role.to_wire(),
@@ -46,9 +47,10 @@ impl AccessService for Api {
             ttl_ms: convert::duration_ms("ttl", &ttl, LONGEST_MS)?,
         };
         let access = std::sync::Arc::clone(&self.access);
-        self.aside_of_ledger(move |now_ms| {
-            let (token, secret) = access.vault.create(order, now_ms)?;
-            Ok(v1::CreateTokenResponse { token: Some(shown(&token)), secret })
+        self.aside(move |engine| {
+            let (token, secret) = access.vault.create(order, engine.now().wall_ms)?;
+            let ticket = engine.note(&caller, &token.account, &about("made", &token));
+            Ok(Answer::new(v1::CreateTokenResponse { token: Some(shown(&token)), secret }, ticket))
         })
         .await
     }
@@ -84,12 +86,21 @@ impl AccessService for Api {
             ApiError::new(ErrorReason::TokenNotFound, message)
         })?;
         let access = std::sync::Arc::clone(&self.access);
-        self.aside_of_ledger(move |now_ms| {
-            let ended = access.vault.revoke(&token, now_ms)?;
-            Ok(v1::RevokeTokenResponse { token: Some(shown(&ended)) })
+        self.aside(move |engine| {
+            let ended = access.vault.revoke(&token, engine.now().wall_ms)?;
+            access.end_reserved(engine);
+            let ticket = engine.note(&caller, &token.account, &about("revoked", &token));
+            Ok(Answer::new(v1::RevokeTokenResponse { token: Some(shown(&ended)) }, ticket))
         })
         .await
     }
+}
+
+/// What was done to a token, for the history.
+fn about(done: &str, token: &Token) -> String {
+    let Token { id, name, role, account, .. } = token;
+    let place = if account.is_empty() { "all accounts" } else { account };
+    format!("{done} the token {id} ({name}), {} of {place}", role.name())
 }
 
 fn checked_name(name: String) -> Result<String, ApiError> {

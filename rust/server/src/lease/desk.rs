@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bursar_lease::channel::{accept, listen, path_beside, receive, send};
 use bursar_lease::frame::{Answer, Attach, Counts, REQUEST_BYTES, Request};
-use bursar_lease::peer::Peer;
+use bursar_lease::peer::Peer as Credentials;
 use bursar_ledger::lease::Counts as Counted;
 use bursar_ledger::rates::Usage;
 use bursar_ledger::{Channel, Observer, Owner, ReservationId, State, Unit};
@@ -26,10 +26,11 @@ use super::shared::SharedPages;
 use crate::access::Access;
 use crate::access::Act::Spend;
 use crate::config::Listen;
+use crate::convert;
 use crate::engine::{Engine, OpenError};
 use crate::error::ApiError;
+use crate::peer::Peer;
 use crate::v1::ErrorReason;
-use crate::{convert, owner};
 
 /// What an event is about: the listener, the bell, else two numbers for each connection.
 const LISTENER: u64 = 0;
@@ -141,9 +142,8 @@ impl Observer for Bell {
 struct Connection {
     /// Absent once it is closed.
     fd: Option<OwnedFd>,
-    owner: Option<Owner>,
-    /// Its user and group.
-    ids: (u32, u32),
+    /// Whose it is.
+    peer: Arc<Peer>,
     /// Readable when the process is gone.
     pidfd: Option<OwnedFd>,
     /// Its leases by number.
@@ -242,21 +242,21 @@ impl Inside {
                     return std::thread::sleep(Duration::from_millis(ROUND_MS.unsigned_abs()));
                 }
             };
-            let Ok(peer) = Peer::of(&fd) else { continue };
+            let Ok(credentials) = Credentials::of(&fd) else { continue };
             if self.connections.len() >= self.max_connections {
                 continue;
             }
-            let owner = peer.pid.and_then(|pid| owner::identify(pid, peer.uid));
+            let peer = Peer::from_credentials(&credentials, self.access.knows_cgroups());
             let number = self.next;
             self.next += 1;
             let watched = self.watch(&fd, number * 2);
-            let watched = match &peer.pidfd {
+            let watched = match &credentials.pidfd {
                 Some(pidfd) => watched.and_then(|()| self.watch(pidfd, number * 2 + 1)),
                 None => watched,
             };
             if watched.is_ok() {
-                let (ids, pidfd, leases) = ((peer.uid, peer.gid), peer.pidfd, HashMap::new());
-                let connection = Connection { fd: Some(fd), owner, ids, pidfd, leases };
+                let (peer, pidfd) = (Arc::new(peer), credentials.pidfd);
+                let connection = Connection { fd: Some(fd), peer, pidfd, leases: HashMap::new() };
                 self.connections.insert(number, connection);
             }
         }
@@ -289,9 +289,12 @@ impl Inside {
         let Some(fd) = &connection.fd else { return Ok(()) };
         let lease = self.next;
         let (engine, access) = (&self.engine, &self.access);
-        let ids = connection.ids;
-        let may_use = || access.by_ids(Some(ids))?.may_use(Spend, engine, &attach.reservation);
-        let opened = open(engine, &self.open, connection.owner, attach, may_use);
+        let peer = Arc::clone(&connection.peer);
+        let may_use = || {
+            let caller = access.by_peer(&peer, engine.now().wall_ms)?;
+            caller.may_use(Spend, engine, &attach.reservation)
+        };
+        let opened = open(engine, &self.open, peer.owner, attach, may_use);
         let (answer, opened) = match opened {
             Ok(opened) => (Answer { lease, ..opened.answer.clone() }, Some(opened)),
             Err(error) => (refusal(&error), None),

@@ -26,6 +26,7 @@ use super::stream::{self, Stream};
 use super::upstream::{Upstream, shown_headers, without_key};
 use super::{Proxy, dialect, probe};
 use crate::durable::yield_once;
+use crate::peer::Peer;
 use crate::v1;
 
 /// The longest prompt that is counted between other calls; a longer one is counted aside.
@@ -72,7 +73,10 @@ async fn try_answer(
     if is_get != (route.endpoint == Endpoint::Models) {
         return Err(Failure::method());
     }
-    let account = route.account(&parts.headers, &proxy.settings, |shown| proxy.spender(shown))?;
+    let nobody = Peer::default();
+    let peer = parts.extensions.get().unwrap_or(&nobody);
+    let spender = |shown: Option<&str>| proxy.spender(shown, peer);
+    let account = route.account(&parts.headers, &proxy.settings, spender)?;
     let body = read(proxy, body).await?;
     if route.endpoint.is_free() {
         return pass(proxy, parts, route, api, body).await;

@@ -17,7 +17,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
 use super::{Proxy, call};
+use crate::connection::Socket;
 use crate::listen::{pause, until};
+use crate::tls::Inside;
 
 /// The most that the head of a request may take, and what is read ahead.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -73,8 +75,11 @@ async fn accept(
 
 async fn serve(stream: TcpStream, proxy: &Arc<Proxy>, mut draining: watch::Receiver<bool>) {
     let patience = proxy.settings.client_timeout;
-    let service = service_fn(|request| {
+    let connected = Socket::of_tcp(stream, proxy.tls.as_ref(), Inside::Http1).await;
+    let Ok((stream, peer)) = connected else { return };
+    let service = service_fn(|mut request| {
         let proxy = Arc::clone(proxy);
+        request.extensions_mut().insert(peer.clone());
         async move { Ok::<_, Infallible>(call::answer(proxy, request).await) }
     });
     let connection = http1::Builder::new()
@@ -93,7 +98,7 @@ async fn serve(stream: TcpStream, proxy: &Arc<Proxy>, mut draining: watch::Recei
 
 /// A connection that breaks when its client takes nothing for too long.
 struct Patient {
-    stream: TcpStream,
+    stream: Socket,
     patience: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -150,8 +155,9 @@ impl AsyncWrite for Patient {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

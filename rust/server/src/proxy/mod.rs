@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 use crate::access::Access;
 use crate::config::ConfigError;
 use crate::engine::Engine;
+use crate::peer::Peer;
+use crate::tls::Tls;
 
 mod anthropic;
 mod call;
@@ -51,6 +53,7 @@ pub(crate) struct Proxy {
     engine: Arc<Engine>,
     access: Arc<Access>,
     settings: ProxySection,
+    tls: Option<Arc<Tls>>,
     upstreams: Upstreams,
     /// Places for calls under way.
     calls: Arc<Semaphore>,
@@ -62,16 +65,22 @@ impl Proxy {
         engine: Arc<Engine>,
         access: Arc<Access>,
         settings: ProxySection,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Arc<Proxy>, ConfigError> {
+        let tls = tls.filter(|_| settings.tls);
         let upstreams = Upstreams::new(&settings)?;
         let calls = Arc::new(Semaphore::new(settings.max_calls));
         let replays = Replays::new(engine.times.key_retention_ms);
-        Ok(Arc::new(Proxy { engine, access, settings, upstreams, calls, replays }))
+        Ok(Arc::new(Proxy { engine, access, settings, tls, upstreams, calls, replays }))
     }
 
-    /// The account that a token may spend on; `None`: all.
-    fn spender(&self, shown: Option<&str>) -> Result<Option<String>, failure::Failure> {
-        Ok(self.access.spender(shown, self.engine.now().wall_ms)?)
+    /// The account that a token, or else a certificate, may spend on; `None`: all.
+    fn spender(
+        &self,
+        shown: Option<&str>,
+        peer: &Peer,
+    ) -> Result<Option<String>, failure::Failure> {
+        Ok(self.access.spender(shown, peer, self.engine.now().wall_ms)?)
     }
 
     /// Where a call may go on with a cheaper model: one that has a price and an upstream, and can do

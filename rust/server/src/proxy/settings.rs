@@ -2,17 +2,24 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+
+use crate::config::ConfigError;
+use crate::engine::OpenError;
+use crate::listen::Guard;
 
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProxySection {
-    /// A loopback address and port.
+    /// An address and port; loopback only, unless it has TLS and everybody shows who they are.
     pub(crate) listen: SocketAddr,
+    /// Whether it has the TLS of the daemon's own listener.
+    #[serde(default)]
+    pub(crate) tls: bool,
     /// Where calls go; the first that has the model counts.
     pub(crate) upstreams: Vec<UpstreamSection>,
     /// The account of calls that name none.
@@ -105,6 +112,18 @@ pub(crate) struct Key(pub(crate) String);
 impl fmt::Debug for Key {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Key(…)")
+    }
+}
+
+impl ProxySection {
+    /// Listens where it says.
+    pub(crate) fn bind(&self, guard: &Guard) -> Result<TcpListener, OpenError> {
+        if self.tls && guard.tls.is_none() {
+            let message = "proxy.tls is true, and there is no [server.tls] to take it from";
+            return Err(ConfigError::new(message).into());
+        }
+        let guard = Guard { tls: guard.tls.clone().filter(|_| self.tls), ..*guard };
+        guard.bind_tcp("proxy.listen", self.listen)
     }
 }
 

@@ -1,0 +1,101 @@
+//! Who is at the other end of a connection, as the kernel or TLS says.
+//!
+//! Never says what anybody may do: that is `access`.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use bursar_lease::peer::Peer as Credentials;
+use bursar_ledger::Owner;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::certificate::Certificate;
+use crate::owner;
+
+/// What a connection tells of its other end; nothing by TCP without a certificate.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Peer {
+    /// The process, where the socket tells it (see `owner`).
+    pub(crate) owner: Option<Owner>,
+    pub(crate) local: Option<Local>,
+    pub(crate) certificate: Option<Arc<Certificate>>,
+}
+
+/// A process on this host, by the Unix socket.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// The path of its control group when it connected, where that was asked for.
+    pub(crate) cgroup: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// The peer of a Unix socket.
+    pub(crate) fn of(socket: impl AsFd, with_cgroup: bool) -> Peer {
+        match Credentials::of(socket) {
+            Ok(credentials) => Peer::from_credentials(&credentials, with_cgroup),
+            Err(_) => Peer::default(),
+        }
+    }
+
+    pub(crate) fn from_credentials(credentials: &Credentials, with_cgroup: bool) -> Peer {
+        let Credentials { pid, uid, gid, .. } = *credentials;
+        let cgroup = || cgroup(pid?, credentials.exact_pidfd()?);
+        Peer {
+            owner: pid.and_then(|pid| owner::identify(pid, uid)),
+            local: Some(Local { uid, gid, cgroup: with_cgroup.then(cgroup).flatten() }),
+            certificate: None,
+        }
+    }
+}
+
+/// Whether this kernel tells surely which process has connected.
+pub(crate) fn knows_cgroups() -> bool {
+    let pair = std::os::unix::net::UnixStream::pair();
+    let peer = pair.and_then(|(one, _other)| Credentials::of(&one));
+    peer.is_ok_and(|peer| peer.exact_pidfd().is_some())
+}
+
+/// The control group (version 2) of a process that has not ended. As long as it lives its pid is its
+/// own, so what was read before it was seen alive is of no other process.
+fn cgroup(pid: i32, pidfd: BorrowedFd<'_>) -> Option<Arc<str>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let mut ended = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let lives = poll(&mut ended, Some(&at_once)).is_ok_and(|count| count == 0);
+    text.lines().find_map(|line| line.strip_prefix("0::")).filter(|_| lives).map(Arc::from)
+}
+
+/// Whether a control group is another, or below it.
+pub(crate) fn is_in_cgroup(cgroup: &str, ancestor: &str) -> bool {
+    let rest = cgroup.strip_prefix(ancestor.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_in_its_own_control_group_and_those_above() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let peer = Peer::of(&one, true);
+        let own = fs::read_to_string("/proc/self/cgroup").expect("Linux");
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).map(Arc::from);
+        assert_eq!(peer.local.and_then(|local| local.cgroup), own);
+        assert_eq!(Peer::of(&one, false).local.and_then(|local| local.cgroup), None);
+        for (cgroup, ancestor, is) in [
+            ("/a.slice/b", "/a.slice", true),
+            ("/a.slice", "/a.slice", true),
+            ("/a.slice", "/a.slice/", true),
+            ("/a.slice", "/", true),
+            ("/a.slices", "/a.slice", false),
+            ("/a", "/a.slice", false),
+            ("/../a.slice", "/a.slice", false),
+        ] {
+            assert_eq!(is_in_cgroup(cgroup, ancestor), is, "{cgroup} in {ancestor}");
+        }
+    }
+}
