@@ -16,6 +16,8 @@ mod embedded;
 mod engine;
 pub mod error;
 mod grpc;
+mod handed;
+mod health;
 mod history;
 mod lease;
 mod listen;

@@ -21,6 +21,7 @@ use tonic::transport::server::Connected;
 
 use crate::config::{ConfigError, Listen};
 use crate::engine::OpenError;
+use crate::handed::Handed;
 use crate::owner;
 
 /// What a connection tells of its other end.
@@ -36,23 +37,29 @@ pub(crate) struct Peer {
 pub(crate) struct Listeners {
     unix: Option<(std::os::unix::net::UnixListener, PathBuf)>,
     tcp: Option<std::net::TcpListener>,
+    /// The file that was made here, and is to be removed at the end.
+    pub(crate) made: Option<PathBuf>,
 }
 
 impl Listeners {
-    pub(crate) fn bind(listen: &Listen) -> Result<Listeners, OpenError> {
+    /// Takes those that were handed over, and binds the others.
+    pub(crate) fn bind(listen: &Listen, handed: &mut Handed) -> Result<Listeners, OpenError> {
         if listen.unix.is_none() && listen.tcp.is_none() {
             return Err(ConfigError::new("listen: neither a Unix socket nor TCP").into());
         }
+        let mut made = None;
         let unix = match &listen.unix {
+            Some(path) if let Some(unix) = handed.unix(path)? => Some((unix, path.clone())),
             Some(path) => {
+                made = Some(path.clone());
                 let bound = bind_unix(path, listen.unix_mode);
                 let what = || format!("cannot listen on {}", path.display());
                 Some((bound.map_err(|error| OpenError::Io(what(), error))?, path.clone()))
             }
             None => None,
         };
-        let tcp = listen.tcp.map(|address| bind_tcp("listen.tcp", address)).transpose()?;
-        Ok(Listeners { unix, tcp })
+        let tcp = listen.tcp.map(|address| bind_tcp("listen.tcp", address, handed)).transpose()?;
+        Ok(Listeners { unix, tcp, made })
     }
 
     pub(crate) fn addresses(&self) -> Vec<String> {
@@ -66,10 +73,14 @@ impl Listeners {
 pub(crate) fn bind_tcp(
     setting: &str,
     address: SocketAddr,
+    handed: &mut Handed,
 ) -> Result<std::net::TcpListener, OpenError> {
     if !address.ip().is_loopback() {
         let message = format!("{setting}: {address} is not a loopback address");
         return Err(ConfigError::new(message).into());
+    }
+    if let Some(listener) = handed.tcp(address)? {
+        return Ok(listener);
     }
     let bind = || {
         let bound = std::net::TcpListener::bind(address)?;

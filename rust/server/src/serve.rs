@@ -19,6 +19,8 @@ use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
+use crate::handed::Handed;
+use crate::health;
 use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Lane, Listeners, bind_tcp};
 use crate::process::Processes;
@@ -43,6 +45,7 @@ pub struct Running {
     processes: Arc<Processes>,
     addresses: Vec<String>,
     proxy_address: Option<SocketAddr>,
+    /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     drain: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -56,13 +59,18 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
     let _where_there_are_any = rustix::thread::disable_transparent_huge_pages(true);
     let (connections, lease_connections) = within_descriptors(listen.max_connections);
-    let listeners = Listeners::bind(&listen)?;
+    let mut handed = Handed::take()?;
+    let listeners = Listeners::bind(&listen, &mut handed)?;
     let section = config.proxy.clone();
-    let proxy_listener =
-        section.as_ref().map(|section| bind_tcp("proxy.listen", section.listen)).transpose()?;
+    let proxy_listener = section
+        .as_ref()
+        .map(|section| bind_tcp("proxy.listen", section.listen, &mut handed))
+        .transpose()?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
-    let desk = Desk::open(&engine, &access, &listen, lease_connections)?;
+    let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
+    handed.nothing_is_left()?;
+    let unix = listeners.made.clone();
     let (drain, draining) = watch::channel(false);
     let connections = Arc::new(Semaphore::new(connections));
     let addresses = listeners.addresses();
@@ -97,7 +105,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         processes,
         addresses,
         proxy_address,
-        unix: listen.unix.clone(),
+        unix,
         drain,
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
@@ -184,11 +192,7 @@ fn run_thread(door: Option<Door>, incoming: mpsc::Receiver<Accepted>, api: Api, 
             door.open(&draining);
         }
         let incoming = ReceiverStream::new(incoming).filter_map(|one| one.adopt().ok());
-        let (reporter, health) = tonic_health::server::health_reporter();
-        reporter.set_serving::<LedgerServiceServer<Api>>().await;
-        reporter.set_serving::<AccountServiceServer<Api>>().await;
-        reporter.set_serving::<ProcessServiceServer<Api>>().await;
-        reporter.set_serving::<AccessServiceServer<Api>>().await;
+        let health = health::service(&api.engine).await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
             .build_v1()
