@@ -103,6 +103,7 @@ COMMANDS = [
     ["token", "list"],
     ["token", "revoke"],
     ["whoami"],
+    ["health"],
     ["check"],
     ["doctor"],
     ["demo"],

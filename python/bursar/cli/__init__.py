@@ -13,6 +13,7 @@ from bursar.cli import (
     demo,
     doctor,
     gpu,
+    health,
     incidents,
     kill,
     log,
@@ -47,6 +48,7 @@ cli.add_command(kill.kill)
 cli.add_command(incidents.incidents)
 cli.add_command(token.token)
 cli.add_command(token.whoami)
+cli.add_command(health.health)
 cli.add_command(doctor.check)
 cli.add_command(doctor.doctor)
 cli.add_command(demo.demo)

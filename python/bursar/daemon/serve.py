@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from bursar._errors import from_core
+from bursar.daemon._notify import Manager
 from bursar.daemon.config import Config
 from bursar.exceptions import BursarError
 
@@ -56,9 +57,12 @@ def run(
         if server.proxy_address is not None:
             say(f"proxy on http://{server.proxy_address}/v1")
         say(f"listening on {', '.join(server.addresses)}")
+        manager = Manager.of_environment()
+        manager.ready()
         if ready is not None:
             ready(server)
-        _wait(server, wakeup, say)
+        _wait(server, wakeup, manager, say)
+        manager.stopping()
         name = signal.Signals(os.read(wakeup, 1)[0]).name
         say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")
         started = time.monotonic()
@@ -87,7 +91,7 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
     return watchdog
 
 
-def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:
+def _wait(server: "Server", wakeup: int, manager: Manager, say: Callable[[str], None]) -> None:
     """Returns when a signal has come; says once when the store has failed meanwhile."""
     failure = None
     while not select.select([wakeup], [], [], _CHECK_S)[0]:
@@ -95,6 +99,9 @@ def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> None:
             raise BursarError("the server stopped by itself; the lines above say why")
         if failure is None and (failure := server.failure) is not None:
             say(f"{failure}; until then only reads are answered")
+            manager.status(failure)
+        if failure is None:  # a restart is what helps, so the manager hears no more of it
+            manager.alive()
 
 
 @contextmanager
