@@ -145,8 +145,8 @@ def _programs() -> Finding:
         "itself as a protected program does is left alone"
     )
     advice = (
-        "where users do not trust each other, add it to AmbientCapabilities; it also allows to read "
-        "every process's memory"
+        "where users do not trust each other, add it to AmbientCapabilities; with it, every "
+        "process's memory can be read as well"
     )
     return Finding(what, Outcome.LIMITED, detail, advice)
 

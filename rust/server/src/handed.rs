@@ -26,6 +26,16 @@ enum Address {
     Tcp(SocketAddr),
 }
 
+impl Address {
+    /// Whether they are in one place; what is spoken there may differ.
+    fn is_where(&self, other: &Address) -> bool {
+        match (self, other) {
+            (Address::Unix(one, _), Address::Unix(two, _)) => one == two,
+            _ => self == other,
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -80,10 +90,17 @@ impl Handed {
     }
 
     fn find(&mut self, address: &Address) -> Result<Option<OwnedFd>, OpenError> {
-        let Some(at) = self.0.iter().position(|(one, _)| one == address) else { return Ok(None) };
+        let Some(at) = self.0.iter().position(|(one, _)| one.is_where(address)) else {
+            return Ok(None);
+        };
+        if self.0[at].0 != *address {
+            let message = format!("the service manager hands over {}, not {address}", self.0[at].0);
+            return Err(ConfigError::new(message).into());
+        }
         let (_, socket) = self.0.swap_remove(at);
         let ready = rustix::io::ioctl_fionbio(&socket, true);
-        ready.map_err(|error| OpenError::Io(format!("cannot listen on {address}"), error.into()))?;
+        ready
+            .map_err(|error| OpenError::Io(format!("cannot listen on {address}"), error.into()))?;
         Ok(Some(socket))
     }
 }
