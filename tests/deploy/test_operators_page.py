@@ -51,7 +51,7 @@ def test_the_files_go_where_it_says(
     assert len(copies) == 5
     for line in copies:
         moved = [
-            f"{tmp_path}{one.replace('~', '/root')}" if one.startswith(("/", "~")) else one
+            f"{tmp_path}{one.replace('~', '/alice')}" if one.startswith(("/", "~")) else one
             for one in line
         ]
         subprocess.run(moved, cwd=project, check=True)

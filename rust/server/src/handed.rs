@@ -1,9 +1,9 @@
 //! Listeners that a service manager hands over, found by what the configuration calls them.
 //!
 //! systemd's socket activation: the manager listens, also while no daemon runs, so that callers wait
-//! instead of failing, and the files are its own: the daemon neither makes nor removes them. A socket is
-//! known by its address, so that there are no names to keep in step. One that the configuration does
-//! not name is an error: its callers would wait for ever.
+//! instead of failing, and the files are its own: the daemon neither makes nor removes them. A socket
+//! is known by its address, so that there are no names to keep in step. One that the configuration
+//! does not name is an error: its callers would wait for ever.
 
 use std::fmt;
 use std::io;
@@ -82,9 +82,9 @@ impl Handed {
     pub(crate) fn nothing_is_left(self) -> Result<(), OpenError> {
         let Some((address, _)) = self.0.first() else { return Ok(()) };
         let message = format!(
-            "the service manager listens on {address}, which the configuration does not name: take it \
-             out of the .socket unit, or set server.socket, server.tcp or proxy.listen to it (the lease \
-             socket is ListenSequentialPacket= and server.socket with \".lease\" behind it)"
+            "the service manager listens on {address}, which the configuration does not name: take \
+             it out of the .socket unit, or set server.socket, server.tcp or proxy.listen to it \
+             (leases have ListenSequentialPacket= and server.socket with \".lease\" behind it)"
         );
         Err(ConfigError::new(message).into())
     }

@@ -1,7 +1,7 @@
 //! What `grpc.health.v1.Health` says: every service serves, until the store fails.
 //!
-//! From then on the ledger's does not: it only reads, and a restart is what helps. Who watches hears of it
-//! within a second.
+//! From then on the ledger's does not: it only reads, and a restart is what helps. Who watches hears
+//! of it within a second.
 
 use std::sync::Arc;
 use std::time::Duration;
