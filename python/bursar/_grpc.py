@@ -29,9 +29,9 @@ METER: Final = "LedgerService/Meter"
 _RECEIVE_BYTES_MAX: Final = 64 * 2**20  # a page of 10,000 entries is a few MiB
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
-    # A local peer answers or is gone; waiting seconds before dialling again only adds delay.
+    # A local peer answers or is gone; waiting seconds before dialling again only adds delay. Where
+    # a service manager listens for one that starts, it is waited for: gRPC's 20 s stay.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
     # A sidecar that hangs while a stream is open is told of within 15 s.

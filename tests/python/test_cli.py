@@ -105,6 +105,7 @@ COMMANDS = [
     ["token", "list"],
     ["token", "revoke"],
     ["whoami"],
+    ["health"],
     ["check"],
     ["doctor"],
     ["backup"],

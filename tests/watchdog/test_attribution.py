@@ -53,6 +53,10 @@ SHAPES: Final = {
     f"/system.slice/nerdctl-{NODE}.scope/{KIND}/{BELOW}/cri-containerd-{ID}.scope": (UID, ID),
     f"/docker/{NODE}/{KIND}/{BELOW}/cri-containerd-{ID}.scope": (UID, ID),
     f"/docker/{NODE}/kubelet/kubepods/besteffort/pod{UID}/{ID}": (UID, ID),
+    # as seen from another container, whose own groups are above the paths
+    f"/kubepods-burstable-pod{SNAKE}.slice/cri-containerd-{ID}.scope": (UID, ID),
+    f"/besteffort/pod{UID}/{ID}": (UID, ID),
+    f"/pod{UID}/{ID}": (UID, ID),
     f"/docker/{NODE}/{KIND}/{BELOW}/cri-containerd-{ID}.scope/kubepods/pod{'e' * 36}": (UID, ID),
     f"/system.slice/docker-{NODE}.scope/init.scope": ("", NODE),
     f"/system.slice/docker-{NODE}.scope/kubelet.slice/kubelet.service": ("", NODE),
@@ -121,6 +125,7 @@ class World:
         self.jobs = Jobs(self.table)
         self.attributor = Attributor(self.jobs, rules)
         patch.setattr(cgroups, "path_of", self.paths.get)
+        patch.setattr(cgroups, "path_seen", self.paths.get)
         patch.setattr(cgroups, "inode", lambda path: 7 if path else 0)
 
     def held(self, name: str) -> Held:

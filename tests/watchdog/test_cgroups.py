@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,45 @@ def test_only_a_useful_path_is_one(
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     assert cgroups.path_of(1) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("0::/user.slice/a\n", "/user.slice/a"),
+        ("0::/../../kubepods-pod1.slice/a.scope\n", "/kubepods-pod1.slice/a.scope"),
+        ("0::/../..hidden\n", "/..hidden"),
+        ("0::/..\n", None),
+        ("0::/../gone (deleted)\n", None),
+    ],
+)
+def test_what_can_be_seen_of_a_path_is_what_is_not_above(
+    monkeypatch: pytest.MonkeyPatch, text: str, path: str | None
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert cgroups.path_seen(1) == path
+
+
+def test_in_a_container_another_group_has_a_name_and_cannot_be_reached(
+    group: str, process: "subprocess.Popen[bytes]"
+) -> None:
+    """As a daemon sees it whose cgroup namespace begins at a group of its own."""
+    cgroups.add(group, process.pid)
+    own = cgroups.make("container")
+    look = (
+        "import sys; from bursar.watchdog import cgroups as c; pid = int(sys.argv[1]);"
+        "print(c.path_of(pid), c.path_seen(pid), c.path_seen(1) == '/')"
+    )
+    inside = ["unshare", "--cgroup", sys.executable, "-c", look, str(process.pid)]
+    line = ["/bin/sh", "-c", 'read x; exec "$@"', "sh", *inside]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as shell:
+        cgroups.add(own, shell.pid)
+        said, failed = shell.communicate("go\n", timeout=PATIENCE_S)
+    cgroups.remove(own)
+    if "unshare failed" in failed:
+        pytest.skip(f"no cgroup namespace can be made here: {failed}")
+    assert said.split() == ["None", f"/{group.rpartition('/')[2]}", "False"], failed
 
 
 def test_a_process_that_has_ended_is_in_no_group() -> None:

@@ -52,8 +52,8 @@ def test_everything_is_told_in_lines_and_as_json(machine: StandIn) -> None:
     assert "ok       NVML: answers, and counts 1 GPU or instance" in told.stdout
     assert "ok       driver: 550.54.15" in told.stdout
     shown = json.loads(run("--json").stdout)
-    order = ["NVML", "driver", "process lists", "pid namespace", "cgroup v2", "CAP_KILL", "pidfd"]
-    assert [one["what"] for one in shown] == order
+    host = ["pid namespace", "cgroup v2", "CAP_KILL", "CAP_SYS_PTRACE", "pidfd"]
+    assert [one["what"] for one in shown] == ["NVML", "driver", "process lists", *host]
 
 
 def test_lists_with_a_process_have_a_layout_that_is_trusted(machine: StandIn) -> None:
@@ -128,6 +128,7 @@ def test_without_cap_kill_only_own_jobs_can_be_stopped(
     monkeypatch: pytest.MonkeyPatch, effective: str, outcome: Outcome
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"Name:\tx\nCapEff:\t{effective}\n")
+    assert host._programs().outcome is outcome
     told = host._cap_kill()
     assert told.outcome is outcome
     assert (f"user {os.getuid()}" in told.detail) is (outcome is Outcome.WARN)

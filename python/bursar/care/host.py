@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["look"]
 
 _CAP_KILL: Final = 5  # linux/capability.h
+_CAP_SYS_PTRACE: Final = 19
 _POLL_S: Final = 0.01
 
 
 def look() -> list[Finding]:
     """Looks at everything; takes a few seconds at most."""
-    return [*_gpus(_sample()), _namespace(), _cgroup(), _cap_kill(), _pidfd()]
+    return [*_gpus(_sample()), _namespace(), _cgroup(), _cap_kill(), _programs(), _pidfd()]
 
 
 def _sample() -> "Sample":
@@ -95,14 +96,33 @@ def _cgroup() -> Finding:
     return Finding("cgroup v2", Outcome.OK, "a job's can be made below this one")
 
 
-def _cap_kill() -> Finding:
+def _has(capability: int) -> bool:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     effective = next(one.split()[1] for one in status.splitlines() if one.startswith("CapEff:"))
-    if int(effective, 16) >> _CAP_KILL & 1:
+    return bool(int(effective, 16) >> capability & 1)
+
+
+def _cap_kill() -> Finding:
+    if _has(_CAP_KILL):
         return Finding("CAP_KILL", Outcome.OK, "held: jobs of every user can be stopped")
     detail = f"not held: only jobs of user {os.getuid()} can be stopped"
     advice = "for other users' jobs, run the sidecar as root or with AmbientCapabilities=CAP_KILL"
     return Finding("CAP_KILL", Outcome.WARN, detail, advice)
+
+
+def _programs() -> Finding:
+    what = "CAP_SYS_PTRACE"
+    if _has(_CAP_SYS_PTRACE):
+        return Finding(what, Outcome.OK, "held: protected programs are known by their files")
+    detail = (
+        "not held: of other users' processes only the names are seen, so that one which calls "
+        "itself as a protected program does is left alone"
+    )
+    advice = (
+        "where users do not trust each other, add it to AmbientCapabilities; with it, every "
+        "process's memory can be read as well"
+    )
+    return Finding(what, Outcome.WARN, detail, advice)
 
 
 def _pidfd() -> Finding:

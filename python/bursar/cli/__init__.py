@@ -14,6 +14,7 @@ from bursar.cli import (
     demo,
     doctor,
     gpu,
+    health,
     incidents,
     kill,
     log,
@@ -52,6 +53,7 @@ cli.add_command(kill.kill)
 cli.add_command(incidents.incidents)
 cli.add_command(token.token)
 cli.add_command(token.whoami)
+cli.add_command(health.health)
 cli.add_command(doctor.check)
 cli.add_command(doctor.doctor)
 cli.add_command(backup.backup)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from bursar._errors import from_core
+from bursar.daemon._notify import Manager
 from bursar.daemon.config import Config
 from bursar.exceptions import BursarError
 
@@ -63,9 +64,12 @@ def run(
             scheme = "https" if config.proxy.tls else "http"
             say(f"proxy on {scheme}://{server.proxy_address}/v1")
         say(f"listening on {', '.join(server.addresses)}")
+        manager = Manager.of_environment()
+        manager.ready()
         if ready is not None:
             ready(server)
-        name = _wait(server, wakeup, say)
+        name = _wait(server, wakeup, manager, say)
+        manager.stopping()
         say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")
         started = time.monotonic()
         if watchdog is not None:
@@ -93,7 +97,9 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
     return watchdog
 
 
-def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> str:
+def _wait(
+    server: "Server", wakeup: int, manager: Manager, say: Callable[[str], None]
+) -> str:
     """Returns the name of the signal that ends it; says what else happens meanwhile.
 
     It takes over new certificates. That the store has failed is said once; that connections find
@@ -110,11 +116,14 @@ def _wait(server: "Server", wakeup: int, say: Callable[[str], None]) -> str:
             raise BursarError("the server stopped by itself; the lines above say why")
         if failure is None and (failure := server.failure) is not None:
             say(f"{failure}; until then only reads are answered")
+            manager.status(failure)
         if (count := server.turned_away) > told and time.monotonic() >= quiet_until:
             say(f"{count - told} connections were closed at once: {_FULL}")
             told, quiet_until = count, time.monotonic() + _CROWDED_S
         if (news := server.refresh_tls()) is not None:
             say(news)
+        if failure is None:  # a restart is what helps, so the manager hears no more of it
+            manager.alive()
 
 
 @contextmanager

@@ -120,8 +120,7 @@ class Attributor:
         self._known = {who: one for who, one in self._known.items() if one.job_id != job_id}
 
     def _look(self, held: Held) -> Attribution:
-        path = cgroups.path_of(held.pid)
-        grouped = self._jobs.of_group(path)
+        grouped = self._jobs.of_group(cgroups.path_of(held.pid))
         registered = self._jobs.of_process(held)
         if grouped is not None:
             said = registered if registered is not grouped else None
@@ -129,7 +128,7 @@ class Attributor:
             return self._of_job(held, grouped, pb.Process.SOURCE_CGROUP, conflict)
         if registered is not None:
             return self._of_job(held, registered, pb.Process.SOURCE_REGISTERED)
-        contained = self._contained(held, path)
+        contained = self._contained(held, cgroups.path_seen(held.pid))
         if contained is not None:
             return contained
         above = self._jobs.of_ancestor(held)

@@ -24,6 +24,7 @@ __all__ = [
     "members",
     "mount_point",
     "path_of",
+    "path_seen",
     "remove",
 ]
 
@@ -57,19 +58,32 @@ def _find_mount(mountinfo: str) -> Path | None:
 
 def path_of(pid: int) -> str | None:
     """The group of a process; None: it has ended, or its group cannot be named from here."""
+    path = _path(pid)
+    # From within a cgroup namespace, whatever is outside of it is a path that climbs.
+    return None if path.startswith("/..") else path or None
+
+
+def path_seen(pid: int) -> str | None:
+    """What can be seen of the path of a process's group; None: nothing, or it has ended.
+
+    In a container that is what is not above both its own group and that one: enough to know other
+    containers by, and not to reach a group by.
+    """
+    return re.sub(r"^(?:/\.\.(?=/|\Z))+", "", _path(pid)) or None
+
+
+def _path(pid: int) -> str:
     try:
         text = _read(Path(f"/proc/{pid}/cgroup"))
     except OSError:
-        return None
+        return ""
     return parse_group(text)
 
 
-def parse_group(text: str) -> str | None:
-    """Reads what /proc/PID/cgroup says; None where it names no group below the root."""
+def parse_group(text: str) -> str:
+    """Reads what /proc/PID/cgroup says; empty where it names no group."""
     path = next((one[3:] for one in text.splitlines() if one.startswith("0::")), "")
-    # From within a cgroup namespace, whatever is outside of it is a path that climbs.
-    useless = not path.startswith("/") or path.startswith("/..") or path.endswith(" (deleted)")
-    return None if useless else path
+    return path if path.startswith("/") and not path.endswith(" (deleted)") else ""
 
 
 def make(name: str) -> str:

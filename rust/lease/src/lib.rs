@@ -1,12 +1,13 @@
 //! Leases: a reservation debited by shared memory, in nanoseconds and to the exact token.
 //!
-//! **This crate contains the project's only `unsafe` code**, in three small files: `map` (memfd and
-//! mmap), `peer` (socket options that the safe wrappers lack) and `fork` (one libc registration).
+//! **This crate contains the project's only `unsafe` code**, in four small files: `map` (memfd and
+//! mmap), `peer` (socket options that the safe wrappers lack), `fork` (one libc registration) and
+//! `handed` (descriptors by number).
 //! Each block says why it is there (JUSTIFICATION) and what it relies on (SAFETY). All else, the
 //! protocol on the words included, is safe code over atomics.
 //!
 //! Miri (`make test-miri`) checks what it can: the protocol on both pages and the frames, on ordinary
-//! memory. It knows neither memfd nor Unix sockets nor `pthread_atfork`, so the three files themselves
+//! memory. It knows neither memfd nor Unix sockets nor `pthread_atfork`, so the four files themselves
 //! run against the real kernel only.
 //!
 //! `layout` is the manual for other languages. `word` is the protocol on one lease's two words, `pages`
@@ -24,6 +25,8 @@ mod connection;
 mod fork;
 #[cfg(not(bursar_loom))]
 pub mod frame;
+#[cfg(not(bursar_loom))]
+pub mod handed;
 pub mod layout;
 #[cfg(all(test, bursar_loom))]
 mod loom_word;

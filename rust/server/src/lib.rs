@@ -22,6 +22,8 @@ pub mod error;
 pub mod fuzzing;
 mod greeting;
 mod grpc;
+mod handed;
+mod health;
 mod history;
 mod intake;
 mod lease;

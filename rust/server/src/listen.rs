@@ -18,6 +18,7 @@ use crate::config::{ConfigError, Listen};
 use crate::connection::{Connection, Socket};
 use crate::engine::OpenError;
 use crate::greeting::Greeting;
+use crate::handed::Handed;
 use crate::peer::Peer;
 use crate::tls::{Inside, Tls};
 
@@ -25,23 +26,34 @@ use crate::tls::{Inside, Tls};
 pub(crate) struct Listeners {
     unix: Option<(std::os::unix::net::UnixListener, PathBuf)>,
     tcp: Option<std::net::TcpListener>,
+    /// The file that was made here, and is to be removed at the end.
+    pub(crate) made: Option<PathBuf>,
 }
 
 impl Listeners {
-    pub(crate) fn bind(listen: &Listen, guard: &Guard) -> Result<Listeners, OpenError> {
+    /// Takes those that were handed over, and binds the others.
+    pub(crate) fn bind(
+        listen: &Listen,
+        guard: &Guard,
+        handed: &mut Handed,
+    ) -> Result<Listeners, OpenError> {
         if listen.unix.is_none() && listen.tcp.is_none() {
             return Err(ConfigError::new("listen: neither a Unix socket nor TCP").into());
         }
+        let mut made = None;
         let unix = match &listen.unix {
+            Some(path) if let Some(unix) = handed.unix(path)? => Some((unix, path.clone())),
             Some(path) => {
+                made = Some(path.clone());
                 let bound = bind_unix(path, listen.unix_mode);
                 let what = || format!("cannot listen on {}", path.display());
                 Some((bound.map_err(|error| OpenError::Io(what(), error))?, path.clone()))
             }
             None => None,
         };
-        let tcp = listen.tcp.map(|address| guard.bind_tcp("server.tcp", address)).transpose()?;
-        Ok(Listeners { unix, tcp })
+        let bind = |address| guard.bind_tcp("server.tcp", address, handed);
+        let tcp = listen.tcp.map(bind).transpose()?;
+        Ok(Listeners { unix, tcp, made })
     }
 
     pub(crate) fn addresses(&self) -> Vec<String> {
@@ -65,6 +77,7 @@ impl Guard {
         &self,
         setting: &str,
         address: SocketAddr,
+        handed: &mut Handed,
     ) -> Result<std::net::TcpListener, OpenError> {
         let is_guarded = self.tls.is_some() && self.enforces;
         if !is_guarded && !address.ip().is_loopback() {
@@ -73,6 +86,9 @@ impl Guard {
                  ([server.tls]) and callers who show who they are ([access] mode = \"enforce\")"
             );
             return Err(ConfigError::new(message).into());
+        }
+        if let Some(listener) = handed.tcp(address)? {
+            return Ok(listener);
         }
         let bind = || {
             let bound = std::net::TcpListener::bind(address)?;

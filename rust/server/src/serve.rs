@@ -19,6 +19,8 @@ use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
+use crate::handed::Handed;
+use crate::health;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
@@ -48,6 +50,7 @@ pub struct Running {
     places: Arc<Places>,
     addresses: Vec<String>,
     proxy_address: Option<SocketAddr>,
+    /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     tls: Option<Arc<Tls>>,
     drain: watch::Sender<bool>,
@@ -65,12 +68,16 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let (connections, lease_connections) = within_descriptors(listen.max_connections);
     let tls = listen.tls.as_ref().map(Tls::open).transpose()?;
     let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
-    let listeners = Listeners::bind(&listen, &guard)?;
+    let mut handed = Handed::take()?;
+    let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
     let section = config.proxy.clone();
-    let proxy_listener = section.as_ref().map(|section| section.bind(&guard)).transpose()?;
+    let proxy_listener =
+        section.as_ref().map(|section| section.bind(&guard, &mut handed)).transpose()?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
-    let desk = Desk::open(&engine, &access, &listen, lease_connections)?;
+    let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
+    handed.nothing_is_left()?;
+    let unix = listeners.made.clone();
     let (drain, draining) = watch::channel(false);
     let places = Places::new(connections);
     let addresses = listeners.addresses();
@@ -110,7 +117,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         places,
         addresses,
         proxy_address,
-        unix: listen.unix.clone(),
+        unix,
         tls,
         drain,
         threads: Mutex::new(threads),
@@ -232,11 +239,7 @@ fn run_thread(
             tokio::spawn(until(draining.clone(), end_reserved(api.clone())));
         }
         let incoming = ReceiverStream::new(adopted(incoming));
-        let (reporter, health) = tonic_health::server::health_reporter();
-        reporter.set_serving::<LedgerServiceServer<Api>>().await;
-        reporter.set_serving::<AccountServiceServer<Api>>().await;
-        reporter.set_serving::<ProcessServiceServer<Api>>().await;
-        reporter.set_serving::<AccessServiceServer<Api>>().await;
+        let health = health::service(&api.engine).await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
             .build_v1()

@@ -15,7 +15,7 @@ const FIRST: u64 = 3;
 /// bytes. Nothing is believed that a plain reading of them does not bear out.
 pub fn log(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
-    let header = Header { store_id: STORE_ID, first: FIRST }.encode();
+    let header = Header::new(STORE_ID, FIRST).encode();
     let segment = match kind % 3 {
         0 => bytes.to_vec(),
         1 => [&header[..], bytes].concat(),
@@ -27,7 +27,7 @@ pub fn log(data: &[u8]) {
     fs::write(&path, &segment).expect("a segment");
     let found = scan(&folder, Some(STORE_ID)).expect("it can be read");
     let is_ours = read_header(&segment[..segment.len().min(HEADER_BYTES)])
-        == HeaderIs::Good(Header { store_id: STORE_ID, first: FIRST });
+        == HeaderIs::Good(Header::new(STORE_ID, FIRST));
     let plain = if is_ours { plain(&segment) } else { Vec::new() };
     let last = found.segments[0].last;
     assert_eq!(last, FIRST - 1 + plain.len() as u64, "{found:?}");
@@ -40,7 +40,8 @@ pub fn log(data: &[u8]) {
     if found.log == Log::Clean {
         assert!(is_ours && end == segment.len(), "{found:?}");
     }
-    let mut reader = FrameReader::open(&path, HEADER_BYTES as u64).expect("it is there");
+    let mut reader = fs::File::open(&path)
+        .and_then(|file| FrameReader::of(file, HEADER_BYTES as u64)).expect("it is there");
     for (seq, payload) in (FIRST..).zip(&plain) {
         assert_eq!(reader.next(seq).expect("it can be read"), Next::Frame(payload));
         let _record = read_record(payload);

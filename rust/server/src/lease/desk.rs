@@ -29,6 +29,7 @@ use crate::config::Listen;
 use crate::convert;
 use crate::engine::{Engine, OpenError};
 use crate::error::ApiError;
+use crate::handed::Handed;
 use crate::peer::Peer;
 use crate::v1::ErrorReason;
 
@@ -44,22 +45,26 @@ const ACCEPTS: usize = 16;
 /// The thread, and how to end it.
 #[derive(Debug)]
 pub(crate) struct Desk {
-    path: PathBuf,
+    /// The socket's file, where it was made here.
+    made: Option<PathBuf>,
     bell: Arc<Bell>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Desk {
-    /// Opens the lease socket beside the daemon's own.
+    /// Opens the lease socket beside the daemon's own, or takes the one that was handed over.
     pub(crate) fn open(
         engine: &Arc<Engine>,
         access: &Arc<Access>,
         listen_on: &Listen,
         max_connections: usize,
+        handed: &mut Handed,
     ) -> Result<Option<Desk>, OpenError> {
         let Some(path) = listen_on.unix.as_deref().map(path_beside) else { return Ok(None) };
+        let given = handed.lease(&path)?;
+        let made = given.is_none().then(|| path.clone());
         let run = || -> io::Result<Desk> {
-            let listener = listen(&path, listen_on.unix_mode)?;
+            let listener = given.map_or_else(|| listen(&path, listen_on.unix_mode), Ok)?;
             let bell = Arc::new(Bell::new()?);
             let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let inside = Inside {
@@ -80,7 +85,7 @@ impl Desk {
             engine.ledger.observe(Arc::clone(&bell) as Arc<dyn Observer>);
             let thread = std::thread::Builder::new().name("bursar-lease".into());
             let thread = thread.spawn(move || inside.run())?;
-            Ok(Desk { path: path.clone(), bell, thread: Mutex::new(Some(thread)) })
+            Ok(Desk { made, bell, thread: Mutex::new(Some(thread)) })
         };
         let what = || format!("cannot listen on {}", path.display());
         run().map(Some).map_err(|error| OpenError::Io(what(), error))
@@ -92,7 +97,9 @@ impl Desk {
         self.bell.ring();
         if let Some(thread) = self.thread.lock().take() {
             let _ended = thread.join();
-            let _removed = std::fs::remove_file(&self.path);
+            if let Some(path) = &self.made {
+                let _removed = std::fs::remove_file(path);
+            }
         }
     }
 }

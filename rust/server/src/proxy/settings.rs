@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::config::ConfigError;
 use crate::engine::OpenError;
+use crate::handed::Handed;
 use crate::listen::Guard;
 
 /// All of it.
@@ -117,13 +118,17 @@ impl fmt::Debug for Key {
 
 impl ProxySection {
     /// Listens where it says.
-    pub(crate) fn bind(&self, guard: &Guard) -> Result<TcpListener, OpenError> {
+    pub(crate) fn bind(
+        &self,
+        guard: &Guard,
+        handed: &mut Handed,
+    ) -> Result<TcpListener, OpenError> {
         if self.tls && guard.tls.is_none() {
             let message = "proxy.tls is true, and there is no [server.tls] to take it from";
             return Err(ConfigError::new(message).into());
         }
         let guard = Guard { tls: guard.tls.clone().filter(|_| self.tls), ..*guard };
-        guard.bind_tcp("proxy.listen", self.listen)
+        guard.bind_tcp("proxy.listen", self.listen, handed)
     }
 }
 

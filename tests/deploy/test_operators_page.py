@@ -1,0 +1,83 @@
+"""The operators' page: its files exist, its commands are such, and those of `bursar` run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bursar.testing import Sidecar
+
+NEEDS_A_HOST = ("systemctl", "systemd-sysusers", "usermod", "docker", "kubectl", "python3", "cp")
+"""What changes a host or a cluster. The files that they name are checked, here and beside."""
+
+
+@pytest.fixture(scope="module")
+def page(project: Path) -> str:
+    return (project / "sidecar/README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def commands(page: str) -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+
+def test_every_file_that_it_names_exists(
+    project: Path, page: str, commands: list[list[str]]
+) -> None:
+    links = re.findall(r"\]\(([\w./-]+)\)", page)
+    named = [word for line in commands for word in line if word.startswith("sidecar/")]
+    assert len(links) > 8
+    assert len(named) > 8
+    assert [one for one in links if not (project / "sidecar" / one).exists()] == []
+    assert [one for one in named if not (project / one).exists()] == []
+
+
+def test_every_command_is_known_here(commands: list[list[str]]) -> None:
+    for program, *_ in commands:
+        known = ("bursar", "install", "export", "/opt/bursar/bin/pip", *NEEDS_A_HOST)
+        assert program in known, program
+
+
+def test_the_files_go_where_it_says(
+    project: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    """By install(1) itself, into a folder that stands for the root."""
+    copies = [line for line in commands if line[0] == "install"]
+    assert len(copies) == 5
+    for line in copies:
+        moved = [
+            f"{tmp_path}{one.replace('~', '/alice')}" if one.startswith(("/", "~")) else one
+            for one in line
+        ]
+        subprocess.run(moved, cwd=project, check=True)
+    for name in (
+        "etc/bursar/bursar.toml",
+        "usr/lib/sysusers.d/bursar.conf",
+        "etc/systemd/system/bursar.service",
+        "etc/systemd/system/bursar.socket",
+        "alice/.config/bursar/bursar.toml",
+        "alice/.config/systemd/user/bursar.service",
+    ):
+        assert (tmp_path / name).is_file(), name
+
+
+def test_what_to_look_at_runs(tmp_path: Path, commands: list[list[str]]) -> None:
+    lines = [line[1:] for line in commands if line[0] == "bursar" and line[1] != "check"]
+    assert len(lines) == 6
+    with Sidecar() as sidecar:
+        environment = os.environ | {"BURSAR_TARGET": sidecar.target}
+        for line in lines:
+            ran = subprocess.run(
+                [sys.executable, "-m", "bursar", *line],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ran.returncode == 0, (line, ran.stderr)
