@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bursar_ledger::canary;
 use bursar_ledger::fact::Record;
 use parking_lot::Mutex;
 
 use crate::error::StoreError;
-use crate::files::{LogFile, OpenLogFile, segment_path, write_all_at};
+use crate::files::{Files, LogFile, segment_path, write_all_at};
 use crate::frame::{self, HEADER_BYTES, Header, MAX_RECORD_BYTES, SLOT_OFFSET, Synced};
 
 /// A buffer that has grown beyond this is given back after the batch.
@@ -38,10 +39,10 @@ impl Segment {
     pub(crate) fn create(
         folder: &Path,
         header: Header,
-        open: OpenLogFile,
+        files: &Files,
     ) -> Result<Segment, StoreError> {
         let path = segment_path(folder, header.first);
-        let written = open(&path).and_then(|file| {
+        let written = (files.create)(&path).and_then(|file| {
             write_all_at(&*file, &header.encode(), 0)?;
             Ok(file)
         });
@@ -85,7 +86,8 @@ pub(crate) struct LogWriter {
     folder: PathBuf,
     store_id: u32,
     segment_bytes: u64,
-    open: OpenLogFile,
+    /// How its files are changed.
+    pub(crate) files: Files,
     pending: Mutex<Pending>,
     active: Mutex<Active>,
     /// The last sequence that is written. Changed under `active`.
@@ -112,14 +114,14 @@ impl LogWriter {
         first: Segment,
         folder: &Path,
         segment_bytes: u64,
-        open: OpenLogFile,
+        files: Files,
     ) -> LogWriter {
         let Header { store_id, first: next } = first.header;
         LogWriter {
             folder: folder.to_owned(),
             store_id,
             segment_bytes,
-            open,
+            files,
             pending: Mutex::new(Pending { buf: Vec::new(), next }),
             active: Mutex::new(Active { segments: vec![Arc::new(first)], spare: Vec::new() }),
             written: AtomicU64::new(next - 1),
@@ -173,7 +175,8 @@ impl LogWriter {
         let segment = self.segment_for(active, batch.len() as u64)?;
         let start = segment.written.load(Ordering::Relaxed);
         if let Err(error) = write_all_at(&*segment.file, batch, start) {
-            if segment.file.set_len(start).is_err() {
+            let left = canary::sings("torn-batch");
+            if !left && segment.file.set_len(start).is_err() {
                 // Part of a record may be in the file, and nobody may ever append behind it.
                 std::process::abort();
             }
@@ -198,7 +201,7 @@ impl LogWriter {
         }
         let first = self.written.load(Ordering::Relaxed) + 1;
         let header = Header { store_id: self.store_id, first };
-        let made = Segment::create(&self.folder, header, self.open);
+        let made = Segment::create(&self.folder, header, &self.files);
         let made = Arc::new(made.inspect_err(|failure| self.fail(failure.clone()))?);
         active.segments.push(Arc::clone(&made));
         Ok(made)
