@@ -17,9 +17,10 @@ impl Plain {
         ended: impl Fn(usize) -> Option<i64>,
     ) {
         self.at(wall, mono);
-        for id in 0..self.reservations.len() {
+        assert_eq!(floors.len(), self.reservations.len(), "one for each");
+        for (id, floor) in floors.iter().enumerate() {
             if self.reservations[id].state == State::Pending {
-                self.debit_anew(id, &floors[id]);
+                self.debit_anew(id, floor);
                 self.reservations[id].due = mono + self.reservations[id].ttl;
                 continue;
             }

@@ -46,6 +46,7 @@ impl Random {
     }
 
     /// A generator of its own.
+    #[must_use]
     pub fn fork(&mut self) -> Random {
         Random(self.number())
     }

@@ -16,7 +16,7 @@ use crate::call::{Call, Clients};
 use crate::daemon::{Daemon, Said};
 use crate::disk::Disk;
 use crate::oracle::{Oracle, RETENTION_MS};
-use crate::plan::Fault;
+use crate::plan::{Fault, Plan};
 use crate::random::Random;
 use crate::totals::Totals;
 use crate::vfs;
@@ -209,7 +209,7 @@ impl Run {
                 let fault = self.random.pick(&Fault::ALL);
                 self.disk.plan(|plan| plan.fault_in(steps, fault));
             }
-            _ => self.disk.plan(|plan| plan.die()),
+            _ => self.disk.plan(Plan::die),
         }
     }
 
@@ -390,14 +390,17 @@ impl Run {
 
     /// The last restart, on a sound disk; then the database must agree with itself and the model.
     fn end(&mut self) {
-        self.disk.plan(|plan| plan.die());
+        self.disk.plan(Plan::die);
         self.crash();
-        self.disk.plan(crate::plan::Plan::heal);
+        self.disk.plan(Plan::heal);
         if self.daemon().store.failure().is_some() {
             self.restart();
-            self.disk.plan(crate::plan::Plan::heal);
+            self.disk.plan(Plan::heal);
         }
         let daemon = self.daemon.as_ref().expect("it runs");
+        daemon.store.step_sync();
+        daemon.store.step_import();
+        // By now there is nothing to wait for.
         let everything = daemon.store.import_through(u64::MAX);
         everything.expect("a sound disk takes all");
         let is_whole = self.config.entry_retention_ms > 30 * DAY_MS;

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bursar_ledger::canary;
 use bursar_ledger::fact::Record;
 use parking_lot::Mutex;
 
@@ -175,8 +174,7 @@ impl LogWriter {
         let segment = self.segment_for(active, batch.len() as u64)?;
         let start = segment.written.load(Ordering::Relaxed);
         if let Err(error) = write_all_at(&*segment.file, batch, start) {
-            let left = canary::sings("torn-batch");
-            if !left && segment.file.set_len(start).is_err() {
+            if segment.file.set_len(start).is_err() {
                 // Part of a record may be in the file, and nobody may ever append behind it.
                 std::process::abort();
             }

@@ -183,7 +183,7 @@ pub(crate) fn open(
         if found.decision == Decision::CutThenImport {
             dropped = cut;
         }
-        settle_log(readable, &files)?;
+        settle_log(readable, &folder, &files)?;
         new_records = import_log(&mut importer, readable)?;
     }
     // A clock that was set back does not make anything younger.
@@ -218,7 +218,7 @@ fn parent(store: &Path) -> &Path {
 
 /// What is about to be imported has to be on the disk first: the database may not know more than
 /// the log. Also cuts what is not readable off.
-fn settle_log(readable: &[SegmentFound], files: &Files) -> Result<(), StoreError> {
+fn settle_log(readable: &[SegmentFound], folder: &Path, files: &Files) -> Result<(), StoreError> {
     for segment in readable {
         let path = &segment.file;
         let file = (files.open)(path).at("open", path)?;
@@ -227,7 +227,8 @@ fn settle_log(readable: &[SegmentFound], files: &Files) -> Result<(), StoreError
         }
         file.sync_data().at("sync", path)?;
     }
-    Ok(())
+    // The newest one's name may be in memory only.
+    files.sync_folder(folder)
 }
 
 fn import_log(importer: &mut Importer, readable: &[SegmentFound]) -> Result<u64, StoreError> {
