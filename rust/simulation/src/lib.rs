@@ -5,7 +5,8 @@
 //! `disk`, `plan` and `power_cut` what happens to files, `vfs` and `log_files` how SQLite and the log
 //! come to that disk; `oracle`, `answers` and `history` say whether all is well.
 //!
-//! A seed that fails prints itself, and plays again alike: `cargo run -p bursar-simulation -- --seed N`.
+//! A seed that fails prints itself and plays again alike:
+//! `cargo run -p bursar-simulation -- --seed N`.
 //! There is `unsafe` in `vfs`, which says why; no shipped crate depends on this one.
 
 mod answers;
