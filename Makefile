@@ -6,7 +6,8 @@ STAMP := $(VENV)/.built
 TOOLS := target/tools
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust proto -type f -not -path '*/target/*')
 
-.PHONY: demo test test-rust test-loom test-miri test-python test-long test-heavy fuzz audit sbom lock bench lint fmt build clean
+.PHONY: demo test test-rust test-loom test-simulation test-canary test-miri test-python test-long test-heavy
+.PHONY: fuzz audit sbom lock bench lint fmt build clean
 
 build: $(STAMP)
 
@@ -22,7 +23,7 @@ $(STAMP): $(BIN)/maturin $(SOURCES)
 demo: build
 	$(BIN)/bursar demo
 
-test: build test-rust test-loom test-python
+test: build test-rust test-loom test-simulation test-python
 
 test-rust:
 	cargo test --quiet --locked --workspace --exclude bursar-py
@@ -31,6 +32,16 @@ test-rust:
 test-loom:
 	RUSTFLAGS="--cfg bursar_loom" LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-2} \
 		cargo test --quiet --release --target-dir target/loom -p bursar-ledger -p bursar-lease --lib loom_
+
+# One seed drives clients, ledger, store, clock and disk; BURSAR_SEED=… plays one again.
+test-simulation:
+	BURSAR_SEEDS=$${BURSAR_SEEDS:-10000} \
+		cargo test --quiet --release -p bursar-simulation --test simulation --test found -- --nocapture
+
+# The simulation finds the bugs that are planted in this build.
+test-canary:
+	RUSTFLAGS="--cfg bursar_canary" cargo test --quiet --release --target-dir target/canary \
+		-p bursar-simulation --test canary -- --nocapture
 
 # The lease pages under Miri, where a nightly toolchain has it.
 test-miri:
@@ -44,6 +55,8 @@ test-python: build
 # Soaks, hundreds of kills, millions of operations: most of an hour.
 test-long: build
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) test-loom
+	BURSAR_SEEDS=$${BURSAR_SEEDS:-200000} $(MAKE) test-simulation
+	$(MAKE) test-canary
 	if cargo +nightly miri --version; then $(MAKE) test-miri; else echo "skipped: Miri is not installed"; fi
 	BURSAR_LONG=1 PROPTEST_CASES=5000 cargo test --release --workspace --exclude bursar-py
 	BURSAR_LONG=1 $(BIN)/python -m pytest -q --timeout 3000

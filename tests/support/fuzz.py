@@ -73,8 +73,8 @@ def cgroup(data: bytes) -> None:
     """What the kernel says of groups names one below the root, or none."""
     text = data.decode("utf-8", "surrogateescape")
     path = cgroups.parse_group(text)
-    assert path is None or (path.startswith("/") and not path.startswith("/.."))
-    if path is not None and (found := container_of(path)) is not None:
+    assert not path or path.startswith("/")
+    if path and (found := container_of(path)) is not None:
         assert len(found[1]) in {0, 64}  # none in a pod's own group
         assert found[1] in path
     mounted = cgroups._find_mount(text)

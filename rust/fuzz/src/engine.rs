@@ -62,7 +62,7 @@ pub(crate) fn run(mut data: &[u8]) {
         before = after;
     }
     for id in &reservations {
-        let message = v1::ReleaseRequest { reservation: id.clone(), ..Default::default() };
+        let message = v1::ReleaseRequest { reservation: id.clone() };
         let _ended = engine.call("LedgerService/Release", &message.encode_to_vec());
     }
     for balance in balances(&engine) {

@@ -36,7 +36,7 @@ impl Rng {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -47,11 +47,11 @@ impl Rng {
     /// One below `end`; 0 where that is 0.
     pub fn below(&mut self, end: usize) -> usize {
         let end = u64::try_from(end).expect("64 bits").max(1);
-        usize::try_from(self.next() % end).expect("below a usize")
+        usize::try_from(self.draw() % end).expect("below a usize")
     }
 
     fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[0]
+        self.draw().to_le_bytes()[0]
     }
 }
 

@@ -10,6 +10,8 @@
 mod account;
 mod admin;
 mod budget;
+#[doc(hidden)]
+pub mod canary;
 mod changes;
 mod channel;
 mod charge;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::canary;
 use crate::fact::{Journal, ReservationId, Reserved, Settled, SliceFact, State};
 use crate::guard::Fork;
 use crate::late::return_kept;
@@ -72,8 +73,12 @@ impl<J: Journal> Replay<J> {
             reservation.deadline_ms = deadline_ms;
         }
         if reservation.key != 0 {
-            let key = reservation.key;
-            self.ledger.keys.shard(key).insert(key, id);
+            let mut shard = self.ledger.keys.shard(reservation.key);
+            let known = shard.entry(reservation.key).or_insert(id);
+            // One that had been forgotten may be told of after the one that its key was used for again.
+            if known.sequence < id.sequence || canary::sings("older-key") {
+                *known = id;
+            }
         }
         let slot = self.ledger.slots.at(id.slot);
         let evicted = slot.body.lock().replace(reservation);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::account::{Chain, covers};
+use crate::canary;
 use crate::error::LedgerError;
 use crate::fact::{Fact, Journal, ReservationId, Settled, SliceFact, State};
 use crate::lease::reopen_lease;
@@ -99,6 +100,15 @@ impl<J: Journal> Ledger<J> {
         let later = self.hand_up(parent, to_parent, now_ms);
         ended.ticket = later.map_or(ticket, |later| later.max(ticket));
         Ok(ended)
+    }
+
+    /// Takes back a hold that could not be made durable: nobody has heard of it.
+    pub fn undo(&self, hold: ReservationId, now: Now) {
+        if canary::sings("no-undo") {
+            return;
+        }
+        // One that is gone holds nothing.
+        let _released = self.end(hold, Ending::Release, now);
     }
 
     /// Does what an ending asks for in the state that the reservation is in.

@@ -176,7 +176,7 @@ impl Engine {
     /// Undoes a hold that could not be made durable.
     pub(crate) fn undo(&self, hold: Option<ReservationId>) {
         if let Some(id) = hold {
-            let _released = self.ledger.end(id, bursar_ledger::Ending::Release, self.now());
+            self.ledger.undo(id, self.now());
         }
     }
 

@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::check::check;
 use crate::database::{Looked, Meta, look};
 use crate::error::{At, Doing, StoreError};
-use crate::files::{Lock, log_folder, segment_path, segments, sync_folder, sync_parent};
+use crate::files::{FILES, Lock, log_folder, parent, segment_path, segments};
 use crate::frame::{HEADER_BYTES, Header, HeaderIs, read_header};
 use crate::import::Importer;
 use crate::migrations::{SCHEMA_VERSION, migrate};
@@ -114,11 +114,11 @@ pub(crate) fn keep_old(conn: &Connection, store: &Path, version: i64) -> Result<
         std::fs::copy(&path, &copy).at("copy the segment", &path)?;
         File::open(&copy).and_then(|file| file.sync_all()).at("sync", &copy)?;
     }
-    sync_folder(&log)?;
-    sync_folder(&new)?;
+    FILES.sync_folder(&log)?;
+    FILES.sync_folder(&new)?;
     remove_folder(&kept)?;
     std::fs::rename(&new, &kept).at("name", &kept)?;
-    sync_parent(store)
+    FILES.sync_folder(parent(store))
 }
 
 fn remove_folder(folder: &Path) -> Result<(), StoreError> {

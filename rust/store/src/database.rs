@@ -7,8 +7,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
-use bursar_ledger::HighIds;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use bursar_ledger::{HighIds, canary};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 
 use crate::config::Durability;
 use crate::error::{Doing, StoreError};
@@ -181,8 +183,16 @@ pub(crate) fn begin_session(conn: &Connection, durability: Durability) -> Result
         conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         conn.pragma_update(None, "synchronous", "full")?;
         add_names(conn)?;
+        // Twice: an update that changes nothing writes nothing, and then nothing is synced. What is
+        // read here may be what a killed process left in the system's memory, and the log that has
+        // it, too, is about to go.
+        let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
+        if !canary::sings("unsynced-session") {
+            tx.execute("UPDATE meta SET clean_shutdown = 1 - clean_shutdown", ())?;
+        }
         let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1";
-        conn.execute(begun, [durability.name()])?;
+        tx.execute(begun, [durability.name()])?;
+        tx.commit()?;
         if durability == Durability::Memory {
             conn.pragma_update(None, "synchronous", "off")?;
         }

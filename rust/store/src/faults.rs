@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use bursar_ledger::fact::{Fact, Record};
 use tempfile::TempDir;
 
-use crate::files::{LogFile, log_folder, open_log_file};
+use crate::files::{FILES, Files, LogFile, log_folder};
 use crate::{Durability, EntryFilter, Recovery, Store, StoreConfig, StoreError};
 
 static PLANS: LazyLock<Mutex<HashMap<PathBuf, Arc<Plan>>>> = LazyLock::new(Mutex::default);
@@ -70,7 +70,7 @@ fn open_faulty(path: &Path) -> io::Result<Box<dyn LogFile>> {
     if plan.no_new_file.load(Ordering::SeqCst) {
         return Err(fault());
     }
-    drop(open_log_file(path)?);
+    drop((FILES.create)(path)?);
     let file = File::options().read(true).write(true).open(path)?;
     Ok(Box::new(Faulty(file, plan)))
 }
@@ -96,7 +96,13 @@ fn subject() -> Subject {
 
 impl Subject {
     fn open(&self) -> (Store, Recovery) {
-        Store::open_with(self.config.clone(), 0, open_faulty, &mut |_| Ok(())).expect("it opens")
+        Store::open_with(
+            self.config.clone(),
+            0,
+            Files { create: open_faulty, ..FILES },
+            &mut |_| Ok(()),
+        )
+        .expect("it opens")
     }
 
     /// The numbers that are there after the store has gone and come back, on a sound disk.
@@ -235,7 +241,8 @@ fn a_batch_that_cannot_be_cut_away_ends_the_process() {
             Arc::clone(plans.entry(log_folder(&config.path)).or_default())
         };
         let (store, _) =
-            Store::open_with(config, 0, open_faulty, &mut |_| Ok(())).expect("it opens");
+            Store::open_with(config, 0, Files { create: open_faulty, ..FILES }, &mut |_| Ok(()))
+                .expect("it opens");
         store.append(&numbered(1));
         store.wait_synced(1).expect("synced");
         plan.room.store(30, Ordering::SeqCst);

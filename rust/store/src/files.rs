@@ -1,8 +1,8 @@
 //! The log's folder and the few file operations that it needs.
 //!
 //! `ledger.db` has its log in `ledger.db-log/`: segments named by their first sequence, and `lock`.
-//! Files are 0600, folders 0700. What appends to a segment goes through [`LogFile`], so that tests
-//! can make it fail.
+//! Files are 0600, folders 0700. What changes the log goes through [`Files`], so that tests can make
+//! it fail, or end the process there.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{At, StoreError};
 
-/// A segment as the appender and the syncer see it.
-pub(crate) trait LogFile: Send + Sync {
+/// A segment as those who change it see it.
+pub trait LogFile: Send + Sync {
+    /// Writes at most these bytes and returns how many.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    /// Cuts it, or makes it longer.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Returns once what was written is on the disk.
     fn sync_data(&self) -> io::Result<()>;
 }
 
@@ -32,12 +35,53 @@ impl LogFile for File {
     }
 }
 
-/// Opens (and creates) the segment to append to.
-pub(crate) type OpenLogFile = fn(&Path) -> io::Result<Box<dyn LogFile>>;
+/// What changes the files of the log and their names.
+#[derive(Debug, Clone, Copy)]
+pub struct Files {
+    /// Makes an empty segment.
+    pub create: fn(&Path) -> io::Result<Box<dyn LogFile>>,
+    /// Opens a segment that is there, to be changed.
+    pub open: fn(&Path) -> io::Result<Box<dyn LogFile>>,
+    /// Deletes a file.
+    pub remove: fn(&Path) -> io::Result<()>,
+    /// Returns once what was made and deleted in a folder is on the disk.
+    pub sync_folder: fn(&Path) -> io::Result<()>,
+    /// Whether all of this is where its names say, so that what somebody takes away is missed.
+    pub named: bool,
+}
 
 /// The real files.
-pub(crate) fn open_log_file(path: &Path) -> io::Result<Box<dyn LogFile>> {
-    Ok(Box::new(private().create(true).truncate(true).open(path)?))
+pub(crate) const FILES: Files = Files {
+    create: |path| Ok(Box::new(private().create(true).truncate(true).open(path)?)),
+    open: |path| Ok(Box::new(OpenOptions::new().write(true).open(path)?)),
+    remove: |path| std::fs::remove_file(path),
+    sync_folder: |folder| File::open(folder)?.sync_all(),
+    named: true,
+};
+
+impl Files {
+    /// Makes creations and deletions in a folder durable.
+    pub(crate) fn sync_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        (self.sync_folder)(folder).at("sync the folder", folder)
+    }
+
+    /// Deletes segments, oldest first, each for good before the next: a power cut leaves no hole
+    /// between those that are left.
+    pub(crate) fn remove_in_order<'a>(
+        &self,
+        folder: &Path,
+        segments: impl Iterator<Item = &'a Path>,
+    ) -> Result<(), StoreError> {
+        for path in segments {
+            match (self.remove)(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("delete", path, &error));
+                }
+                _ => self.sync_folder(folder)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 fn private() -> OpenOptions {
@@ -107,32 +151,10 @@ pub(crate) fn create_file(store: &Path) -> Result<(), StoreError> {
     private().create(true).truncate(false).open(store).at("create", store).map(|_| ())
 }
 
-/// Makes creations and deletions in a folder durable.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).at("sync the folder", folder)
-}
-
-/// Makes the creation of a file durable.
-pub(crate) fn sync_parent(file: &Path) -> Result<(), StoreError> {
+/// The folder that a file is in.
+pub(crate) fn parent(file: &Path) -> &Path {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    sync_folder(parent.unwrap_or(Path::new(".")))
-}
-
-/// Deletes segments, oldest first, each for good before the next: a power cut leaves no hole
-/// between those that are left.
-pub(crate) fn remove_in_order<'a>(
-    folder: &Path,
-    segments: impl Iterator<Item = &'a Path>,
-) -> Result<(), StoreError> {
-    for path in segments {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StoreError::io("delete", path, &error));
-            }
-            _ => sync_folder(folder)?,
-        }
-    }
-    Ok(())
+    parent.unwrap_or(Path::new("."))
 }
 
 /// Held while the store is open; the system lets go of it when the process ends, however it ends.

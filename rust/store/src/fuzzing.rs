@@ -41,7 +41,8 @@ pub fn log(data: &[u8]) {
         assert!(is_ours && end == segment.len(), "{found:?}");
     }
     let mut reader = fs::File::open(&path)
-        .and_then(|file| FrameReader::of(file, HEADER_BYTES as u64)).expect("it is there");
+        .and_then(|file| FrameReader::of(file, HEADER_BYTES as u64))
+        .expect("it is there");
     for (seq, payload) in (FIRST..).zip(&plain) {
         assert_eq!(reader.next(seq).expect("it can be read"), Next::Frame(payload));
         let _record = read_record(payload);

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{At, StoreError};
-use crate::files::lock_path;
+use crate::files::{lock_path, parent};
 use crate::shared::Shared;
 
 const WRITABLE_BY_ALL: u32 = 0o002;
@@ -17,8 +17,7 @@ const WRITABLE_BY_ALL: u32 = 0o002;
 /// Refuses what others may have put in the store's place, where everybody may write: links, and
 /// files that are not ours.
 pub(crate) fn refuse_planted(store: &Path) -> Result<(), StoreError> {
-    let parent = store.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
+    let folder = parent(store);
     let writable = |found: Metadata| found.mode() & WRITABLE_BY_ALL != 0;
     // A folder that is not there yet will be ours.
     if !fs::metadata(folder).is_ok_and(writable) {

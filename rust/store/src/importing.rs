@@ -10,7 +10,6 @@ use std::time::Duration;
 use bursar_ledger::fact::Record;
 
 use crate::error::{At, StoreError};
-use crate::files::{remove_in_order, sync_folder};
 use crate::frame::{FRAME_BYTES, HEADER_BYTES, Synced, read_record};
 use crate::guard::Present;
 use crate::import::Importer;
@@ -32,49 +31,61 @@ const NORMAL: i32 = 0;
 pub(crate) struct Importing {
     pub(crate) importer: Importer,
     retention: Retention,
-    present: Present,
+    present: Option<Present>,
     /// The segment that is being read, by its first sequence.
     reader: Option<(u64, FrameReader)>,
-    nice: i32,
+    failed: bool,
+    /// Of the thread that this is all of.
+    nice: Option<i32>,
 }
 
 impl Importing {
-    pub(crate) fn new(importer: Importer, present: Present) -> Importing {
+    pub(crate) fn new(importer: Importer, shared: &Shared) -> Result<Importing, StoreError> {
+        let present = if shared.log.files.named {
+            Some(Present::of(&shared.config.path, shared.log.folder())?)
+        } else {
+            None
+        };
         let retention = Retention::default();
-        Importing { importer, retention, present, reader: None, nice: NORMAL }
+        Ok(Importing { importer, retention, present, reader: None, failed: false, nice: None })
     }
 
     /// Runs until the store is stopped.
     pub(crate) fn run(mut self, shared: &Arc<Shared>) -> Importing {
         let _alive = Alive::new(shared, "import");
-        let mut failed = false;
+        self.nice = Some(NORMAL);
         loop {
             self.set_nice(shared);
-            let again = self.retention.is_due(&self.importer) && !failed;
+            let again = self.retention.is_due(&self.importer) && !self.failed;
             let interval = if again { Duration::ZERO } else { INTERVAL };
             if shared.await_import(interval).stop {
                 return self;
             }
-            if shared.is_memory() && shared.log.write().is_err() {
-                shared.ring();
+            self.step(shared);
+        }
+    }
+
+    /// Imports all that may be, and cleans up a little.
+    pub(crate) fn step(&mut self, shared: &Shared) {
+        if shared.is_memory() && shared.log.write().is_err() {
+            shared.ring();
+        }
+        if self.failed {
+            return;
+        }
+        let there = self.present.as_ref().map_or(Ok(()), |present| present.check(shared));
+        let done = there.and_then(|()| self.drain(shared, true)).and_then(|()| {
+            let keep_ms = shared.config.keep_ms();
+            self.retention.step(&mut self.importer, keep_ms)
+        });
+        match done {
+            // Somebody looks at the database with a lock on it: the log waits.
+            Err(failure) if failure.is_busy() => {}
+            Err(failure) => {
+                self.failed = true;
+                shared.fail(failure);
             }
-            if failed {
-                continue;
-            }
-            let there = self.present.check(shared);
-            let done = there.and_then(|()| self.drain(shared, true)).and_then(|()| {
-                let keep_ms = shared.config.keep_ms();
-                self.retention.step(&mut self.importer, keep_ms)
-            });
-            match done {
-                // Somebody looks at the database with a lock on it: the log waits.
-                Err(failure) if failure.is_busy() => {}
-                Err(failure) => {
-                    failed = true;
-                    shared.fail(failure);
-                }
-                Ok(()) => {}
-            }
+            Ok(()) => {}
         }
     }
 
@@ -147,22 +158,24 @@ impl Importing {
                 if !segment.durable.load(Ordering::Acquire) {
                     let (offset, seq) = (HEADER_BYTES as u64, segment.header.first - 1);
                     segment.sync(Synced { offset, seq })?;
-                    sync_folder(shared.log.folder())?;
+                    shared.log.files.sync_folder(shared.log.folder())?;
                     segment.durable.store(true, Ordering::Release);
                 }
             }
         }
         let old = shared.log.retire(self.importer.applied);
-        remove_in_order(shared.log.folder(), old.iter().map(|old| old.path.as_path()))
+        let old = old.iter().map(|old| old.path.as_path());
+        shared.log.files.remove_in_order(shared.log.folder(), old)
     }
 
     /// Steps aside, unless the backlog is half full. Coming back takes a privilege: without it the
     /// writers that are held up leave the time.
     fn set_nice(&mut self, shared: &Shared) {
+        let Some(nice) = self.nice else { return };
         let crowded = shared.backlog() > shared.config.max_backlog_bytes / 2;
-        let nice = if crowded { NORMAL } else { LOW };
-        if nice != self.nice && rustix::process::setpriority_process(None, nice).is_ok() {
-            self.nice = nice;
+        let wanted = if crowded { NORMAL } else { LOW };
+        if nice != wanted && rustix::process::setpriority_process(None, wanted).is_ok() {
+            self.nice = Some(wanted);
         }
     }
 }

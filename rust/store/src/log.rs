@@ -14,7 +14,7 @@ use bursar_ledger::fact::Record;
 use parking_lot::Mutex;
 
 use crate::error::StoreError;
-use crate::files::{LogFile, OpenLogFile, segment_path, write_all_at};
+use crate::files::{Files, LogFile, segment_path, write_all_at};
 use crate::frame::{self, HEADER_BYTES, Header, MAX_RECORD_BYTES, SLOT_OFFSET, Synced};
 
 /// A buffer that has grown beyond this is given back after the batch.
@@ -38,10 +38,10 @@ impl Segment {
     pub(crate) fn create(
         folder: &Path,
         header: Header,
-        open: OpenLogFile,
+        files: &Files,
     ) -> Result<Segment, StoreError> {
         let path = segment_path(folder, header.first);
-        let written = open(&path).and_then(|file| {
+        let written = (files.create)(&path).and_then(|file| {
             write_all_at(&*file, &header.encode(), 0)?;
             Ok(file)
         });
@@ -85,7 +85,8 @@ pub(crate) struct LogWriter {
     folder: PathBuf,
     store_id: u32,
     segment_bytes: u64,
-    open: OpenLogFile,
+    /// How its files are changed.
+    pub(crate) files: Files,
     pending: Mutex<Pending>,
     active: Mutex<Active>,
     /// The last sequence that is written. Changed under `active`.
@@ -112,14 +113,14 @@ impl LogWriter {
         first: Segment,
         folder: &Path,
         segment_bytes: u64,
-        open: OpenLogFile,
+        files: Files,
     ) -> LogWriter {
         let Header { store_id, first: next, version: _ } = first.header;
         LogWriter {
             folder: folder.to_owned(),
             store_id,
             segment_bytes,
-            open,
+            files,
             pending: Mutex::new(Pending { buf: Vec::new(), next }),
             active: Mutex::new(Active { segments: vec![Arc::new(first)], spare: Vec::new() }),
             written: AtomicU64::new(next - 1),
@@ -198,7 +199,7 @@ impl LogWriter {
         }
         let first = self.written.load(Ordering::Relaxed) + 1;
         let header = Header::new(self.store_id, first);
-        let made = Segment::create(&self.folder, header, self.open);
+        let made = Segment::create(&self.folder, header, &self.files);
         let made = Arc::new(made.inspect_err(|failure| self.fail(failure.clone()))?);
         active.segments.push(Arc::clone(&made));
         Ok(made)

@@ -16,10 +16,7 @@ use crate::config::StoreConfig;
 use crate::copy::keep_old;
 use crate::database::{Looked, Meta, begin_session, connect, create, look};
 use crate::error::{At, Doing, StoreError};
-use crate::files::{
-    Lock, OpenLogFile, create_file, create_folder, log_folder, remove_in_order, sync_folder,
-    sync_parent,
-};
+use crate::files::{Files, Lock, create_file, create_folder, log_folder, parent};
 use crate::frame::{HEADER_BYTES, Header, Synced};
 use crate::guard::refuse_planted;
 use crate::import::Importer;
@@ -161,7 +158,7 @@ impl Found {
 pub(crate) fn open(
     config: &StoreConfig,
     now_ms: i64,
-    open_file: OpenLogFile,
+    files: Files,
     apply: Apply<'_>,
 ) -> Result<Opened, StoreError> {
     let store = config.path.as_path();
@@ -181,7 +178,7 @@ pub(crate) fn open(
         (Decision::Create, _) => {
             create_file(store)?;
             let made = create(store, now_ms)?;
-            sync_parent(store)?;
+            files.sync_folder(parent(store))?;
             made
         }
         (_, Looked::Present(looked, meta)) => {
@@ -202,7 +199,7 @@ pub(crate) fn open(
         if found.decision == Decision::CutThenImport {
             dropped = cut;
         }
-        settle_log(readable)?;
+        settle_log(readable, &folder, &files)?;
         new_records = import_log(&mut importer, readable)?;
     }
     // A clock that was set back does not make anything younger.
@@ -210,11 +207,11 @@ pub(crate) fn open(
     let remember_from_ms = time_ms.saturating_sub(config.key_retention_ms);
     let max_account = &mut importer.high.account;
     restore(&importer.conn, max_account, (time_ms, remember_from_ms), apply)?;
-    let segment = begin_segment(&importer, &meta, &folder, open_file)?;
+    let segment = begin_segment(&importer, &meta, &folder, &files)?;
     begin_session(&importer.conn, config.durability)?;
     let old = old.iter().map(|old| old.file.as_path()).filter(|old| *old != segment.path);
-    remove_in_order(&folder, old)?;
-    let log = LogWriter::new(segment, &folder, config.segment_bytes, open_file);
+    files.remove_in_order(&folder, old)?;
+    let log = LogWriter::new(segment, &folder, config.segment_bytes, files);
     let HighIds { sequence, window, chain, budget, account } = importer.high;
     let recovery = Recovery {
         case,
@@ -233,16 +230,17 @@ pub(crate) fn open(
 
 /// What is about to be imported has to be on the disk first: the database may not know more than
 /// the log. Also cuts what is not readable off.
-fn settle_log(readable: &[SegmentFound]) -> Result<(), StoreError> {
+fn settle_log(readable: &[SegmentFound], folder: &Path, files: &Files) -> Result<(), StoreError> {
     for segment in readable {
         let path = &segment.file;
-        let file = std::fs::OpenOptions::new().write(true).open(path).at("open", path)?;
+        let file = (files.open)(path).at("open", path)?;
         if segment.readable_bytes < segment.file_bytes {
             file.set_len(segment.readable_bytes).at("cut", path)?;
         }
         file.sync_data().at("sync", path)?;
     }
-    Ok(())
+    // The newest one's name may be in memory only.
+    files.sync_folder(folder)
 }
 
 fn import_log(importer: &mut Importer, readable: &[SegmentFound]) -> Result<u64, StoreError> {
@@ -278,13 +276,13 @@ fn begin_segment(
     importer: &Importer,
     meta: &Meta,
     folder: &Path,
-    open_file: OpenLogFile,
+    files: &Files,
 ) -> Result<Segment, StoreError> {
     let first = importer.applied + 1;
     let header = Header::new(meta.store_id, first);
-    let segment = Segment::create(folder, header, open_file)?;
+    let segment = Segment::create(folder, header, files)?;
     segment.sync(Synced { offset: HEADER_BYTES as u64, seq: first - 1 })?;
-    sync_folder(folder)?;
+    files.sync_folder(folder)?;
     segment.durable.store(true, Ordering::Release);
     Ok(segment)
 }

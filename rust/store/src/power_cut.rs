@@ -18,7 +18,7 @@ use std::time::Duration;
 use bursar_ledger::fact::{Fact, Record};
 use tempfile::TempDir;
 
-use crate::files::{LogFile, log_folder, open_log_file, segments};
+use crate::files::{FILES, Files, LogFile, log_folder, segments};
 use crate::{Case, Durability, EntryFilter, Store, StoreConfig, check_store};
 
 const SECTOR: usize = 512;
@@ -49,7 +49,7 @@ impl LogFile for Remembering {
 }
 
 fn open_remembering(path: &Path) -> io::Result<Box<dyn LogFile>> {
-    drop(open_log_file(path)?);
+    drop((FILES.create)(path)?);
     let file = File::options().read(true).write(true).open(path)?;
     Ok(Box::new(Remembering(file, path.to_owned())))
 }
@@ -115,8 +115,13 @@ fn cut(durability: Durability, random: &mut Random) -> Case {
         sync_interval_ms: 1 + random.below(30),
         ..StoreConfig::new(folder.path().join("ledger.db"))
     };
-    let (store, _) =
-        Store::open_with(config.clone(), 0, open_remembering, &mut |_| Ok(())).expect("it opens");
+    let (store, _) = Store::open_with(
+        config.clone(),
+        0,
+        Files { create: open_remembering, ..FILES },
+        &mut |_| Ok(()),
+    )
+    .expect("it opens");
     for number in 1..=i64::try_from(random.below(120)).expect("small") {
         store.append(&numbered(number));
         match random.below(6) {

@@ -4,7 +4,7 @@
 //! (`Touched`) and writes each once. Knows how facts change a reservation; entries and windows are
 //! the import's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bursar_ledger::fact::{ReservationId, Reserved, Settled, SliceFact};
 use bursar_ledger::{Amounts, State, Unit};
@@ -126,7 +126,7 @@ pub(crate) struct Touched {
     /// In the order of the table, which is also about that of the facts.
     rows: BTreeMap<u64, Option<Box<Stored>>>,
     /// Floors of reservations whose row was not needed otherwise.
-    used: HashMap<u64, Amounts>,
+    used: BTreeMap<u64, Amounts>,
 }
 
 impl Touched {

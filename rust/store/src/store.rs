@@ -1,21 +1,23 @@
 //! The store as its callers see it.
 //!
 //! `append` and `write` are the hot path: memory and one write(2), no waking of anybody. All else
-//! is done by the two threads; who has to know waits on their numbers.
+//! is done by the two threads; who has to know waits on their numbers. A stepped store has no
+//! threads: the caller does their work when it likes, or when it would have to wait for it.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use bursar_ledger::canary;
 use bursar_ledger::fact::Record;
 use parking_lot::Mutex;
 
 use crate::config::StoreConfig;
 use crate::database::end_session;
 use crate::error::{At, StoreError};
-use crate::files::{Lock, OpenLogFile, log_folder, open_log_file, remove_in_order, segments};
-use crate::guard::Present;
+use crate::files::{FILES, Files, Lock, segments};
+use crate::import::Importer;
 use crate::importing::Importing;
 use crate::open::{Opened, Recovery, open};
 use crate::reader::Reader;
@@ -26,13 +28,16 @@ use crate::syncing;
 /// it leaves everything in the database.
 pub struct Store {
     shared: Arc<Shared>,
-    threads: Mutex<Option<Threads>>,
+    background: Mutex<Option<Background>>,
+    /// Whether the caller is the background.
+    stepped: bool,
     _lock: Lock,
 }
 
-struct Threads {
-    syncing: Option<JoinHandle<()>>,
-    importing: JoinHandle<Importing>,
+/// Who syncs and imports.
+enum Background {
+    Threads { syncing: Option<JoinHandle<()>>, importing: JoinHandle<Importing> },
+    Caller { told_failure: bool, importing: Box<Importing> },
 }
 
 impl fmt::Debug for Store {
@@ -53,34 +58,66 @@ impl Store {
         now_ms: i64,
         apply: &mut dyn FnMut(&Record) -> Result<(), String>,
     ) -> Result<(Store, Recovery), StoreError> {
-        Store::open_with(config, now_ms, open_log_file, apply)
+        Store::open_with(config, now_ms, FILES, apply)
     }
 
-    pub(crate) fn open_with(
+    /// For tests: as `open`, on these files.
+    pub fn open_with(
         config: StoreConfig,
         now_ms: i64,
-        open_file: OpenLogFile,
+        files: Files,
         apply: &mut dyn FnMut(&Record) -> Result<(), String>,
     ) -> Result<(Store, Recovery), StoreError> {
+        Store::open_and(config, now_ms, files, apply, start)
+    }
+
+    /// For tests: as `open_with`, without threads. `step_sync` and `step_import` do their work.
+    pub fn open_stepped(
+        config: StoreConfig,
+        now_ms: i64,
+        files: Files,
+        apply: &mut dyn FnMut(&Record) -> Result<(), String>,
+    ) -> Result<(Store, Recovery), StoreError> {
+        Store::open_and(config, now_ms, files, apply, |importer, shared| {
+            let importing = Box::new(Importing::new(importer, shared)?);
+            Ok(Background::Caller { told_failure: false, importing })
+        })
+    }
+
+    fn open_and(
+        config: StoreConfig,
+        now_ms: i64,
+        files: Files,
+        apply: &mut dyn FnMut(&Record) -> Result<(), String>,
+        start: impl FnOnce(Importer, &Arc<Shared>) -> Result<Background, StoreError>,
+    ) -> Result<(Store, Recovery), StoreError> {
         let Opened { lock, importer, log, store_id, recovery } =
-            open(&config, now_ms, open_file, apply)?;
-        let path = config.path.clone();
-        let present = Present::of(&path, &log_folder(&path))?;
+            open(&config, now_ms, files, apply)?;
         let shared = Arc::new(Shared::new(config, store_id, log));
-        let spawn = |name: &str| std::thread::Builder::new().name(name.into());
-        let for_import = Arc::clone(&shared);
-        let importing = spawn("bursar-import")
-            .spawn(move || Importing::new(importer, present).run(&for_import))
-            .at("start the import thread for", &path)?;
-        let syncing = if shared.is_memory() {
-            None
-        } else {
-            let for_sync = Arc::clone(&shared);
-            let thread = spawn("bursar-sync").spawn(move || syncing::run(&for_sync));
-            Some(thread.at("start the sync thread for", &path).inspect_err(|_| shared.stop())?)
-        };
-        let threads = Mutex::new(Some(Threads { syncing, importing }));
-        Ok((Store { shared, threads, _lock: lock }, recovery))
+        let background = start(importer, &shared)?;
+        let stepped = matches!(background, Background::Caller { .. });
+        let background = Mutex::new(Some(background));
+        Ok((Store { shared, background, stepped, _lock: lock }, recovery))
+    }
+
+    /// Of a stepped store: brings what is written to the disk, as the sync thread would.
+    pub fn step_sync(&self) {
+        if !self.stepped || self.shared.is_memory() {
+            return;
+        }
+        if let Some(Background::Caller { told_failure, .. }) = &mut *self.background.lock() {
+            syncing::step(&self.shared, told_failure);
+        }
+    }
+
+    /// Of a stepped store: moves what is on the disk into the database, as the import thread would.
+    pub fn step_import(&self) {
+        if !self.stepped {
+            return;
+        }
+        if let Some(Background::Caller { importing, .. }) = &mut *self.background.lock() {
+            importing.step(&self.shared);
+        }
     }
 
     /// Takes a record into the batch that the next `write` writes, and returns its sequence. Memory
@@ -122,13 +159,14 @@ impl Store {
     /// Wakes the sync thread at once.
     pub fn request_sync(&self) {
         self.shared.want_sync();
+        self.step_sync();
     }
 
     /// Writes, and waits until everything up to `seq` is on the disk. In memory durability: is
     /// written.
     pub fn wait_synced(&self, seq: u64) -> Result<(), StoreError> {
         self.write()?;
-        if self.shared.is_memory() {
+        if self.shared.is_memory() || canary::sings("early-answer") {
             return Ok(());
         }
         let seq = seq.min(self.written());
@@ -144,6 +182,7 @@ impl Store {
         let seq = seq.min(self.written());
         if self.shared.imported.load(Ordering::Acquire) < seq {
             self.shared.want_import();
+            self.step_import();
         }
         self.shared.wait(&self.shared.imported, seq)
     }
@@ -176,19 +215,46 @@ impl Store {
         drop(importing);
         let folder = self.shared.log.folder();
         let segments = segments(folder)?;
-        remove_in_order(folder, segments.iter().map(|(_, path)| path.as_path()))
+        self.shared
+            .log
+            .files
+            .remove_in_order(folder, segments.iter().map(|(_, path)| path.as_path()))
     }
 
     /// Ends the threads; `None` when they have ended before.
     fn stop(&self) -> Option<Importing> {
-        let Threads { syncing, importing } = self.threads.lock().take()?;
+        let background = self.background.lock().take()?;
         self.shared.stop();
-        // A thread that panicked has said so; there is nothing to add.
-        if let Some(syncing) = syncing {
-            drop(syncing.join());
+        match background {
+            Background::Threads { syncing, importing } => {
+                // A thread that panicked has said so; there is nothing to add.
+                if let Some(syncing) = syncing {
+                    drop(syncing.join());
+                }
+                importing.join().ok()
+            }
+            Background::Caller { importing, .. } => Some(*importing),
         }
-        importing.join().ok()
     }
+}
+
+/// Starts the threads.
+fn start(importer: Importer, shared: &Arc<Shared>) -> Result<Background, StoreError> {
+    let path = &shared.config.path;
+    let spawn = |name: &str| std::thread::Builder::new().name(name.into());
+    let for_import = Arc::clone(shared);
+    let importing = Importing::new(importer, shared)?;
+    let importing = spawn("bursar-import")
+        .spawn(move || importing.run(&for_import))
+        .at("start the import thread for", path)?;
+    let syncing = if shared.is_memory() {
+        None
+    } else {
+        let for_sync = Arc::clone(shared);
+        let thread = spawn("bursar-sync").spawn(move || syncing::run(&for_sync));
+        Some(thread.at("start the sync thread for", path).inspect_err(|_| shared.stop())?)
+    };
+    Ok(Background::Threads { syncing, importing })
 }
 
 impl Drop for Store {

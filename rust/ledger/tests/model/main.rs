@@ -6,8 +6,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod ends;
-mod plain;
 mod replay;
 mod steps;
 
@@ -17,8 +15,8 @@ use bursar_ledger::{
 };
 use proptest::prelude::*;
 
+use bursar_model::{Plain, UNITS};
 use common::{RETENTION, TTL, World, ask, spec, totals};
-use plain::{Plain, UNITS};
 use steps::{PATHS, Step, period};
 
 /// The ledger and the model, side by side.

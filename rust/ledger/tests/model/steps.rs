@@ -1,10 +1,10 @@
 //! What may happen, and how often.
 
 use bursar_ledger::{Amounts, Period, PeriodKind, Unit};
+use bursar_model::UNITS;
 use proptest::prelude::*;
 
 use crate::common::{DAY, HOUR, RETENTION, SECOND, TTL};
-use crate::plain::UNITS;
 
 pub(crate) const PATHS: [&str; 5] = ["a", "a/b", "a/b/c", "a/b/c/d", "a/x"];
 

@@ -1,9 +1,9 @@
 //! R6: repeats are told from new calls.
 
-use bursar_ledger::fact::State;
+use bursar_ledger::fact::{Fact, Record, State};
 use bursar_ledger::{Admission, Ask, Ending, Granted, LedgerError, Spending, Unit};
 
-use crate::common::{RETENTION, TTL, World, ask, commit, exactly, of, tokens, totals};
+use crate::common::{RETENTION, TTL, World, ask, commit, exactly, of, settings, tokens, totals};
 
 fn keyed(account: &str, amount: i64, key: u128) -> Ask<'_> {
     let payload = u128::from(amount.unsigned_abs());
@@ -167,4 +167,43 @@ fn permute<T: Copy>(items: &mut Vec<T>, from: usize, f: &mut dyn FnMut(&[T])) {
         permute(items, from + 1, f);
         items.swap(from, i);
     }
+}
+
+/// Goal: after a restart a key means what it meant before. Method: a key is used again once it is
+/// forgotten; the store, by whose clock the first reservation is young, tells of it last.
+#[test]
+fn r06_a_key_that_was_used_again_means_the_later_one_after_a_restart() {
+    let world = World::tokens(&[("a", 1_000)]);
+    let first = granted(&world, keyed("a", 10, 7)).view.id;
+    world.release(first);
+    let before = world.tape.records();
+    world.wait(RETENTION);
+    world.ledger.tick(world.now());
+    let second = granted(&world, keyed("a", 20, 7)).view.id;
+    let (mut reserved, mut settled) = (None, None);
+    for fact in before.iter().flat_map(|record| &record.facts) {
+        match fact {
+            Fact::Reserved(fact) => reserved = Some(Box::new(fact.clone())),
+            Fact::Settled(fact) => settled = Some(Box::new(fact.clone())),
+            _ => {}
+        }
+    }
+    let (mut reserved, settled) = (reserved.unwrap(), settled.unwrap());
+    reserved.slices.clear();
+    // The slots are apart, so both can be there.
+    reserved.id.slot = second.slot + 1;
+    let mut told: Vec<Record> = world.tape.records();
+    let is_first = |record: &Record| {
+        record.facts.iter().any(|fact| match fact {
+            Fact::Reserved(reserved) => reserved.id == first,
+            Fact::Settled(settled) => settled.id == first,
+            _ => false,
+        })
+    };
+    told.retain(|record| !is_first(record));
+    let time_ms = world.now().wall_ms;
+    let remembered = Fact::Remembered { reserved, settled, ended_ms: time_ms - 1 };
+    told.push(Record { time_ms, facts: vec![remembered] });
+    let after = world.replayed(settings(Vec::new()), &told);
+    assert_eq!(granted(&after, keyed("a", 20, 7)).view.id, second);
 }

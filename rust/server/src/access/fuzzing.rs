@@ -1,10 +1,12 @@
 //! Fuzz targets: what callers show for themselves, and the file that tokens are kept in.
 
-use tonic::Request;
-use tonic::metadata::MetadataValue;
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 
+use super::known::Mode;
+use super::reserved::Reserved;
 use super::vault::{Order, Vault, parse};
-use super::{Access, AccessSection, Mode, Role};
+use super::{Access, AccessSection, Role};
+use crate::peer::Peer;
 
 const NOW_MS: i64 = 1_800_000_000_000;
 
@@ -19,15 +21,15 @@ pub fn access(data: &[u8]) {
         ttl_ms: 1_000,
     };
     let (_, shown) = vault.create(order, NOW_MS).expect("room");
-    let section = AccessSection { mode: Mode::Enforce, local: Vec::new() };
-    let access = Access { section, own_uid: 0, vault };
-    if let Ok(value) = MetadataValue::try_from(data) {
-        let mut request = Request::new(());
-        request.metadata_mut().insert("authorization", value);
-        assert!(access.caller(&request, NOW_MS).is_err(), "{data:?}");
+    let section = AccessSection { mode: Mode::Enforce, ..AccessSection::default() };
+    let access = Access { section, own_uid: 0, vault, reserved: Reserved::default() };
+    let peer = Peer::default();
+    if let Ok(value) = HeaderValue::from_bytes(data) {
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+        assert!(access.caller(&headers, &peer, NOW_MS).is_err(), "{data:?}");
     }
     if let Ok(text) = std::str::from_utf8(data) {
-        assert!(access.spender(Some(text), NOW_MS).is_err(), "{text:?}");
+        assert!(access.spender(Some(text), &peer, NOW_MS).is_err(), "{text:?}");
         // What is cut off or put on makes a token none.
         let changed = shown.replacen(&text.chars().take(2).collect::<String>(), "", 1);
         assert_eq!(access.by_token(&changed, NOW_MS).is_ok(), changed == shown);

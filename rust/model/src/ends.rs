@@ -49,7 +49,7 @@ impl Plain {
     /// Gives a returned amount to the nearest pending reservation that it was carved from.
     fn hand_up(&mut self, parent: Option<usize>, piece: &Piece, unit: Unit, amount: i64) {
         let Some((parent, base)) = parent.zip(piece.base.as_ref()) else { return };
-        if !piece.covered.contains(&unit) {
+        if self.orphans || !piece.covered.contains(&unit) {
             return;
         }
         let above = &mut self.reservations[parent];
@@ -62,13 +62,7 @@ impl Plain {
     }
 
     /// `named`: the true amounts; others count as debited. Returns whether it is no error.
-    pub(crate) fn commit(
-        &mut self,
-        id: usize,
-        named: &Amounts,
-        units: &[Unit],
-        payload: u128,
-    ) -> bool {
+    pub fn commit(&mut self, id: usize, named: &Amounts, units: &[Unit], payload: u128) -> bool {
         let reservation = &self.reservations[id];
         if reservation.forgotten {
             return false;
@@ -106,12 +100,14 @@ impl Plain {
         }
         self.owner_gone(id);
         let due = self.mono + self.retention;
+        // What was spent in a slice that is forgotten cannot be given back.
+        let spent = spent.checked_add(&less).unwrap();
         let reservation = &mut self.reservations[id];
         (reservation.state, reservation.spent, reservation.due) = (State::Committed, spent, due);
         reservation.overdraft = reservation.overdraft.checked_add(&over).unwrap();
     }
 
-    pub(crate) fn release(&mut self, id: usize) -> bool {
+    pub fn release(&mut self, id: usize) -> bool {
         if self.reservations[id].forgotten {
             return false;
         }
@@ -126,7 +122,7 @@ impl Plain {
         true
     }
 
-    pub(crate) fn owner_gone(&mut self, id: usize) {
+    pub fn owner_gone(&mut self, id: usize) {
         if !self.reservations[id].kept {
             return;
         }
@@ -140,19 +136,29 @@ impl Plain {
         }
     }
 
-    pub(crate) fn tick(&mut self) -> (usize, usize) {
+    /// Whether time has come to expire or forget it.
+    pub fn is_due(&self, id: usize) -> bool {
+        let reservation = &self.reservations[id];
+        !reservation.forgotten && reservation.due <= self.mono
+    }
+
+    /// Ends a pending reservation by its time to live.
+    pub fn expire(&mut self, id: usize) {
+        let used = self.reservations[id].used();
+        self.settle(id, State::Expired, used);
+    }
+
+    pub fn tick(&mut self) -> (usize, usize) {
         let (mut expired, mut forgotten) = (0, 0);
         for id in 0..self.reservations.len() {
-            let reservation = &mut self.reservations[id];
-            if reservation.forgotten || reservation.due > self.mono {
+            if !self.is_due(id) {
                 continue;
             }
-            if reservation.state == State::Pending {
-                let used = reservation.used();
-                self.settle(id, State::Expired, used);
+            if self.reservations[id].state == State::Pending {
+                self.expire(id);
                 expired += 1;
             } else {
-                reservation.forgotten = true;
+                self.reservations[id].forgotten = true;
                 forgotten += 1;
             }
         }

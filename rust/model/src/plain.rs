@@ -8,23 +8,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use bursar_ledger::fact::State;
 use bursar_ledger::{Amounts, MAX_SLICES, PeriodKind, Unit};
 
-pub(crate) const UNITS: [Unit; 3] = [Unit::Tokens, Unit::UsdNanos, Unit::VramBytes];
+pub const UNITS: [Unit; 3] = [Unit::Tokens, Unit::UsdNanos, Unit::VramBytes];
 const HOUR: i64 = 3_600_000;
 const BUCKET: i64 = 1_000;
 /// A bucket leaves a rolling window of 64 buckets when the 65th after it begins.
 const LEAVES_AFTER: i64 = 65;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Budget {
-    pub(crate) path: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) kind: PeriodKind,
-    pub(crate) limit: i64,
-    pub(crate) window: Option<usize>,
+pub struct Budget {
+    pub path: &'static str,
+    pub unit: Unit,
+    pub kind: PeriodKind,
+    pub limit: i64,
+    pub window: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Window {
+pub struct Window {
     budget: usize,
     limit: i64,
     end: i64,
@@ -35,46 +35,50 @@ pub(crate) struct Window {
 
 /// A part of a hold: where it counts, by unit, and which piece of the parent it came from.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece {
-    pub(crate) key: Vec<usize>,
-    pub(crate) counts: [Vec<usize>; 3],
-    pub(crate) covered: BTreeSet<Unit>,
-    pub(crate) base: Option<Box<Piece>>,
-    pub(crate) held: Amounts,
-    pub(crate) used: Amounts,
+pub struct Piece {
+    pub key: Vec<usize>,
+    pub counts: [Vec<usize>; 3],
+    pub covered: BTreeSet<Unit>,
+    pub base: Option<Box<Piece>>,
+    pub held: Amounts,
+    pub used: Amounts,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Reservation {
-    pub(crate) path: &'static str,
-    pub(crate) state: State,
-    pub(crate) pieces: Vec<Piece>,
-    pub(crate) spent: Amounts,
-    pub(crate) returned: Amounts,
-    pub(crate) overdraft: Amounts,
-    pub(crate) payload: u128,
-    pub(crate) parent: Option<usize>,
-    pub(crate) due: i64,
-    pub(crate) ttl: i64,
-    pub(crate) kept: bool,
-    pub(crate) forgotten: bool,
-    pub(crate) key: u128,
-    pub(crate) asked: u128,
+pub struct Reservation {
+    pub path: &'static str,
+    pub state: State,
+    pub pieces: Vec<Piece>,
+    pub spent: Amounts,
+    pub returned: Amounts,
+    pub overdraft: Amounts,
+    pub payload: u128,
+    pub parent: Option<usize>,
+    pub due: i64,
+    pub ttl: i64,
+    pub kept: bool,
+    pub forgotten: bool,
+    pub key: u128,
+    pub asked: u128,
 }
 
 /// Why not: (account, unit, shortfall); `None` for unit: frozen.
-pub(crate) type No = (String, Option<Unit>, i64);
+pub type No = (String, Option<Unit>, i64);
 
-#[derive(Debug, Default)]
-pub(crate) struct Plain {
-    pub(crate) wall: i64,
-    pub(crate) mono: i64,
-    pub(crate) budgets: Vec<Budget>,
-    pub(crate) windows: Vec<Window>,
-    pub(crate) reservations: Vec<Reservation>,
-    pub(crate) frozen: BTreeSet<&'static str>,
-    pub(crate) retention: i64,
-    pub(crate) chains: usize,
+/// The whole ledger.
+#[derive(Debug, Clone, Default)]
+pub struct Plain {
+    pub wall: i64,
+    pub mono: i64,
+    pub budgets: Vec<Budget>,
+    pub windows: Vec<Window>,
+    pub reservations: Vec<Reservation>,
+    pub frozen: BTreeSet<&'static str>,
+    pub retention: i64,
+    pub chains: usize,
+    /// What returns goes to the windows and never to a pending parent: how a crash leaves it between
+    /// the end of the child and the note at its parent.
+    pub orphans: bool,
 }
 
 pub(crate) fn within(path: &str, above: &str) -> bool {
@@ -90,27 +94,27 @@ pub(crate) fn add(to: &mut Amounts, unit: Unit, amount: i64) {
 }
 
 impl Reservation {
-    pub(crate) fn sum(&self, of: impl Fn(&Piece, Unit) -> i64) -> Amounts {
+    pub fn sum(&self, of: impl Fn(&Piece, Unit) -> i64) -> Amounts {
         let total = |unit| (unit, self.pieces.iter().map(|piece| of(piece, unit)).sum());
         UNITS.into_iter().map(total).collect()
     }
 
-    pub(crate) fn held(&self) -> Amounts {
+    pub fn held(&self) -> Amounts {
         self.sum(|piece, unit| piece.held.get(unit))
     }
 
-    pub(crate) fn used(&self) -> Amounts {
+    pub fn used(&self) -> Amounts {
         self.sum(|piece, unit| piece.used.get(unit))
     }
 
-    pub(crate) fn unused(&self) -> Amounts {
+    pub fn unused(&self) -> Amounts {
         self.sum(|piece, unit| piece.held.get(unit) - piece.used.get(unit))
     }
 }
 
 impl Plain {
     /// Sets the clocks; wall time never goes back behind what was seen.
-    pub(crate) fn at(&mut self, wall: i64, mono: i64) {
+    pub fn at(&mut self, wall: i64, mono: i64) {
         (self.wall, self.mono) = (self.wall.max(wall), mono);
         let bucket = self.wall.div_euclid(BUCKET);
         for window in &mut self.windows {
@@ -136,7 +140,7 @@ impl Plain {
         self.windows.len() - 1
     }
 
-    pub(crate) fn held(&self, window: usize) -> i64 {
+    pub fn held(&self, window: usize) -> i64 {
         let unit = self.budgets[self.windows[window].budget].unit;
         let pieces = self.reservations.iter().flat_map(|r| &r.pieces);
         let counting = pieces.filter(|piece| piece.counts[index(unit)].contains(&window));
@@ -148,7 +152,7 @@ impl Plain {
     }
 
     /// (limit, held, spent) of each of the account's budgets now.
-    pub(crate) fn standings(&mut self, path: &str) -> Vec<(i64, i64, i64)> {
+    pub fn standings(&mut self, path: &str) -> Vec<(i64, i64, i64)> {
         let budgets = 0..self.budgets.len();
         let own: Vec<usize> = budgets.filter(|b| self.budgets[*b].path == path).collect();
         let windows: Vec<usize> = own.into_iter().map(|budget| self.window(budget)).collect();
@@ -163,7 +167,7 @@ impl Plain {
         all.into_iter().map(|budget| self.window(budget)).collect()
     }
 
-    pub(crate) fn overspent(&mut self, path: &str) -> bool {
+    pub fn overspent(&mut self, path: &str) -> bool {
         let chain = self.chain(path);
         chain.iter().any(|w| self.windows[*w].spent > self.windows[*w].limit)
     }
@@ -186,7 +190,7 @@ impl Plain {
         })
     }
 
-    pub(crate) fn frozen_by(&self, path: &str) -> Option<No> {
+    pub fn frozen_by(&self, path: &str) -> Option<No> {
         let mut by: Vec<_> = self.frozen.iter().filter(|above| within(path, above)).collect();
         by.sort_by_key(|path| path.len());
         by.pop().map(|path| (path.to_string(), None, 0))
@@ -223,7 +227,7 @@ impl Plain {
         }
     }
 
-    pub(crate) fn reserve(
+    pub fn reserve(
         &mut self,
         path: &'static str,
         (most, least): (Amounts, Amounts),
@@ -342,7 +346,7 @@ impl Plain {
         piece
     }
 
-    pub(crate) fn spend(&mut self, windows: &[usize], amount: i64) {
+    pub fn spend(&mut self, windows: &[usize], amount: i64) {
         let bucket = self.wall.div_euclid(BUCKET);
         for window in windows {
             let rolling = self.budgets[self.windows[*window].budget].kind == PeriodKind::Rolling;
@@ -365,7 +369,7 @@ impl Plain {
         }
     }
 
-    pub(crate) fn use_piece(&mut self, reservation: usize, at: usize, unit: Unit, amount: i64) {
+    pub fn use_piece(&mut self, reservation: usize, at: usize, unit: Unit, amount: i64) {
         let piece = &mut self.reservations[reservation].pieces[at];
         add(&mut piece.used, unit, amount);
         let counts = piece.counts[index(unit)].clone();
@@ -373,7 +377,7 @@ impl Plain {
     }
 
     /// Returns what is left of the hold, or nothing when it has ended.
-    pub(crate) fn debit(&mut self, id: usize, used: &Amounts) -> Option<Amounts> {
+    pub fn debit(&mut self, id: usize, used: &Amounts) -> Option<Amounts> {
         if self.reservations[id].forgotten || self.reservations[id].state != State::Pending {
             return None;
         }
@@ -391,7 +395,7 @@ impl Plain {
         Some(self.reservations[id].unused())
     }
 
-    pub(crate) fn extend(
+    pub fn extend(
         &mut self,
         id: usize,
         most: &Amounts,
@@ -435,7 +439,7 @@ impl Plain {
     }
 
     /// Spends in the windows current now; returns what passes the limit.
-    pub(crate) fn spend_now(&mut self, path: &str, amounts: &Amounts) -> Amounts {
+    pub fn spend_now(&mut self, path: &str, amounts: &Amounts) -> Amounts {
         let chain = self.chain(path);
         let mut over = Amounts::ZERO;
         for window in chain.iter().filter(|w| amounts.get(self.unit(**w)) > 0) {
@@ -453,13 +457,7 @@ impl Plain {
         over
     }
 
-    pub(crate) fn set_budget(
-        &mut self,
-        path: &'static str,
-        unit: Unit,
-        kind: PeriodKind,
-        limit: i64,
-    ) {
+    pub fn set_budget(&mut self, path: &'static str, unit: Unit, kind: PeriodKind, limit: i64) {
         let same = |b: &Budget| b.path == path && b.unit == unit && b.kind == kind;
         let at = self.budgets.iter().position(same).unwrap_or(self.budgets.len());
         if at == self.budgets.len() {
