@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from bursar.cli._shared import config_option
 from bursar.cli._output import say
+from bursar.cli._shared import config_option
 from bursar.daemon.config import load_config
 from bursar.daemon.serve import run
 

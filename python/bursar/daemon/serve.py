@@ -97,9 +97,7 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
     return watchdog
 
 
-def _wait(
-    server: "Server", wakeup: int, manager: Manager, say: Callable[[str], None]
-) -> str:
+def _wait(server: "Server", wakeup: int, manager: Manager, say: Callable[[str], None]) -> str:
     """Returns the name of the signal that ends it; says what else happens meanwhile.
 
     It takes over new certificates. That the store has failed is said once; that connections find

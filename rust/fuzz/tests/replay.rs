@@ -53,7 +53,9 @@ fn fuzz(name: &str) {
     let inputs = inputs(name);
     assert!(!inputs.is_empty(), "{name} has no corpus");
     run(name, target, b"");
-    inputs.iter().for_each(|input| run(name, target, input));
+    for input in &inputs {
+        run(name, target, input);
+    }
     let (seed, seconds) = (seed(), number("BURSAR_FUZZ_SECONDS").unwrap_or(1));
     println!("BURSAR_SEED={seed}");
     let (mut rng, mut count) = (Rng::new(seed), 0_u64);
