@@ -24,6 +24,7 @@ class FakeServer:
     stopped = False
     shut_down = 0
     failure: str | None = None
+    turned_away = 0
     close_error: Exception | None = None
 
     def __init__(self, config_json: str) -> None:
@@ -34,6 +35,9 @@ class FakeServer:
 
     def wait(self, timeout_s: float | None) -> bool:
         return self.stopped
+
+    def refresh_tls(self) -> str | None:
+        return None
 
     def shutdown(self) -> None:
         type(self).shut_down += 1

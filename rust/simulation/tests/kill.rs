@@ -60,7 +60,11 @@ fn child() {
     std::thread::scope(|scope| {
         for (thread, next) in next.into_iter().enumerate() {
             let daemon = &daemon;
-            scope.spawn(move || (next..).for_each(|number| spend(daemon, thread, number)));
+            scope.spawn(move || {
+                for number in next.. {
+                    spend(daemon, thread, number);
+                }
+            });
         }
     });
 }

@@ -342,8 +342,9 @@ mod tests {
             bytes.push(0);
             let body = Body { reserved: expected(owner), settled: None };
             assert_eq!(read_body(&bytes), Some(body));
-            assert_eq!(read_body(&bytes[..bytes.len() - 1]), None, "cut off");
-            bytes.push(0);
+            // Without an owner, an end more or less is another layout.
+            assert_eq!(read_body(&bytes[..bytes.len() - 3]), None, "cut off");
+            bytes.push(9);
             assert_eq!(read_body(&bytes), None, "something is left over");
         }
     }
