@@ -57,9 +57,8 @@ def test_ten_thousand_connections_take_little_memory_and_others_are_served(
         client.set_budget("acme", unit="tokens", limit=1_000_000)
         lease = stack.enter_context(client.reserve("acme", tokens=1_000).lease(top_up=False))
         before = daemon.rss_bytes()
-        many = [stack.enter_context(dial(daemon, tcp=tcp)) for _ in range(count)]
-        for one in many:
-            one.sendall(wire.start())
+        for _ in range(count):
+            stack.enter_context(dial(daemon, tcp=tcp)).sendall(wire.start())
         deadline = time.monotonic() + 60
         while open_files(daemon) < count:
             assert time.monotonic() < deadline, f"only {open_files(daemon)} were taken"
