@@ -29,6 +29,10 @@ fn what_was_written_before_a_copy_began_is_in_it_while_segments_come_and_go() {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
+                    if sequence % 64 == 0 {
+                        // Each segment is an open file here.
+                        store.import_through(store.written()).expect("imported");
+                    }
                 }
             });
             for n in 0..40 {

@@ -143,7 +143,7 @@ fn a_later_log_is_refused() {
     let config = crashed(&folder, Durability::Process, 2);
     let segment = segments(&config).pop().expect("one");
     let mut bytes = fs::read(&segment).expect("read");
-    bytes[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    bytes[8..12].copy_from_slice(&(bursar_store::FORMAT_VERSION + 1).to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..24]);
     bytes[24..28].copy_from_slice(&crc.to_le_bytes());
     fs::write(&segment, bytes).expect("written");

@@ -164,7 +164,8 @@ fn a_store_that_was_made_before_there_were_findings_takes_them() {
     let config = config(&folder);
     open(&config).close().expect("closed");
     let conn = rusqlite::Connection::open(&config.path).expect("opened");
-    let before = "DROP VIEW entries; DROP TABLE details; DELETE FROM kinds WHERE name = 'runaway'";
+    let before = "DROP VIEW entries; DROP TABLE details; DELETE FROM kinds WHERE name = 'runaway';
+        PRAGMA user_version = 1";
     conn.execute_batch(before).expect("as it was");
     drop(conn);
     let store = open(&config);
