@@ -4,9 +4,13 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use bursar_store::{Case, Durability, StoreConfig, adopt_copy, check_store, copy_store, diagnose};
 use support::*;
+
+/// How many copies are made beside the writer.
+const COPIES: u32 = 30;
 
 /// Small segments, so that the import deletes some while a copy is made.
 fn small(folder: &tempfile::TempDir, durability: Durability) -> StoreConfig {
@@ -30,17 +34,19 @@ fn what_was_written_before_a_copy_began_is_in_it_while_segments_come_and_go() {
                         break;
                     }
                     if sequence % 64 == 0 {
-                        // Each segment is an open file here.
+                        // Each segment is an open file here, and a copy takes as long as the store
+                        // is large: one that grew without a pause would never be copied in the end.
                         store.import_through(store.written()).expect("imported");
+                        thread::sleep(Duration::from_millis(5));
                     }
                 }
             });
-            for n in 0..40 {
+            for n in 0..COPIES {
                 let before = written.load(Ordering::Acquire);
                 let copy = folder.path().join(format!("copy-{n}.db"));
                 let copied = copy_store(&config.path, &copy);
                 let well = copied.as_ref().is_ok_and(|copied| copied.sequence >= before);
-                if !well || n == 39 {
+                if !well || n == COPIES - 1 {
                     stop.store(true, Ordering::Relaxed);
                 }
                 assert!(well, "{copied:?}, and {before} was written before");
