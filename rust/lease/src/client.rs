@@ -109,7 +109,7 @@ impl Lease {
             attached: Mutex::new(0),
             terms,
         });
-        *shared.attached.lock() = shared.attach(&connection, shared.terms.claim)?;
+        *shared.attached.lock() = shared.attach(&connection, shared.terms.claim, None)?;
         connection.add(&shared);
         // Where the daemon was replaced meanwhile, the thread that watches may not have seen this one.
         shared.attach_again(&connection).map_err(Unattached::Away)?;
@@ -210,10 +210,15 @@ impl Shared {
         self.pages.get(current).expect("pushed before it became the current one")
     }
 
-    /// Returns the number of the daemon that it is attached to now.
-    fn attach(&self, connection: &Connection, claim: u64) -> Result<u64, Unattached> {
+    /// Returns the number of the daemon that it is attached to now. `only`: no other is asked.
+    fn attach(
+        &self,
+        connection: &Connection,
+        claim: u64,
+        only: Option<u64>,
+    ) -> Result<u64, Unattached> {
         let terms = Attach { claim, ..self.terms.clone() };
-        let (answer, fds, daemon) = connection.ask(&Request::Attach(terms), None)?;
+        let (answer, fds, daemon) = connection.ask(&Request::Attach(terms), only)?;
         let Answer { status, lease, message, .. } = answer;
         if status != 0 {
             return Err(Unattached::Refused { reason: status, message });
@@ -236,7 +241,7 @@ impl Shared {
             return Ok(());
         }
         let claim = self.pages().close();
-        match self.attach(connection, claim) {
+        match self.attach(connection, claim, Some(daemon)) {
             Ok(daemon) => {
                 *attached = daemon;
                 Ok(())

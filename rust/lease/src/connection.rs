@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::Shutdown;
 
@@ -23,6 +23,8 @@ use crate::pages::PageFds;
 
 /// Pauses between attempts to reach a daemon that is away: they double from the first to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// How often a request is sent that the daemon cannot have got, a pause apart.
+const SENDS: u32 = 4;
 /// How long a daemon may take for one answer.
 const ANSWER_WAIT: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
 
@@ -97,13 +99,7 @@ impl Connection {
         request: &Request,
         only: Option<u64>,
     ) -> Result<(Answer, Option<PageFds>, u64), Unattached> {
-        let mut socket = self.socket.lock();
-        if only.is_some_and(|only| only != socket.daemon) {
-            return Err(Unattached::Away(io::ErrorKind::NotConnected.into()));
-        }
-        socket.tag += 1;
-        let frame = request.encode(socket.tag).map_err(|error| Unattached::local(&error))?;
-        send(&socket.fd, &frame, &[]).map_err(Unattached::Away)?;
+        let socket = self.send(request, only)?;
         loop {
             let waited = poll(&mut [PollFd::new(&socket.fd, PollFlags::IN)], Some(&ANSWER_WAIT));
             if waited.map_err(|error| Unattached::Away(error.into()))? == 0 {
@@ -122,6 +118,32 @@ impl Connection {
                 let pages = usage.zip(control).map(|(usage, control)| PageFds { usage, control });
                 return Ok((answer, pages, socket.daemon));
             }
+        }
+    }
+
+    /// Sends a request, to the next daemon where the one that was reached has gone: the thread that
+    /// watches finds it, and of what could not be sent nothing has arrived.
+    fn send(
+        &self,
+        request: &Request,
+        only: Option<u64>,
+    ) -> Result<MutexGuard<'_, Socket>, Unattached> {
+        let mut tries = if only.is_none() { SENDS } else { 1 };
+        loop {
+            let mut socket = self.socket.lock();
+            if only.is_some_and(|only| only != socket.daemon) {
+                return Err(Unattached::Away(io::ErrorKind::NotConnected.into()));
+            }
+            socket.tag += 1;
+            let frame = request.encode(socket.tag).map_err(|error| Unattached::local(&error))?;
+            tries -= 1;
+            match send(&socket.fd, &frame, &[]) {
+                Ok(()) => return Ok(socket),
+                Err(error) if tries == 0 => return Err(Unattached::Away(error)),
+                Err(_) => {}
+            }
+            drop(socket);
+            thread::sleep(PAUSES.1);
         }
     }
 
