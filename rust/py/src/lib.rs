@@ -124,6 +124,7 @@ fn check_store(py: Python<'_>, path: &str) -> PyResult<String> {
 
 /// Copies a store, in use or not, to a new file, and verifies it; says what is in it, as JSON.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "PyO3 makes an owned path of what it is given")]
 fn copy_store(py: Python<'_>, store: PathBuf, copy: PathBuf) -> PyResult<String> {
     let copied = py.detach(|| bursar_store::copy_store(&store, &copy));
     let copied = copied.map_err(|error| core_error(py, &ApiError::from(error)))?;
@@ -132,6 +133,7 @@ fn copy_store(py: Python<'_>, store: PathBuf, copy: PathBuf) -> PyResult<String>
 
 /// Has a copy go on as a store: ids that were given out after it was made are passed over.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "PyO3 makes an owned path of what it is given")]
 fn adopt_copy(py: Python<'_>, copy: PathBuf) -> PyResult<()> {
     let adopted = py.detach(|| bursar_store::adopt_copy(&copy));
     adopted.map_err(|error| core_error(py, &ApiError::from(error)))
