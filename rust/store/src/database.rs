@@ -87,6 +87,17 @@ pub(crate) fn look(path: &Path, write: bool) -> Result<Looked, StoreError> {
     })
 }
 
+/// Has SQLite undo what a crash left half done, where it cannot read the file before that.
+pub(crate) fn undo_unfinished(path: &Path) -> Result<(), StoreError> {
+    let read =
+        |conn: Connection| conn.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()));
+    let readable = path.exists().then(|| connect(path, false).and_then(read));
+    match readable.and_then(Result::err).and_then(|error| error.sqlite_error_code()) {
+        Some(ErrorCode::ReadOnly) => connect(path, true).and_then(read).doing("undo a transaction"),
+        _ => Ok(()),
+    }
+}
+
 fn look_inside(conn: Connection, path: &Path) -> rusqlite::Result<Looked> {
     let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (application, version) = (pragma("application_id")?, pragma("user_version")?);

@@ -14,7 +14,7 @@ use rusqlite::Connection;
 
 use crate::config::StoreConfig;
 use crate::copy::keep_old;
-use crate::database::{Looked, Meta, begin_session, connect, create, look};
+use crate::database::{Looked, Meta, begin_session, connect, create, look, undo_unfinished};
 use crate::error::{At, Doing, StoreError};
 use crate::files::{Files, Lock, create_file, create_folder, log_folder, parent};
 use crate::frame::{HEADER_BYTES, Header, Synced};
@@ -166,6 +166,7 @@ pub(crate) fn open(
     refuse_planted(store)?;
     create_folder(&folder)?;
     let lock = Lock::take(store, &folder)?;
+    undo_unfinished(store)?;
     // Not to write: what is refused stays as it is, to the byte.
     let found = find(store, &folder)?;
     if found.decision == Decision::Refuse {

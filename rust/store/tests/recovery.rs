@@ -137,6 +137,26 @@ fn a_missing_log_is_refused_unless_the_store_was_closed() {
     assert_eq!(case_of(&config), Case::LogMissing);
 }
 
+/// Goal: a power cut in a transaction before the file is in WAL mode does not keep the store from
+/// opening. Method: the file and its rollback journal are copied in the middle of one.
+#[test]
+fn what_a_crash_left_half_done_in_the_database_is_undone() {
+    let (folder, other) = (folder(), folder());
+    let config = config(&folder);
+    open(&config).close().expect("closed");
+    let conn = rusqlite::Connection::open(&config.path).expect("opened");
+    let begin = "PRAGMA journal_mode = delete; PRAGMA cache_size = 5; BEGIN;
+        CREATE TABLE junk AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 500)
+        SELECT randomblob(4000) FROM n";
+    conn.execute_batch(begin).expect("begun");
+    let cut = StoreConfig::new(other.path().join("ledger.db"));
+    for end in ["", "-journal"] {
+        let from = format!("{}{end}", config.path.display());
+        fs::copy(from, format!("{}{end}", cut.path.display())).expect("copied");
+    }
+    assert_eq!(open_all(&cut).expect("it opens").1.case, Case::CleanStart);
+}
+
 #[test]
 fn a_later_log_is_refused() {
     let folder = folder();
