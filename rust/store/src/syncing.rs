@@ -52,6 +52,11 @@ pub(crate) fn sync(shared: &Shared) -> Result<bool, StoreError> {
     if mark.seq == shared.synced.load(Ordering::Acquire) {
         return Ok(false);
     }
+    let nameless = mark.segments.iter().any(|segment| !segment.durable.load(Ordering::Acquire));
+    // Before any of them is marked as synced: a power cut may keep the name of a later one only.
+    if nameless && !canary::sings("unsynced-name") {
+        shared.log.files.sync_folder(shared.log.folder())?;
+    }
     let mut nexts = mark.segments.iter().skip(1);
     for segment in &mark.segments {
         let (offset, seq) = match nexts.next() {
@@ -62,13 +67,8 @@ pub(crate) fn sync(shared: &Shared) -> Result<bool, StoreError> {
             segment.sync(Synced { offset, seq })?;
         }
     }
-    if mark.segments.iter().any(|segment| !segment.durable.load(Ordering::Acquire)) {
-        if !canary::sings("unsynced-name") {
-            shared.log.files.sync_folder(shared.log.folder())?;
-        }
-        for segment in &mark.segments {
-            segment.durable.store(true, Ordering::Release);
-        }
+    for segment in mark.segments.iter().filter(|_| nameless) {
+        segment.durable.store(true, Ordering::Release);
     }
     // Release pairs with the import: what it reads up to here is on the disk.
     shared.synced.store(mark.seq, Ordering::Release);
