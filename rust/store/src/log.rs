@@ -6,6 +6,7 @@
 //! released: nobody ever appends behind a torn record. Syncing happens elsewhere (`sync`), on
 //! handles taken from here.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,15 +54,25 @@ impl Segment {
 
     /// Syncs it and notes in its header that it is synced up to `synced`.
     pub(crate) fn sync(&self, synced: Synced) -> Result<(), StoreError> {
-        let slot = self.header.slot(synced);
-        let done = self.file.sync_data();
-        let done = done.and_then(|()| write_all_at(&*self.file, &slot, SLOT_OFFSET));
-        done.map_err(|error| StoreError::Sync {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        })?;
+        self.sync_data()?;
+        self.note_synced(synced)
+    }
+
+    /// Returns once what was written is on the disk; says so to nobody.
+    pub(crate) fn sync_data(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(|error| self.unsynced(&error))
+    }
+
+    /// Notes in its header that it is synced up to `synced`.
+    pub(crate) fn note_synced(&self, synced: Synced) -> Result<(), StoreError> {
+        let noted = write_all_at(&*self.file, &self.header.slot(synced), SLOT_OFFSET);
+        noted.map_err(|error| self.unsynced(&error))?;
         self.synced.store(synced.offset, Ordering::Release);
         Ok(())
+    }
+
+    fn unsynced(&self, error: &io::Error) -> StoreError {
+        StoreError::Sync { path: self.path.clone(), reason: error.to_string() }
     }
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::error::{At, StoreError};
 use crate::files::segments;
 use crate::frame::{
-    FORMAT_VERSION, FRAME_BYTES, HEADER_BYTES, Head, HeaderIs, MAX_RECORD_BYTES, Synced,
+    FORMAT_VERSION, FRAME_BYTES, HEADER_BYTES, Head, Header, HeaderIs, MAX_RECORD_BYTES, Synced,
     read_header, read_record,
 };
 use crate::older::{RECORDS, ReadRecord};
@@ -285,6 +285,9 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
             found.version = version;
             return unread(found, Log::Newer, &format!("it has format version {version}"));
         }
+        HeaderIs::Bad if store_id.is_some_and(|own| is_unfinished(&bytes[..got], own, first)) => {
+            return unread(found, Log::Torn, "the header was never written whole");
+        }
         HeaderIs::Bad => return unread(found, Log::Damaged, "the header is damaged"),
     };
     found.version = header.version;
@@ -309,6 +312,13 @@ fn walk(first: u64, path: &Path, store_id: Option<u32>) -> io::Result<Walked> {
         .map(|(log, reason)| (log, spot(reader.offset, found.last + 1, reason.to_owned())));
     let synced = mark.is_none_or(|synced| synced.offset > HEADER_BYTES as u64);
     Ok(Walked { found, bad, synced })
+}
+
+/// Whether these are parts of the header that a segment is made with, and nothing else. One that was
+/// noted as synced has another mark.
+fn is_unfinished(bytes: &[u8], store_id: u32, first: u64) -> bool {
+    let whole = Header::new(store_id, first).encode();
+    bytes.iter().zip(whole).all(|(found, written)| *found == 0 || *found == written)
 }
 
 /// What a segment's end is, given how far it is known to be synced.

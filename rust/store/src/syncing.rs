@@ -11,6 +11,7 @@ use bursar_ledger::canary;
 
 use crate::error::StoreError;
 use crate::frame::Synced;
+use crate::log::Segment;
 use crate::shared::{Alive, Shared};
 
 /// Runs until the store is stopped. Not in memory durability.
@@ -52,20 +53,26 @@ pub(crate) fn sync(shared: &Shared) -> Result<bool, StoreError> {
     if mark.seq == shared.synced.load(Ordering::Acquire) {
         return Ok(false);
     }
+    let mut nexts = mark.segments.iter().skip(1);
+    let ends = mark.segments.iter().map(|segment| match nexts.next() {
+        Some(next) => (segment, segment.written.load(Ordering::Acquire), next.header.first - 1),
+        None => (segment, mark.offset, mark.seq),
+    });
+    let behind = |(segment, offset, _): &(&Arc<Segment>, u64, u64)| {
+        segment.synced.load(Ordering::Acquire) < *offset
+    };
+    let unsynced: Vec<_> = ends.filter(behind).collect();
+    for (segment, ..) in &unsynced {
+        segment.sync_data()?;
+    }
+    // A power cut may keep any of the names that are not on the disk. Before one is noted as synced
+    // all are, and each has its header by then.
     let nameless = mark.segments.iter().any(|segment| !segment.durable.load(Ordering::Acquire));
-    // Before any of them is marked as synced: a power cut may keep the name of a later one only.
     if nameless && !canary::sings("unsynced-name") {
         shared.log.files.sync_folder(shared.log.folder())?;
     }
-    let mut nexts = mark.segments.iter().skip(1);
-    for segment in &mark.segments {
-        let (offset, seq) = match nexts.next() {
-            Some(next) => (segment.written.load(Ordering::Acquire), next.header.first - 1),
-            None => (mark.offset, mark.seq),
-        };
-        if segment.synced.load(Ordering::Acquire) < offset {
-            segment.sync(Synced { offset, seq })?;
-        }
+    for (segment, offset, seq) in unsynced {
+        segment.note_synced(Synced { offset, seq })?;
     }
     for segment in mark.segments.iter().filter(|_| nameless) {
         segment.durable.store(true, Ordering::Release);
