@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from support.certificates import Authority, Pair
 from support.crowd import ASKED_TOKENS, Crowd, Place
 from support.daemon import LONG
 from support.lessee import Lessee
@@ -42,12 +43,13 @@ def saying(connection: Any, _head: str, _body: bytes) -> None:
     connection.sendall(b"data: [DONE]\n\n")
 
 
-def everything(upstream: str) -> dict[str, Any]:
+def everything(upstream: str, pair: Pair) -> dict[str, Any]:
     """A configuration with all that there is."""
     local = [{"user": 40_001, "role": "agent", "account": "acme"}]
     upstreams = [{"name": "one", "api": "openai", "url": upstream}]
+    tls = {"certificate": str(pair.certificate), "key": str(pair.key)}
     return {
-        "server": {"tcp": "127.0.0.1:0"},
+        "server": {"tcp": "127.0.0.1:0", "tls": tls},
         "access": {"mode": "enforce", "local": local},
         "store": {"entry_retention": "5m"},
         "limits": {"account_idle": "20s"},
@@ -127,16 +129,26 @@ def test_an_hour_of_everything_leaves_nothing_behind(tmp_path: Path) -> None:
     daemon with every feature on and one client of each kind at once; the resident memory and the
     descriptors when it is warm are held against those at the end, balances against what the
     clients were told."""
-    with RawUpstream(saying) as upstream, Watched(**everything(upstream.url)) as watched:
-        client, log = watched.client, watched.daemon.log
+    authority = Authority(tmp_path)
+    pair = authority.issue("sidecar", addresses=["127.0.0.1"], server=True)
+    with RawUpstream(saying) as upstream, Watched(**everything(upstream.url, pair)) as watched:
+        client, daemon = watched.client, watched.daemon
         client.set_budget("acme", unit="tokens", limit=LIMIT)
         client.set_budget("acme", unit="tokens", limit=LIMIT, period="hour")
         client.set_budget("acme", unit="tokens", limit=LIMIT, period="rolling:10s")
         watched.limit_vram("acme/hog", GIB)
         token = client.tokens.create("soak", role=bursar.Role.AGENT, account="acme", ttl_s=86_400)
-        [tcp] = re.findall(r"(?<!/)127\.0\.0\.1:\d+", log)
-        proxy = re.findall(r"proxy on (http://\S+)/v1", log)[-1]
-        place = Place(watched.daemon.target, watched.daemon.socket_path, tcp, proxy, token.secret)
+        [tcp] = re.findall(r"(?<!/)127\.0\.0\.1:\d+", daemon.log)
+        proxy = re.findall(r"proxy on (http://\S+)/v1", daemon.log)[-1]
+        place = Place(
+            target=daemon.target,
+            socket=daemon.socket_path,
+            store=daemon.store_path,
+            tcp=tcp,
+            ca=authority.path,
+            proxy=proxy,
+            token=token.secret,
+        )
         mayflies = Mayflies(place.target, tmp_path)
         crowd = Crowd(place)
         try:

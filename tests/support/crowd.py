@@ -10,6 +10,8 @@ import itertools
 import json
 import multiprocessing
 import random
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import bursar
+from bursar.care import backup
 from bursar.v1 import ledger_pb2 as lg
 from support.bare import amounts
 from support.wire import Call, Wire, call
@@ -35,11 +38,13 @@ _SLICE_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where the daemon is, and the token that its clients by TCP and by the proxy show."""
+    """Where the daemon is, and what its clients by TCP and by the proxy show and trust."""
 
     target: str
     socket: Path
+    store: Path
     tcp: str
+    ca: Path
     proxy: str
     token: str
 
@@ -113,8 +118,9 @@ def lease(place: Place, stop: Event, _pipe: Connection) -> int:
 
 
 def meter(place: Place, stop: Event, _pipe: Connection) -> int:
-    """The same by TCP, with a token."""
-    with bursar.connect(place.tcp, token=place.token, timeout_s=PATIENCE_S) as client:
+    """The same by TLS, with a token."""
+    tls = bursar.Tls(ca=place.ca)
+    with bursar.connect(place.tcp, tls=tls, token=place.token, timeout_s=PATIENCE_S) as client:
         return _leases(client, "acme/meter/agent", stop)
 
 
@@ -226,10 +232,20 @@ def ask(place: Place, stop: Event, _pipe: Connection) -> int:
     return spent
 
 
+def keep(place: Place, stop: Event, _pipe: Connection) -> int:
+    """Backups, each of them verified, one a minute."""
+    with tempfile.TemporaryDirectory(dir=place.store.parent) as folder:
+        while True:
+            backup.make(place.store, Path(folder) / "backup")
+            shutil.rmtree(Path(folder) / "backup")
+            if stop.wait(_SLICE_S):
+                return 0
+
+
 ASKED_TOKENS: Final = 70
 """What the upstream says of each call."""
 
-KINDS: Final = (pound, probe, lease, meter, nest, run, watch, operate, ask)
+KINDS: Final = (pound, probe, lease, meter, nest, run, watch, operate, ask, keep)
 
 
 class Crowd:
