@@ -333,10 +333,6 @@ pub(crate) fn frozen(by: &Account) -> Refusal {
     }
 }
 
-/// How many sequences of reservations a replay passes over: a power cut may have taken the facts of
-/// reservations whose ids clients still hold. More than are given out between two syncs.
-pub const PASSED_OVER: u64 = 1 << 24;
-
 /// The largest ids in use, so that none is given out twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HighIds {

@@ -63,7 +63,7 @@ pub use error::LedgerError;
 pub use fact::{Journal, NoJournal, Owner, ReservationId, State};
 pub use guard::Found;
 pub use ledger::{
-    AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, PASSED_OVER, Scope, Settings, View,
+    AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, Scope, Settings, View,
 };
 pub use period::{Calendar, Period, PeriodError, PeriodKind, ROLLING_MS};
 pub use record::Spending;

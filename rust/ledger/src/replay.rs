@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use crate::account::{Account, Chain, any_rolls, paced_units};
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::fact::{AccountId, BudgetId, ChainId, Fact, Journal, Record, Settled, WindowId};
-use crate::ledger::{HighIds, Ledger, Now, PASSED_OVER, Settings};
+use crate::ledger::{HighIds, Ledger, Now, Settings};
 use crate::period::Calendar;
 use crate::window::Window;
 
@@ -75,7 +75,7 @@ impl<J: Journal> Replay<J> {
             account: high.account.max(self.high.account),
         };
         let ledger = &mut self.ledger;
-        *ledger.next_sequence.get_mut() = high.sequence + 1 + PASSED_OVER;
+        *ledger.next_sequence.get_mut() = high.sequence + 1;
         *ledger.next_window.get_mut() = high.window + 1;
         *ledger.next_chain.get_mut() = high.chain + 1;
         let next = ledger.tree.building.get_mut();
