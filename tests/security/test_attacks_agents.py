@@ -156,8 +156,8 @@ def test_what_a_crash_has_left_of_the_proxys_holds_is_not_the_agents_either() ->
         proxy = {"listen": "127.0.0.1:0", "upstreams": [to], "idle_timeout": "1s"}
         proxy["first_byte_timeout"] = "1s"
         times = {"default_ttl": "1s", "max_ttl": "1s", "key_retention": "1s"}
-        settings = {"rates": {"allow_unpriced": True}, "reservations": times, "proxy": proxy}
-        with Daemon(**settings, **ENFORCE) as daemon:
+        rates = {"allow_unpriced": True}
+        with Daemon(proxy=proxy, rates=rates, reservations=times, **ENFORCE) as daemon:
             with daemon.client() as operator:
                 operator.set_budget("acme/a", unit="tokens", limit=LIMIT)
                 secret = agent_secret(operator)
@@ -310,8 +310,8 @@ def test_who_takes_all_places_leaves_one_for_the_operator() -> None:
     with Daemon(server=server) as daemon:
         daemon.folder.chmod(0o711)
         command = [sys.executable, "-c", CROWD, str(daemon.socket_path)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen(command, **pipes) as crowd:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as crowd:
             assert crowd.stdout is not None
             assert int(crowd.stdout.readline()) >= 60
             with daemon.client(attempts=1) as operator:

@@ -317,7 +317,8 @@ impl Caller {
         if reservation.is_empty() || self.may_use_any(act) {
             return Ok(());
         }
-        engine.whose(reservation)?.map_or(Ok(()), |whose| self.may_use_one(act, &whose))
+        let whose = engine.whose(reservation)?.ok_or(LedgerError::ReservationNotFound)?;
+        self.may_use_one(act, &whose)
     }
 
     /// As `may_use`, for one that only the store still has.
