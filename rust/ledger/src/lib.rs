@@ -15,6 +15,7 @@ pub mod canary;
 mod changes;
 mod channel;
 mod charge;
+mod crowd;
 mod debit;
 mod error;
 pub mod fact;

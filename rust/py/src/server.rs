@@ -77,7 +77,7 @@ impl PyServer {
         method: &str,
         request: &[u8],
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let answer = py.detach(|| self.running.engine().call(method, request));
+        let answer = py.detach(|| self.running.engine().call_of_sidecar(method, request));
         answer.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| core_error(py, &error))
     }
 

@@ -28,6 +28,7 @@ mod history;
 mod intake;
 mod lease;
 mod listen;
+mod maker;
 mod meter;
 mod meters;
 mod owner;

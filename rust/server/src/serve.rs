@@ -21,6 +21,7 @@ use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
 use crate::handed::Handed;
 use crate::health;
+use crate::history::Watches;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
@@ -75,6 +76,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         section.as_ref().map(|section| section.bind(&guard, &mut handed)).transpose()?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
+    access.recall_reserved(&engine);
     let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
     handed.nothing_is_left()?;
     let unix = listeners.made.clone();
@@ -87,13 +89,14 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let (of_door, of_tls) = (Arc::clone(&places), tls.clone());
     let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
-    let processes = Arc::<Processes>::default();
+    let (processes, watches) = (Arc::<Processes>::default(), Arc::<Watches>::default());
     let room = Room::new(listen.max_message_bytes);
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = Api {
             engine: Arc::clone(&engine),
             access: Arc::clone(&access),
             processes: Arc::clone(&processes),
+            watches: Arc::clone(&watches),
             draining: draining.clone(),
         };
         let (listen, door) = (listen.clone(), door.take());

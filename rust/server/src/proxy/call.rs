@@ -286,8 +286,8 @@ async fn terms(
 fn parent_of(proxy: &Proxy, parts: &Parts, account: &str) -> Result<String, Failure> {
     let Some(value) = parts.headers.get(PARENT) else { return Ok(String::new()) };
     let name = value.to_str().unwrap_or_default();
-    match proxy.engine.account_of(name) {
-        Ok(Some(owner)) if &*owner == account => Ok(name.to_owned()),
+    match proxy.engine.whose(name) {
+        Ok(Some(whose)) if &*whose.account == account => Ok(name.to_owned()),
         _ => Err(Failure::invalid(format!("{PARENT}: {account} has no such reservation"))),
     }
 }
