@@ -59,8 +59,11 @@ impl Change {
         let named = |(key, row): (&Key, &Arc<Row>)| (key.clone(), Arc::clone(row));
         let differs = |(key, row): &(&Key, &Arc<Row>)| before.get(*key) != Some(*row);
         let is_gone = |(key, _): &(&Key, &Arc<Row>)| !now.contains_key(*key);
+        let mut set: Vec<_> = now.iter().filter(differs).map(named).collect();
+        // Accounts come before those below them.
+        set.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         Change {
-            set: now.iter().filter(differs).map(named).collect(),
+            set,
             gone: before.iter().filter(is_gone).map(named).collect(),
             whole: OnceLock::new(),
         }

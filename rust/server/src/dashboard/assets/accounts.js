@@ -4,7 +4,7 @@ import { address, badge, bar, choice, el, put, Rows, set } from "./dom.js";
 import { Detail } from "./detail.js";
 import { barLabel, forecast, standing } from "./budget.js";
 import { live, nowMs, tables } from "./store.js";
-import { nameOf, per, show, speed, UNITS } from "./units.js";
+import { brief, nameOf, noun, per, speed, UNITS } from "./units.js";
 
 const OPEN_AT_FIRST = 200; // with more accounts than this only the roots are open
 const names = new Intl.Collator("en", { numeric: true });
@@ -125,7 +125,11 @@ export class Accounts {
     this.root = el("section", { class: "split", "aria-label": "Accounts" }, list, this.detail.root);
     this.rows = new Rows(this.grid, this.body, () => this.make(), (element, at) => this.fill(element, at));
     for (const path of tables.account.keys()) this.tree.add(path);
-    this.timer = setInterval(() => this.rows.draw(), 1000); // forecasts go on
+    // Forecasts go on while nothing else does.
+    this.timer = setInterval(() => {
+      this.rows.draw();
+      this.detail.update(null);
+    }, 1000);
     this.update(null);
   }
 
@@ -138,11 +142,16 @@ export class Accounts {
   go({ account }) {
     this.detail.show(account ?? null);
     this.root.classList.toggle("has-detail", Boolean(account));
+    this.reveal(account);
+  }
+
+  /** Opens what is above an account, and goes there. */
+  reveal(account) {
     const node = this.tree.nodes.get(account);
-    if (node) {
-      for (let up = node.parent; up; up = up.parent) if (!this.tree.isOpen(up)) up.isOpen = this.tree.isDirty = true;
-      this.move(node);
+    for (let up = node?.parent; up; up = up.parent) {
+      if (!this.tree.isOpen(up)) up.isOpen = this.tree.isDirty = true;
     }
+    this.move(node);
   }
 
   close() {
@@ -173,6 +182,7 @@ export class Accounts {
     if (this.active && !this.tree.nodes.has(this.active.path)) this.active = null;
     this.draw();
     this.detail.update(keys ?? null);
+    if (changed?.has("ready")) this.reveal(this.detail.path);
   }
 
   draw() {
@@ -196,6 +206,8 @@ export class Accounts {
       bar: bar(),
       spent: cell("spent-of", true), left: cell("left", true), rate: cell("rate", true), end: cell("end", true),
     };
+    Object.assign(parts, { amount: el("span", {}), what: el("span", { class: "what" }) });
+    parts.spent.append(parts.amount, parts.what);
     const name = cell("name");
     name.append(parts.twist, parts.text, parts.badge);
     const budget = cell("budget");
@@ -235,18 +247,18 @@ export class Accounts {
   fillBudget(parts, budget) {
     parts.bar.hidden = !budget;
     if (!budget) {
-      for (const name of ["left", "rate", "end"]) put(parts[name], "");
-      put(parts.spent, "—");
-      set(parts.spent, "title", "It has no budget of its own.");
+      for (const name of ["left", "rate", "end", "what"]) put(parts[name], "");
+      put(parts.amount, "—");
       return;
     }
     const now = standing(budget);
     parts.bar.fill(now.spent, now.held, now.limit, now.thresholds, barLabel(now));
-    put(parts.spent, `${show(now.unit, now.isCapacity ? now.held : now.spent)} of ${show(now.unit, now.limit)}`);
-    set(parts.spent, "title", `${nameOf(now.unit)} ${per(now.period)}`);
-    put(parts.left, show(now.unit, now.left));
+    const used = now.isCapacity ? now.held : now.spent;
+    put(parts.amount, `${brief(now.unit, used)} of ${brief(now.unit, now.limit)}`);
+    put(parts.what, `${noun(now.unit)} ${per(now.period)}`.trim());
+    put(parts.left, brief(now.unit, now.left));
     put(parts.rate, now.isCapacity ? "" : speed(now.unit, now.rate));
-    put(parts.end, forecast(now));
+    put(parts.end, forecast(now, true));
     parts.end.classList.toggle("soon", now.inMs != null);
   }
 

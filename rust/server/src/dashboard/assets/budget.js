@@ -19,9 +19,9 @@ export function barLabel({ unit, limit, held, spent, thresholds }) {
 }
 
 /** A forecast in words; empty: nothing is known, or it does not apply. */
-export function forecast({ left, inMs, rate, isCapacity }) {
+export function forecast({ left, inMs, rate, isCapacity }, isBrief = false) {
   if (isCapacity) return left <= 0 ? "full" : "";
   if (inMs === 0) return "used up";
-  if (inMs != null) return `empty in ${length(inMs)}`;
+  if (inMs != null) return `empty in ${length(inMs, isBrief)}`;
   return rate == null ? "" : "lasts";
 }

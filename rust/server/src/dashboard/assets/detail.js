@@ -3,7 +3,7 @@
 import { badge, bar, el, link, put, set } from "./dom.js";
 import { changeLimit, freeze, unfreeze } from "./dialogs.js";
 import { barLabel, forecast, standing } from "./budget.js";
-import { nowMs, tables } from "./store.js";
+import { live, nowMs, tables } from "./store.js";
 import { length, nameOf, per, show, speed, timeOf } from "./units.js";
 
 const VERDICTS = {
@@ -53,7 +53,7 @@ export class Detail {
     if (!this.path || (keys && !keys.has(this.path))) return;
     const row = tables.account.get(this.path);
     if (!row) {
-      put(this.state, "There is no such account, or it has retired.");
+      put(this.state, live.ready ? "There is no such account, or it has retired." : "Loading…");
       this.actions.replaceChildren();
       this.budgets.replaceChildren();
       this.cards.clear();
@@ -72,6 +72,7 @@ export class Detail {
     if (this.acted === kind && this.actions.childElementCount) return;
     this.acted = kind;
     const about = { account: this.path };
+    const hadFocus = this.actions.contains(document.activeElement);
     const button = (text, click) => el("button", { type: "button", onclick: click }, text);
     this.actions.replaceChildren(
       ...[
@@ -82,6 +83,7 @@ export class Detail {
         link("entries", about, "Entries"),
       ].filter(Boolean),
     );
+    if (hadFocus) this.actions.firstElementChild.focus();
   }
 
   fill(row) {
@@ -115,7 +117,7 @@ export class Detail {
     const list = el(
       "dl", { class: "figures" },
       ["limit", "spent", "held", "left", "rate", "end", "reset"].flatMap((name, at) =>
-        term(name, ["Limit", "Spent", "Held", "Left", "Rate", "Forecast", "Anew"][at])),
+        term(name, ["Limit", "Spent", "Held", "Left", "Rate", "Forecast", "Resets"][at])),
     );
     const title = el("h3", {}, `${nameOf(unit)} ${per(period)}`);
     const change = this.canManage && el(

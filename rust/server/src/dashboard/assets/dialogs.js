@@ -20,10 +20,10 @@ function ask({ title, fields, check, act, doing }) {
   let confirms = false;
 
   function step(forward) {
+    const text = forward ? check() : "";
     confirms = forward;
+    put(sentence, text);
     put(wrong, "");
-    if (forward) put(sentence, check());
-    else put(sentence, "");
     for (const one of fields) one.hidden = forward;
     back.hidden = !forward || !fields.length;
     put(go, forward ? doing : "Review");
@@ -40,7 +40,6 @@ function ask({ title, fields, check, act, doing }) {
       dialog.close();
     } catch (error) {
       put(wrong, error.message);
-      if (!(error instanceof Failed) && confirms) throw error;
     } finally {
       go.disabled = false;
     }
@@ -73,11 +72,11 @@ export async function changeLimit(account, unit, period) {
       limit = read(unit, now.suffix ? withSuffix(input.value, now.suffix) : input.value);
       if (limit === BigInt(budget.limit)) throw new Error("That is the limit already.");
       const way = limit > BigInt(budget.limit) ? "Raise" : "Lower";
-      return `${way} the limit of ${account} from ${exact(unit, budget.limit)} to ${exact(unit, `${limit}`)} ${per(period)}? It counts at once.`;
+      return `${way} the limit of ${account} from ${exact(unit, BigInt(budget.limit))} to ${exact(unit, limit)} ${per(period)}? It counts at once.`;
     },
     async act() {
       await post("/api/limit", { account, unit, period: budget.period, before: budget.limit, limit: `${limit}` });
-      return `The limit of ${account} is ${exact(unit, `${limit}`)} ${per(period)}.`;
+      return `The limit of ${account} is ${exact(unit, limit)} ${per(period)}.`;
     },
   });
 }

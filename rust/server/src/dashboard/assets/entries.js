@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { address, choice, el, field, link, put } from "./dom.js";
-import { momentOf, nameOf, show, UNITS } from "./units.js";
+import { momentOf, nameOf, noun, show, UNITS } from "./units.js";
 
 const KINDS = [
   "hold", "return", "spend", "overdraft", "limit", "freeze", "unfreeze", "crossing", "carve", "runaway",
@@ -87,7 +87,7 @@ export class Entries {
 }
 
 function entry(row) {
-  const amount = row.kind === "crossing" ? `${row.amount / 10} %` : row.unit ? `${show(row.unit, row.amount)}${row.unit === "tokens" || row.unit === "calls" ? ` ${row.unit}` : ""}` : "";
+  const amount = row.kind === "crossing" ? `${row.amount / 10} %` : row.unit ? show(row.unit, row.amount) + noun(row.unit, Number(row.amount)) : "";
   return el(
     "tr", {},
     el("td", { class: "time" }, momentOf(row.time_ms)),

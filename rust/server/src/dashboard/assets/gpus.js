@@ -44,7 +44,9 @@ export class Gpus {
     put(this.state, words.filter(Boolean).join(" · "));
     const devices = [...tables.device.values()].sort((one, other) => one.index - other.index);
     this.devices.replaceChildren(...devices.map(card));
+    const focused = this.table.contains(document.activeElement) && document.activeElement.getAttribute("href");
     this.table.replaceChildren(...this.processes());
+    if (focused) [...this.table.querySelectorAll("a")].find((one) => one.getAttribute("href") === focused)?.focus();
   }
 
   processes() {

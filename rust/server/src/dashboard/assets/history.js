@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { address, choice, el, field, put } from "./dom.js";
-import { dayOf, nameOf, show, timeOf, UNITS } from "./units.js";
+import { dayOf, nameOf, noun, show, timeOf, UNITS } from "./units.js";
 
 const SPANS = {
   "24h": ["hour", 24, "24 hours"], "3d": ["hour", 72, "3 days, by hour"],
@@ -80,15 +80,18 @@ export class History {
     const highest = Math.max(1, ...lines.flatMap(({ spent }) => spent));
     const when = (at) => (stretchMs > 3_600_000 ? dayOf(starts[at]) : `${dayOf(starts[at])}, ${timeOf(starts[at])}`);
     const name = (line) => line.name ?? `${line.others} others`;
+    const { account, span } = this.inputs;
+    const isDeeper = (line) => by === "account" && line.name && line.name !== account.value.trim();
+    const deeper = (line) => address("history", { account: line.name, unit, span: span.value, by });
     const row = (line) => el(
       "tr", {},
-      el("th", { scope: "row" }, name(line) || "no model named"),
+      el("th", { scope: "row" }, isDeeper(line) ? el("a", { href: deeper(line) }, name(line)) : name(line) || "no model named"),
       el("td", { class: "number" }, show(unit, add(line.spent))),
       el("td", { class: "number share" }, all ? `${Math.round((100 * add(line.spent)) / all)} %` : ""),
       el("td", { class: "spark" }, bars(line.spent, highest, 28, (at) => `${when(at)}: ${show(unit, line.spent[at])}`, `${name(line)} over time`)),
     );
     this.chart.replaceChildren(
-      el("h2", {}, `${show(unit, all)} `, el("span", { class: "muted" }, `${nameOf(unit).toLowerCase()} spent`)),
+      el("h2", {}, `${show(unit, all)}${noun(unit, all)} `, el("span", { class: "muted" }, "spent")),
       bars(total, Math.max(1, ...total), 140, (at) => `${when(at)}: ${show(unit, total[at])}`, `${nameOf(unit)} spent, ${when(0)} to ${when(starts.length - 1)}; the most was ${show(unit, Math.max(...total))}`),
       el("p", { class: "pair muted" }, el("span", {}, when(0)), el("span", {}, `most ${show(unit, Math.max(...total))}`), el("span", {}, when(starts.length - 1))),
       whole ? "" : el("p", { class: "note" }, "There is more than can be summed in time: older parts are missing. Choose an account, or a shorter time."),

@@ -2,7 +2,7 @@
 
 import { bar, el, link, put, Rows, set } from "./dom.js";
 import { live, nowMs, tables } from "./store.js";
-import { length, momentOf, nameOf, show } from "./units.js";
+import { length, momentOf, nameOf, noun, show } from "./units.js";
 
 const SHOWN_AT_MOST = 2_000; // as the sidecar sends
 const COLUMNS = [["Account"], ["Model"], ["Debited by"], ["Used"], ["", true], ["Age", true], ["Expires", true]];
@@ -100,10 +100,10 @@ export class Reservations {
     put(cells.by, row.by);
     const [unit, granted] = row.granted[0] ?? ["", 0];
     const used = row.used.find(([name]) => name === unit)?.[1] ?? 0;
-    const label = unit ? `${show(unit, used)} of ${show(unit, granted)}` : "—";
+    const label = unit ? `${show(unit, used)} of ${show(unit, granted)}${noun(unit)}` : "—";
     parts.bar.hidden = !unit;
-    parts.bar.fill(used, granted - used, granted, [], `${label} ${nameOf(unit)} used`);
-    put(cells.used, unit === "tokens" ? `${label} tokens` : label);
+    parts.bar.fill(used, 0, granted, [], `${label} used`);
+    put(cells.used, label);
     const others = row.granted.map(([name, amount]) => `${nameOf(name)}: ${show(name, amount)} granted`);
     set(cells.used, "title", others.join("\n"));
     put(cells.age, length(Math.max(0, nowMs() - row.created_ms)));

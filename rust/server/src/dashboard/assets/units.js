@@ -51,17 +51,29 @@ const SHOW = {
   energy_mj: (value) => `${two.format(value / 3.6e6)} Wh`,
 };
 
-/** An amount at a glance. */
+/** An amount where there is room for it. */
 export function show(unit, value) {
   const amount = Number(value);
-  if (SHOW[unit]) return SHOW[unit](amount);
-  return Math.abs(amount) < 1e7 ? number.format(amount) : compact.format(amount);
+  return SHOW[unit] ? SHOW[unit](amount) : number.format(amount);
 }
 
-/** An amount to the last digit, out of a decimal text. */
-export function exact(unit, text) {
-  const { suffix, number: digits } = written(unit, BigInt(text));
-  return `${digits} ${suffix || (unit === "concurrency" ? "" : unit)}`.trim();
+/** An amount at a glance. */
+export function brief(unit, value) {
+  const amount = Number(value);
+  return SHOW[unit] || Math.abs(amount) < 1e6 ? show(unit, value) : compact.format(amount);
+}
+
+/** The word behind an amount that has no suffix of its own. */
+export const noun = (unit, value) =>
+  ({ tokens: value === 1 ? " token" : " tokens", calls: value === 1 ? " call" : " calls" })[unit] ?? "";
+
+/** An amount to the last digit. */
+export function exact(unit, value) {
+  const { suffix, number: digits } = written(unit, value);
+  const [whole, fraction] = digits.split(".");
+  const grouped = number.format(BigInt(whole)) + (fraction ? `.${fraction}` : "");
+  if (suffix === "USD") return `$${grouped}${fraction ? "" : ".00"}`;
+  return suffix ? `${grouped} ${suffix}` : grouped + noun(unit, Number(value));
 }
 
 /** A rate per second, by the time in which it is a readable amount. */
@@ -70,18 +82,18 @@ export function speed(unit, perSecond) {
   if (!perSecond) return "idle";
   const enough = { usd_nanos: 1e7, vram_bytes: 1e8, energy_mj: 3.6e4, gpu_ms: 1e3 }[unit] ?? 1;
   const [time, name] = perSecond >= enough ? [1, "s"] : perSecond * 60 >= enough ? [60, "min"] : [3600, "h"];
-  return `${show(unit, Math.round(perSecond * time))}/${name}`;
+  return `${brief(unit, Math.round(perSecond * time))}/${name}`;
 }
 
-/** A length of time in its two largest units. */
-export function length(ms) {
+/** A length of time in its two largest units, or in one of them. */
+export function length(ms, isBrief = false) {
   if (ms < 1000) return `${Math.round(ms)} ms`;
   const parts = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"], [1000, "s"]];
   const at = parts.findIndex(([size]) => ms >= size);
   const [size, name] = parts[at];
   const whole = Math.floor(ms / size);
   const [rest, restName] = parts[at + 1] ?? [0, ""];
-  const more = rest ? Math.floor((ms - whole * size) / rest) : 0;
+  const more = rest && !(isBrief && whole > 2) ? Math.floor((ms - whole * size) / rest) : 0;
   return more ? `${whole} ${name} ${more} ${restName}` : `${whole} ${name}`;
 }
 
