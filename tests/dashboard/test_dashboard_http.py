@@ -265,7 +265,7 @@ def test_a_change_is_as_by_grpc_and_noted_with_who_made_it(opened: Daemon, clien
         ("limit", limit_change("change/x", 1, 1, kind="fortnight"), "period.kind"),
         ("limit", limit_change("change/x", 1, 1, kind="day"), "no such budget"),
         ("limit", limit_change("change/x", -1, 1), "negative"),
-        ("limit", limit_change("no such/x", 1, 1), "path"),
+        ("limit", limit_change("no such/x", 1, 1), "no such/x"),
         ("freeze", {"account": "change/x"}, "reason"),
         ("freeze", {"account": "change/x", "reason": "x" * 1000}, "reason"),
         ("freeze", {"account": "<b>", "reason": ""}, "<b>"),
@@ -375,8 +375,8 @@ def test_who_watches_sees_changes_and_only_what_is_theirs(
         one.until(lambda seen: not {held.id, mine.id} & seen.keys("reservation"))
         other.until(lambda seen: seen.rows["account", "seen/a"]["budgets"][0][4] == 30)
         assert one.rows["account", "seen"]["budgets"][0][2:5] == [1_000, 0, 30]
+        other.until(lambda seen: not seen.keys("reservation"))
         assert other.keys("account") == {"seen/a"}
-        assert other.keys("reservation") == set()
 
 
 def test_rates_are_told_to_who_goes_on_watching(opened: Daemon, client: Client) -> None:
@@ -386,11 +386,11 @@ def test_rates_are_told_to_who_goes_on_watching(opened: Daemon, client: Client) 
         while (spent := time.monotonic() - started) < 8:
             client.record("fast", tokens=100)
             time.sleep(0.05)
-        watcher.until(lambda seen: (seen.rows["account", "fast"]["budgets"][0][8] or 0) > 0)
-        watcher.until(lambda seen: seen.rows["account", "fast"]["budgets"][0][4] >= 100 * 20)
+        total = client.get_account("fast").balances[0].spent
+        watcher.until(lambda seen: ("account", "fast") in seen.rows)
+        watcher.until(lambda seen: seen.rows["account", "fast"]["budgets"][0][4] == total)
         rate = watcher.rows["account", "fast"]["budgets"][0][8]
-        true = client.get_account("fast").balances[0].spent / spent
-        assert true / 3 < rate < true * 3
+        assert total / spent / 3 < rate < total / spent * 3
 
 
 def test_connections_and_watchers_are_bounded() -> None:
@@ -406,9 +406,9 @@ def test_connections_and_watchers_are_bounded() -> None:
             assert asker.get("/api/me").status == 200, "a call finds a place"
             parts = urlsplit(asker.url)
             place = (str(parts.hostname), int(parts.port or 0))
-            for _ in range(2):
+            for _ in range(6):  # as many as there are places, and more
                 stack.enter_context(socket.create_connection(place))
-            time.sleep(0.2)
+                time.sleep(0.1)
             with pytest.raises(ConnectionError):
                 asker.get("/api/me")
         deadline = time.monotonic() + 10
@@ -451,7 +451,7 @@ def test_elsewhere_takes_tls_and_tokens(tmp_path: Path) -> None:
         tls=True, dashboard={"listen": "0.0.0.0:0"}, server={"tls": tls}, access={"mode": "enforce"}
     ) as daemon:
         context = ssl.create_default_context(cafile=str(authority.path))
-        url = url_of(daemon).replace("0.0.0.0", "localhost")
+        url = f"https://localhost:{urlsplit(url_of(daemon)).port}"
         asker = Asker(url, tls=context)
         with daemon.client() as client:
             secret = token(client, Role.OBSERVER)

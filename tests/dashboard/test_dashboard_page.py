@@ -1,4 +1,4 @@
-"""The dashboard in a real browser (B9 to B14): every view, every change, by mouse and by keyboard."""
+"""The dashboard in a real browser (B9 to B14): every view and change, by mouse and by keyboard."""
 
 import re
 import time
@@ -9,15 +9,14 @@ import pytest
 
 pytest.importorskip("playwright", reason="the browser tests need playwright, as in `dev`")
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Dialog, Locator, Page, expect
+from support.browser import Tab
 from support.daemon import Daemon
 from support.dashboard import dashboard, url_of
 from support.watched import GIB, Watched
 
 from bursar import Client, Role, Threshold, UsageEstimate, Verdict
-
-from .conftest import Tab
 
 HOSTILE: Final = "<img src=x onerror=alert(1)>\"'&</script>"
 RATES: Final = {
@@ -92,7 +91,8 @@ def test_each_view_is_accessible_in_light_and_dark(tab: Tab, daemon: Daemon, vie
     settle |= {"entries": "tbody tr", "history": "svg", "gpus": ".note", "incidents": ".tools"}
     page.locator(f"main {settle[view]}").first.wait_for()
     check_access(page)
-    assert page.locator("nav a[aria-current=page]").text_content().lower() == view  # type: ignore[union-attr]
+    current = page.locator("nav a[aria-current=page]")
+    expect(current).to_have_text(re.compile(view, re.IGNORECASE))
 
 
 @pytest.mark.parametrize("tab", [*LIGHT_AND_DARK, PHONE], indirect=True)
@@ -188,8 +188,9 @@ def test_by_keyboard_alone(tab: Tab, daemon: Daemon, client: Client) -> None:
     page.get_by_role("treegrid").focus()
     page.keyboard.press("End")
     for _ in range(60):
-        active = page.locator(f"#{page.get_by_role('treegrid').get_attribute('aria-activedescendant')}")
-        if (active.locator(".text").text_content()) == "keys":
+        name = page.get_by_role("treegrid").get_attribute("aria-activedescendant")
+        active = page.locator(f"#{name}")
+        if active.locator(".text").text_content() == "keys":
             break
         page.keyboard.press("ArrowUp")
     expect(active).to_have_attribute("aria-expanded", "true")
@@ -223,7 +224,12 @@ def test_by_keyboard_alone(tab: Tab, daemon: Daemon, client: Client) -> None:
 def test_texts_of_others_are_texts(tab: Tab, daemon: Daemon) -> None:
     page = tab.page
     said: list[str] = []
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+
+    def hear(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", hear)
     for view in VIEWS:
         go(page, daemon, view)
         page.wait_for_timeout(200)

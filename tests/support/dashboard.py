@@ -66,7 +66,11 @@ class Asker:
         return http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
 
     def ask(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Reply:
         """One request as it is given."""
         connection = self.connect()
@@ -83,7 +87,7 @@ class Asker:
 
     def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Reply:
         """A POST of JSON as the page makes it."""
-        usual = {"content-type": "application/json", KEY: "-"}
+        usual = {"content-type": "application/json", KEY: "-"} | self.headers
         return self.ask("POST", path, json.dumps(body).encode(), usual | (headers or {}))
 
     def signed_in(self, secret: str) -> Self:

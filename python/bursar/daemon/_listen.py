@@ -59,11 +59,11 @@ def unguarded(config: "Config") -> list[Problem]:
     """What keeps listeners from being safe where they can be reached from."""
     tls = config.server.tls is not None
     problems = []
-    beside = {"proxy": config.proxy, "dashboard": config.dashboard}
-    if tls and config.server.tcp is None and not any(one.tls for one in beside.values()):
+    beside = (("proxy", config.proxy), ("dashboard", config.dashboard))
+    if tls and config.server.tcp is None and not any(one.tls for _, one in beside):
         text = "no listener uses it: set server.tcp, proxy.tls or dashboard.tls"
         problems.append(Problem("server.tls", text))
-    for name, section in beside.items():
+    for name, section in beside:
         if section.tls and not tls:
             problems.append(Problem(f"{name}.tls", "there is no [server.tls] to take it from"))
     if config.access.certificate and (config.server.tls is None or not config.server.tls.client_ca):
@@ -73,7 +73,7 @@ def unguarded(config: "Config") -> list[Problem]:
         ("server.tcp", config.server.tcp, tls, "[server.tls]"),
         *(
             (f"{name}.listen", one.listen, tls and one.tls, f"[server.tls], {name}.tls")
-            for name, one in beside.items()
+            for name, one in beside
         ),
     )
     for key, address, has_tls, setting in listeners:

@@ -1,9 +1,9 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_dashboard`
-the page, `_listen` what guards a listener. `_explain` turns what is wrong into sentences. Relative paths are relative
-to the configuration file's folder.
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy,
+`_dashboard` the page, `_listen` what guards a listener. `_explain` turns what is wrong into
+sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import json

@@ -84,7 +84,8 @@ impl Handed {
         let message = format!(
             "the service manager listens on {address}, which the configuration does not name: take \
              it out of the .socket unit, or set server.socket, server.tcp, proxy.listen or \
-             dashboard.listen to it (leases have ListenSequentialPacket= and server.socket with \".lease\" behind it)"
+             dashboard.listen to it (leases have ListenSequentialPacket= and server.socket with \
+             \".lease\" behind it)"
         );
         Err(ConfigError::new(message).into())
     }

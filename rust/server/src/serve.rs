@@ -103,29 +103,20 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = api.clone();
         let (listen, door) = (listen.clone(), door.take());
-        let name = format!("bursar-{number}");
         let bounded = Bounded(Arc::clone(&room));
         let run = move || run_thread(door, incoming, api, bounded, &listen);
-        let thread = std::thread::Builder::new().name(name).spawn(run);
-        threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
+        threads.push(thread(format!("bursar-{number}"), run)?);
     }
-    let address_of = |listener: &Option<std::net::TcpListener>| {
-        listener.as_ref().and_then(|bound| bound.local_addr().ok())
-    };
-    let (proxy_address, dashboard_address) =
-        (address_of(&proxy_listener), address_of(&page_listener));
+    let proxy_address = address_of(proxy_listener.as_ref());
+    let dashboard_address = address_of(page_listener.as_ref());
     if let (Some(listener), Some(section)) = (page_listener, page) {
-        let page = Dashboard::new(api.clone(), section, tls.clone());
-        let run = move || page.run(listener);
-        let thread = std::thread::Builder::new().name("bursar-page".into()).spawn(run);
-        threads
-            .push(thread.map_err(|error| OpenError::Io("the dashboard's thread".into(), error))?);
+        let page = Dashboard::new(api, section, tls.clone());
+        threads.push(thread("bursar-page".into(), move || page.run(listener))?);
     }
     if let (Some(listener), Some(section)) = (proxy_listener, section) {
         let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section, tls.clone())?;
         let run = move || proxy::run(listener, &proxy, &draining);
-        let thread = std::thread::Builder::new().name("bursar-proxy".into()).spawn(run);
-        threads.push(thread.map_err(|error| OpenError::Io("the proxy's thread".into(), error))?);
+        threads.push(thread("bursar-proxy".into(), run)?);
     }
     Ok(Running {
         engine,
@@ -141,6 +132,19 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
     })
+}
+
+fn thread(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, OpenError> {
+    let what = format!("the thread {name}");
+    let started = std::thread::Builder::new().name(name).spawn(run);
+    started.map_err(|error| OpenError::Io(what, error))
+}
+
+fn address_of(listener: Option<&std::net::TcpListener>) -> Option<SocketAddr> {
+    listener?.local_addr().ok()
 }
 
 /// A core file would hold tokens, keys and prompts. One byte: too small for a file, and what the kernel
