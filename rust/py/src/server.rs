@@ -48,6 +48,12 @@ impl PyServer {
         self.running.proxy_address().map(|address| address.to_string())
     }
 
+    /// Where the dashboard listens, if there is one.
+    #[getter]
+    fn dashboard_address(&self) -> Option<String> {
+        self.running.dashboard_address().map(|address| address.to_string())
+    }
+
     #[getter]
     fn recovery(&self) -> String {
         self.running.engine().recovery().to_owned()

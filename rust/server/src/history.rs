@@ -122,7 +122,7 @@ impl Engine {
     }
 
     /// A reader that sees everything that was answered before.
-    fn reader(&self) -> Result<Option<Reader>, ApiError> {
+    pub(crate) fn reader(&self) -> Result<Option<Reader>, ApiError> {
         let Some(store) = &self.store else { return Ok(None) };
         store.write()?;
         store.import_through(store.written())?;
@@ -133,12 +133,21 @@ impl Engine {
         &self,
         request: &v1::ListEntriesRequest,
     ) -> Result<Answer<v1::ListEntriesResponse>, ApiError> {
+        self.page_of_entries(request, false)
+    }
+
+    /// A page of entries, in the order in which they happened, or the newest first.
+    pub(crate) fn page_of_entries(
+        &self,
+        request: &v1::ListEntriesRequest,
+        newest_first: bool,
+    ) -> Result<Answer<v1::ListEntriesResponse>, ApiError> {
         let size = page_size(request.page_size, PAGE)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(parse_cursor(token)?),
         };
-        let filter = self.filter(request)?;
+        let filter = EntryFilter { newest_first, ..self.filter(request)? };
         let Some(reader) = self.reader()? else {
             return Ok(Answer::new(v1::ListEntriesResponse::default(), 0));
         };
@@ -183,6 +192,7 @@ impl Engine {
             kinds: request.kinds.iter().map(kind).collect::<Result<_, _>>()?,
             start_ms: ms("start_time", &request.start_time)?,
             end_ms: ms("end_time", &request.end_time)?,
+            newest_first: false,
         })
     }
 

@@ -101,6 +101,34 @@ impl Guard {
     }
 }
 
+/// A listener beside the daemon's own, as its section describes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beside<'a> {
+    /// What its section is called.
+    pub(crate) section: &'a str,
+    pub(crate) address: SocketAddr,
+    /// Whether it has the TLS of the daemon's own listener.
+    pub(crate) tls: bool,
+}
+
+impl Beside<'_> {
+    /// Listens where it says.
+    pub(crate) fn bind(
+        self,
+        guard: &Guard,
+        handed: &mut Handed,
+    ) -> Result<std::net::TcpListener, OpenError> {
+        let Beside { section, address, tls } = self;
+        if tls && guard.tls.is_none() {
+            let message =
+                format!("{section}.tls is true, and there is no [server.tls] to take it from");
+            return Err(ConfigError::new(message).into());
+        }
+        let guard = Guard { tls: guard.tls.clone().filter(|_| tls), ..*guard };
+        guard.bind_tcp(&format!("{section}.listen"), address, handed)
+    }
+}
+
 /// Binds under another name, sets the mode, and only then takes the name: nobody ever connects with
 /// the wrong mode. A socket that nobody listens on any more is replaced.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {

@@ -31,8 +31,8 @@ use crate::peer::{self, Peer};
 use crate::v1::{self, ErrorReason};
 pub(crate) use known::AccessSection;
 use reserved::Reserved;
-pub(crate) use vault::sha256;
 use vault::{PREFIX, Token, Vault};
+pub(crate) use vault::{random, sha256};
 
 /// What a principal may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

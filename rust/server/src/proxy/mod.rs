@@ -4,7 +4,7 @@
 //! upstream is asked, debited with each event of its stream, and settled at what the upstream says in
 //! the end; at the limit the answer is cut, and ended as one that its length has ended.
 //!
-//! `door` owns the listener and its thread, `call` one call, `stream` one stream, `hold` its
+//! `door` owns the thread (and `web` its connections), `call` one call, `stream` one stream, `hold` its
 //! reservation. `openai`, `anthropic` and `responses` know the interfaces; `sse` and `members` take
 //! apart what passes, and leave alone what nobody has to read. Nothing here takes the GIL, and a
 //! provider's key is known to `upstream` alone.
@@ -44,6 +44,7 @@ mod velocity;
 
 pub(crate) use door::run;
 use replay::Replays;
+pub(crate) use reply::Reply;
 pub(crate) use settings::ProxySection;
 use upstream::{Upstream, Upstreams};
 
