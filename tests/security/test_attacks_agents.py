@@ -409,3 +409,18 @@ def test_who_is_gone_is_not_taken_for_who_has_its_pid_now(daemon: Daemon) -> Non
                 os.close(one)
         os.close(ends)
         os.waitpid(child, 0)
+
+
+def test_who_reserves_without_end_leaves_room_to_others() -> None:
+    """Spread over as many accounts as it likes: what is below an account counts with it."""
+    with Daemon(limits={"max_reservations": 200}, **ENFORCE) as daemon, daemon.client() as operator:
+        with bursar.connect(daemon.target, token=agent_secret(operator), attempts=1) as agent:
+            with pytest.raises(bursar.LimitReached) as full:
+                for number in range(200):
+                    agent.reserve(f"acme/a/{number % 7}", tokens=1).release()
+                    time.sleep(0.015)
+            assert full.value.reason == "RESERVATION_LIMIT_REACHED"
+            with pytest.raises(bursar.LimitReached):
+                agent.record("acme/a", tokens=1)
+        for _ in range(20):
+            operator.reserve("acme/b", tokens=1).release()
