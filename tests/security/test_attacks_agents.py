@@ -148,6 +148,39 @@ def test_what_the_proxy_holds_for_a_call_its_agent_cannot_end(
             assert balance(operator, "acme/a") == (0, 1_000, LIMIT - 1_000)
 
 
+def test_an_answer_through_the_proxy_ends_with_its_token() -> None:
+    """What it holds ends, and with that the answer at its next part; what was sent is paid."""
+
+    def answer(connection: socket.socket, _head: str, _body: bytes) -> None:
+        begin_stream(connection)
+        for _ in range(200):
+            connection.sendall(chunk("word "))
+            time.sleep(0.05)
+
+    with RawUpstream(answer) as upstream:
+        to = {"name": "openai", "api": "openai", "url": upstream.url}
+        proxy = {"listen": "127.0.0.1:0", "upstreams": [to]}
+        rates = {"allow_unpriced": True}
+        with Daemon(proxy=proxy, rates=rates, **ENFORCE) as daemon, daemon.client() as operator:
+            operator.set_budget("acme/a", unit="tokens", limit=LIMIT)
+            made = operator.tokens.create("x", role=Role.AGENT, account="acme/a", ttl_s=600)
+            [address] = re.findall(r"proxy on http://(\S+)/v1", daemon.log)
+            with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+                said = [{"role": "user", "content": "hi"}]
+                body = {"model": "m", "max_tokens": 600, "messages": said, "stream": True}
+                head = {"authorization": f"Bearer {made.secret}"}
+                connection.request("POST", "/v1/chat/completions", json.dumps(body), head)
+                response = connection.getresponse()
+                assert response.read1(10)
+                operator.tokens.revoke(made.token.id)
+                begun = time.monotonic()
+                response.read()
+                assert time.monotonic() - begun < 3
+            held, spent, _ = balance(operator, "acme/a")
+            assert held == 0
+            assert 1 < spent < 150
+
+
 def test_what_a_crash_has_left_of_the_proxys_holds_is_not_the_agents_either() -> None:
     """It expires at what was measured, and a late Commit could say less."""
     call = Call(stream=True)
@@ -376,3 +409,18 @@ def test_who_is_gone_is_not_taken_for_who_has_its_pid_now(daemon: Daemon) -> Non
                 os.close(one)
         os.close(ends)
         os.waitpid(child, 0)
+
+
+def test_who_reserves_without_end_leaves_room_to_others() -> None:
+    """Spread over as many accounts as it likes: what is below an account counts with it."""
+    with Daemon(limits={"max_reservations": 200}, **ENFORCE) as daemon, daemon.client() as operator:
+        with bursar.connect(daemon.target, token=agent_secret(operator), attempts=1) as agent:
+            with pytest.raises(bursar.LimitReached) as full:
+                for number in range(200):
+                    agent.reserve(f"acme/a/{number % 7}", tokens=1).release()
+                    time.sleep(0.015)
+            assert full.value.reason == "RESERVATION_LIMIT_REACHED"
+            with pytest.raises(bursar.LimitReached):
+                agent.record("acme/a", tokens=1)
+        for _ in range(20):
+            operator.reserve("acme/b", tokens=1).release()

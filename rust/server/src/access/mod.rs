@@ -226,14 +226,13 @@ impl Access {
         }
     }
 
-    /// The account that a call of the proxy may spend on, and those below it; `None`: all. What is no
-    /// token of ours may be meant for the upstream.
+    /// Who spends by a call of the proxy. What is no token of ours may be meant for the upstream.
     pub(crate) fn spender(
         &self,
         shown: Option<&str>,
         peer: &Peer,
         now_ms: i64,
-    ) -> Result<Option<String>, ApiError> {
+    ) -> Result<Caller, ApiError> {
         let caller = match shown {
             Some(shown) if shown.starts_with(PREFIX) => self.by_token(shown, now_ms),
             _ if self.section.enforces() && peer.certificate.is_none() => {
@@ -242,7 +241,7 @@ impl Access {
             _ => self.by_peer(peer, now_ms),
         }?;
         caller.may_act(Act::Spend)?;
-        Ok((!caller.account.is_empty()).then(|| caller.account.to_string()))
+        Ok(caller)
     }
 
     /// Notes what a caller has reserved, so that it ends with its token.

@@ -66,7 +66,7 @@ pub(crate) struct Terms {
 pub(crate) struct Hold {
     engine: Arc<Engine>,
     id: ReservationId,
-    name: String,
+    pub(super) name: String,
     rate: Option<Arc<Rate>>,
     /// The output that was asked for, and that it covers.
     pub(crate) asked: i64,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::access::Access;
+use crate::access::{Access, Caller};
 use crate::config::ConfigError;
 use crate::engine::Engine;
 use crate::peer::Peer;
@@ -75,12 +75,8 @@ impl Proxy {
         Ok(Arc::new(Proxy { engine, access, settings, tls, upstreams, calls, replays }))
     }
 
-    /// The account that a token, or else a certificate, may spend on; `None`: all.
-    fn spender(
-        &self,
-        shown: Option<&str>,
-        peer: &Peer,
-    ) -> Result<Option<String>, failure::Failure> {
+    /// Whose a token is, or else a certificate.
+    fn spender(&self, shown: Option<&str>, peer: &Peer) -> Result<Caller, failure::Failure> {
         Ok(self.access.spender(shown, peer, self.engine.now().wall_ms)?)
     }
 
