@@ -16,7 +16,7 @@ from support.daemon import Daemon
 from support.dashboard import dashboard, url_of
 from support.watched import GIB, Watched
 
-from bursar import Client, Role, Threshold, UsageEstimate, Verdict
+from bursar import Client, Role, Threshold, Usage, UsageEstimate, Verdict
 
 HOSTILE: Final = "<img src=x onerror=alert(1)>\"'&</script>"
 RATES: Final = {
@@ -58,6 +58,7 @@ def fill(client: Client) -> None:
     client.reserve("acme/a", tokens=50_000, ttl_s=3_600, labels={"model": HOSTILE})
     usage = UsageEstimate(model="small", input_tokens=10, max_output_tokens=10)
     client.reserve("acme/c", usage=usage, ttl_s=3_600)
+    client.record("acme/c", usage=Usage(model="small", input_tokens=10, output_tokens=10))
 
 
 def go(page: Page, daemon: Daemon, view: str = "", **params: str) -> None:
