@@ -360,7 +360,7 @@ def test_who_watches_sees_changes_and_only_what_is_theirs(
     bound = Asker(url).signed_in(token(operator, Role.AGENT, "seen/a"))
     with everything.watching() as one, bound.watching() as other:
         one.until(lambda seen: seen.ready and ("account", "seen/ab") in seen.rows)
-        other.until(lambda seen: seen.ready)
+        other.until(lambda seen: seen.ready and ("account", "seen/a") in seen.rows)
         assert other.keys("account") == {"seen/a"}
         held = operator.reserve("seen/ab", tokens=50)
         mine = operator.reserve("seen/a", tokens=40, labels={"model": "<b>"})
