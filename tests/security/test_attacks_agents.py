@@ -344,7 +344,8 @@ def test_who_takes_all_places_leaves_one_for_the_operator() -> None:
         daemon.folder.chmod(0o711)
         command = [sys.executable, "-c", CROWD, str(daemon.socket_path)]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as crowd:
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environ) as crowd:
             assert crowd.stdout is not None
             assert int(crowd.stdout.readline()) >= 60
             with daemon.client(attempts=1) as operator:
