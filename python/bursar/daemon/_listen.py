@@ -10,6 +10,8 @@ from bursar.daemon._explain import Problem
 from bursar.daemon._model import Section, right
 
 if TYPE_CHECKING:
+    from bursar.daemon._metrics import MetricsSection
+    from bursar.daemon._proxy import ProxySection
     from bursar.daemon.config import Config
 
 _PORT_MAX: Final = 65535
@@ -59,17 +61,23 @@ def unguarded(config: "Config") -> list[Problem]:
     """What keeps listeners from being safe where they can be reached from."""
     tls = config.server.tls is not None
     problems = []
-    if tls and config.server.tcp is None and not config.proxy.tls:
-        problems.append(Problem("server.tls", "no listener uses it: set server.tcp or proxy.tls"))
-    if config.proxy.tls and not tls:
-        problems.append(Problem("proxy.tls", "there is no [server.tls] to take it from"))
+    others: dict[str, ProxySection | MetricsSection] = {
+        "proxy": config.proxy,
+        "metrics": config.metrics,
+    }
+    if tls and config.server.tcp is None and not any(one.tls for one in others.values()):
+        text = "no listener uses it: set server.tcp, proxy.tls or metrics.tls"
+        problems.append(Problem("server.tls", text))
+    for name, other in others.items():
+        if other.tls and not tls:
+            problems.append(Problem(f"{name}.tls", "there is no [server.tls] to take it from"))
     if config.access.certificate and (config.server.tls is None or not config.server.tls.client_ca):
         text = "no certificate would be trusted: set client_ca in [server.tls]"
         problems.append(Problem("access.certificate", text))
-    listeners = (
-        ("server.tcp", config.server.tcp, tls, "[server.tls]"),
-        ("proxy.listen", config.proxy.listen, tls and config.proxy.tls, "[server.tls], proxy.tls"),
-    )
+    listeners = [("server.tcp", config.server.tcp, tls, "[server.tls]")]
+    for name, other in others.items():
+        needed = f"[server.tls], {name}.tls"
+        listeners.append((f"{name}.listen", other.listen, tls and other.tls, needed))
     for key, address, has_tls, setting in listeners:
         if address is None or ipaddress.ip_address(host_of(address)).is_loopback:
             continue

@@ -1,9 +1,9 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_listen`
-what guards a listener. `_explain` turns what is wrong into sentences. Relative paths are relative
-to the configuration file's folder.
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_metrics`
+what the sidecar tells of itself, `_listen` what guards a listener. `_explain` turns what is wrong
+into sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import json
@@ -18,6 +18,7 @@ from bursar.daemon._access import AccessSection
 from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
+from bursar.daemon._metrics import LogSection, MetricsSection
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._proxy import ProxySection
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
@@ -258,6 +259,10 @@ class Config(Section):
     proxy: ProxySection = Field(
         default_factory=ProxySection, description="the endpoint for model calls"
     )
+    metrics: MetricsSection = Field(
+        default_factory=MetricsSection, description="the endpoint for Prometheus"
+    )
+    log: LogSection = Field(default_factory=LogSection, description="how events are written")
     runaway: RunawaySection = Field(
         default_factory=RunawaySection, description="what is a runaway, and what follows"
     )
@@ -370,6 +375,8 @@ class Config(Section):
             core["access"] = self.access.to_core()
             if self.proxy.listen is not None:
                 core["proxy"] = self.proxy.to_core()
+            if self.metrics.listen is not None:
+                core["metrics"] = self.metrics.model_dump()
         return json.dumps(core)
 
     def _listen_to_core(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ use bursar_ledger::{
 use serde::Deserialize;
 
 use crate::access::AccessSection;
+use crate::metrics::MetricsSection;
 use crate::proxy::ProxySection;
 use crate::tls::TlsSection;
 
@@ -45,6 +46,9 @@ pub struct Config {
     /// The proxy; absent: none.
     #[serde(default)]
     pub(crate) proxy: Option<ProxySection>,
+    /// Where metrics are served; absent: nowhere.
+    #[serde(default)]
+    pub(crate) metrics: Option<MetricsSection>,
     /// Bounds.
     pub limits: Limits,
     /// Times.

@@ -170,13 +170,26 @@ pub(crate) struct Door {
 /// The connections that there may be.
 #[derive(Debug)]
 pub(crate) struct Places {
+    all: usize,
     free: Arc<Semaphore>,
     turned_away: AtomicU64,
 }
 
 impl Places {
-    pub(crate) fn new(count: usize) -> Arc<Places> {
-        Arc::new(Places { free: Arc::new(Semaphore::new(count)), turned_away: AtomicU64::new(0) })
+    pub(crate) fn new(all: usize) -> Arc<Places> {
+        let free = Arc::new(Semaphore::new(all));
+        Arc::new(Places { all, free, turned_away: AtomicU64::new(0) })
+    }
+
+    /// How many there are now.
+    pub(crate) fn taken(&self) -> usize {
+        self.all - self.free.available_permits()
+    }
+
+    /// Waits until there are none, and lets none in any more.
+    pub(crate) async fn all_free(&self) {
+        let all = u32::try_from(self.all).unwrap_or(u32::MAX);
+        let _all_ended = self.free.acquire_many(all).await;
     }
 
     /// How many found none.
@@ -184,7 +197,7 @@ impl Places {
         self.turned_away.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
         let permit = Arc::clone(&self.free).try_acquire_owned().ok();
         if permit.is_none() {
             self.turned_away.fetch_add(1, Ordering::Relaxed);

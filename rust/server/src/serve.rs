@@ -5,9 +5,10 @@
 //! all to accept, the one that is awake would take nearly everything.)
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use crate::health;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
+use crate::metrics::{self, Calls, Metrics, Timed};
 use crate::process::Processes;
 use crate::proxy::{self, Proxy};
 use crate::tls::Tls;
@@ -50,11 +52,12 @@ pub struct Running {
     places: Arc<Places>,
     addresses: Vec<String>,
     proxy_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
     /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     tls: Option<Arc<Tls>>,
     drain: watch::Sender<bool>,
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     drain_timeout: Duration,
 }
 
@@ -70,9 +73,9 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
-    let section = config.proxy.clone();
-    let proxy_listener =
-        section.as_ref().map(|section| section.bind(&guard, &mut handed)).transpose()?;
+    let (proxy, metrics) = (config.proxy.clone(), config.metrics.clone());
+    let proxy = bound(proxy, |section| section.bind(&guard, &mut handed))?;
+    let metrics = bound(metrics, |section| section.bind(&guard, &mut handed))?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
     let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
@@ -88,6 +91,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
     let processes = Arc::<Processes>::default();
+    let mut calls = Calls::default();
     let room = Room::new(listen.max_message_bytes);
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = Api {
@@ -98,17 +102,39 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         };
         let (listen, door) = (listen.clone(), door.take());
         let name = format!("bursar-{number}");
-        let bounded = Bounded(Arc::clone(&room));
-        let run = move || run_thread(door, incoming, api, bounded, &listen);
-        let thread = std::thread::Builder::new().name(name).spawn(run);
-        threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
+        let timed = Timed(metrics.as_ref().map(|_| calls.shard()));
+        let layers = (timed, Bounded(Arc::clone(&room)));
+        let run = move || run_thread(door, incoming, api, layers, &listen);
+        threads.push(start(&name, run)?);
     }
-    let proxy_address = proxy_listener.as_ref().and_then(|bound| bound.local_addr().ok());
-    if let (Some(listener), Some(section)) = (proxy_listener, section) {
+    let proxy_address = proxy.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+    let mut listened = vec![("grpc", Arc::clone(&places))];
+    if let Some((listener, section)) = proxy {
+        let (draining, places) = (draining.clone(), Places::new(section.max_connections));
+        listened.push(("proxy", Arc::clone(&places)));
         let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section, tls.clone())?;
-        let run = move || proxy::run(listener, &proxy, &draining);
-        let thread = std::thread::Builder::new().name("bursar-proxy".into()).spawn(run);
-        threads.push(thread.map_err(|error| OpenError::Io("the proxy's thread".into(), error))?);
+        threads.push(start("bursar-proxy", move || {
+            proxy::run(listener, &proxy, places, &draining);
+        })?);
+    }
+    let metrics_address = metrics.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
+    if let Some((listener, section)) = metrics {
+        let places = Places::new(metrics::MAX_CONNECTIONS);
+        listened.push(("metrics", Arc::clone(&places)));
+        let metrics = Arc::new(Metrics {
+            section,
+            engine: Arc::clone(&engine),
+            access,
+            processes: Arc::clone(&processes),
+            calls,
+            leases: desk.as_ref().map(Desk::figures),
+            places: listened,
+            tls: tls.clone(),
+            start_ms: engine.now().wall_ms,
+        });
+        threads.push(start("bursar-metrics", move || {
+            metrics::run(listener, &metrics, places, &draining);
+        })?);
     }
     Ok(Running {
         engine,
@@ -117,12 +143,26 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         places,
         addresses,
         proxy_address,
+        metrics_address,
         unix,
         tls,
         drain,
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
     })
+}
+
+/// The listener of a section that there is.
+fn bound<S>(
+    section: Option<S>,
+    bind: impl FnOnce(&S) -> Result<TcpListener, OpenError>,
+) -> Result<Option<(TcpListener, S)>, OpenError> {
+    section.map(|section| bind(&section).map(|listener| (listener, section))).transpose()
+}
+
+fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+    thread.map_err(|error| OpenError::Io(format!("the thread {name}"), error))
 }
 
 /// A core file would hold tokens, keys and prompts. One byte: too small for a file, and what the kernel
@@ -156,6 +196,11 @@ impl Running {
     /// Where the proxy listens, if there is one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.proxy_address
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// How many connections found no place.
@@ -224,7 +269,7 @@ fn run_thread(
     door: Option<Door>,
     incoming: mpsc::Receiver<Accepted>,
     api: Api,
-    bounded: Bounded,
+    (timed, bounded): (Timed, Bounded),
     listen: &Listen,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -255,6 +300,7 @@ fn run_thread(
             .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .layer(timed)
             .layer(bounded)
             .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))

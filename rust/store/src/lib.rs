@@ -57,4 +57,4 @@ pub use open::Recovery;
 pub use reader::{Cursor, EntryFilter, EntryRow, Reader};
 pub use recovery::{Case, Database, Decision, Join, Log, Observed, decide};
 pub use scan::{Scan, SegmentFound, Spot};
-pub use store::Store;
+pub use store::{Figures, Store};
