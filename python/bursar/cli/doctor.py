@@ -56,9 +56,9 @@ def summary(config: Config) -> list[str]:
 def _guards(config: Config) -> list[str]:
     """How listeners that others may reach are guarded."""
     lines = []
-    if config.proxy.listen:
-        tls = "TLS" if config.proxy.tls else "no TLS"
-        lines.append(f"proxy: {config.proxy.listen} ({tls})")
+    for name, other in (("proxy", config.proxy), ("metrics", config.metrics)):
+        if other.listen:
+            lines.append(f"{name}: {other.listen} ({'TLS' if other.tls else 'no TLS'})")
     if (tls_section := config.server.tls) is not None:
         from bursar import _core
 

@@ -58,7 +58,8 @@ impl<J: Journal> Ledger<J> {
                 named.push((account.lineage().count(), Arc::clone(account)));
             }
         }
-        let nearest = |(depth, account): &(usize, Arc<Account>)| (*depth, Arc::clone(&account.path));
+        let nearest =
+            |(depth, account): &(usize, Arc<Account>)| (*depth, Arc::clone(&account.path));
         if named.len() > most {
             survey.left_out = named.len() - most;
             named.select_nth_unstable_by_key(most, nearest);

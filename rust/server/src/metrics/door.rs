@@ -166,7 +166,8 @@ mod tests {
         assert!(of(&["application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
              text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,*/*;q=0.2"]));
         assert!(of(&["text/plain;q=0.5", "Application/OpenMetrics-Text"]));
-        for accept in ["text/html,*/*;q=0.8", "*/*", "application/openmetrics-text;q=0", "", ";;,=,q"]
+        for accept in
+            ["text/html,*/*;q=0.8", "*/*", "application/openmetrics-text;q=0", "", ";;,=,q"]
         {
             assert!(!of(&[accept]), "{accept}");
         }

@@ -198,8 +198,10 @@ mod tests {
         assert!(text.contains("h_seconds_bucket{m=\"x\",le=\"1e-05\"} 2\n"), "{text}");
         assert!(text.contains("h_seconds_bucket{m=\"x\",le=\"10.0\"} 2\n"), "{text}");
         assert!(text.contains("h_seconds_bucket{m=\"x\",le=\"+Inf\"} 5\n"), "{text}");
-        assert!(text.ends_with(
-            "h_seconds_count{m=\"x\"} 5\nh_seconds_sum{m=\"x\"} 0.000000005\n# EOF\n"
-        ));
+        assert!(
+            text.ends_with(
+                "h_seconds_count{m=\"x\"} 5\nh_seconds_sum{m=\"x\"} 0.000000005\n# EOF\n"
+            )
+        );
     }
 }
