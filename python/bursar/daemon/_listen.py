@@ -10,8 +10,6 @@ from bursar.daemon._explain import Problem
 from bursar.daemon._model import Section, right
 
 if TYPE_CHECKING:
-    from bursar.daemon._metrics import MetricsSection
-    from bursar.daemon._proxy import ProxySection
     from bursar.daemon.config import Config
 
 _PORT_MAX: Final = 65535
@@ -61,23 +59,27 @@ def unguarded(config: "Config") -> list[Problem]:
     """What keeps listeners from being safe where they can be reached from."""
     tls = config.server.tls is not None
     problems = []
-    others: dict[str, ProxySection | MetricsSection] = {
-        "proxy": config.proxy,
-        "metrics": config.metrics,
-    }
-    if tls and config.server.tcp is None and not any(one.tls for one in others.values()):
-        text = "no listener uses it: set server.tcp, proxy.tls or metrics.tls"
+    beside = (
+        ("proxy", config.proxy),
+        ("dashboard", config.dashboard),
+        ("metrics", config.metrics),
+    )
+    if tls and config.server.tcp is None and not any(one.tls for _, one in beside):
+        text = "no listener uses it: set server.tcp, or tls in [proxy], [dashboard] or [metrics]"
         problems.append(Problem("server.tls", text))
-    for name, other in others.items():
-        if other.tls and not tls:
+    for name, section in beside:
+        if section.tls and not tls:
             problems.append(Problem(f"{name}.tls", "there is no [server.tls] to take it from"))
     if config.access.certificate and (config.server.tls is None or not config.server.tls.client_ca):
         text = "no certificate would be trusted: set client_ca in [server.tls]"
         problems.append(Problem("access.certificate", text))
-    listeners = [("server.tcp", config.server.tcp, tls, "[server.tls]")]
-    for name, other in others.items():
-        needed = f"[server.tls], {name}.tls"
-        listeners.append((f"{name}.listen", other.listen, tls and other.tls, needed))
+    listeners = (
+        ("server.tcp", config.server.tcp, tls, "[server.tls]"),
+        *(
+            (f"{name}.listen", one.listen, tls and one.tls, f"[server.tls], {name}.tls")
+            for name, one in beside
+        ),
+    )
     for key, address, has_tls, setting in listeners:
         if address is None or ipaddress.ip_address(host_of(address)).is_loopback:
             continue

@@ -84,6 +84,7 @@ def _tell_listeners(config: Config, server: "Server", say: Say) -> None:
     """Says where callers may come; in the end the daemon's own addresses."""
     others = (
         ("proxy", server.proxy_address, config.proxy.tls, "/v1"),
+        ("dashboard", server.dashboard_address, config.dashboard.tls, "/"),
         ("metrics", server.metrics_address, config.metrics.tls, "/metrics"),
     )
     for name, address, has_tls, path in others:

@@ -16,6 +16,7 @@ use bursar_ledger::{
 use serde::Deserialize;
 
 use crate::access::AccessSection;
+use crate::dashboard::DashboardSection;
 use crate::metrics::MetricsSection;
 use crate::proxy::ProxySection;
 use crate::tls::TlsSection;
@@ -46,6 +47,9 @@ pub struct Config {
     /// The proxy; absent: none.
     #[serde(default)]
     pub(crate) proxy: Option<ProxySection>,
+    /// The dashboard; absent: none.
+    #[serde(default)]
+    pub(crate) dashboard: Option<DashboardSection>,
     /// Where metrics are served; absent: nowhere.
     #[serde(default)]
     pub(crate) metrics: Option<MetricsSection>,

@@ -5,10 +5,9 @@
 //! all to accept, the one that is awake would take nearly everything.)
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,12 +21,13 @@ use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
 use crate::handed::Handed;
 use crate::health;
+use crate::history::Watches;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
-use crate::metrics::{self, Calls, Metrics, Timed};
+use crate::metrics::{Calls, Timed};
+use crate::others::{Addresses, Others};
 use crate::process::Processes;
-use crate::proxy::{self, Proxy};
 use crate::tls::Tls;
 use crate::v1::access_service_server::AccessServiceServer;
 use crate::v1::account_service_server::AccountServiceServer;
@@ -51,13 +51,12 @@ pub struct Running {
     processes: Arc<Processes>,
     places: Arc<Places>,
     addresses: Vec<String>,
-    proxy_address: Option<SocketAddr>,
-    metrics_address: Option<SocketAddr>,
+    others: Addresses,
     /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     tls: Option<Arc<Tls>>,
     drain: watch::Sender<bool>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     drain_timeout: Duration,
 }
 
@@ -73,77 +72,47 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
-    let (proxy, metrics) = (config.proxy.clone(), config.metrics.clone());
-    let proxy = bound(proxy, |section| section.bind(&guard, &mut handed))?;
-    let metrics = bound(metrics, |section| section.bind(&guard, &mut handed))?;
+    let others = Others::bind(&config, &guard, &mut handed)?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
+    access.recall_reserved(&engine);
     let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
     handed.nothing_is_left()?;
-    let unix = listeners.made.clone();
     let (drain, draining) = watch::channel(false);
     let places = Places::new(connections);
-    let addresses = listeners.addresses();
+    let (unix, addresses) = (listeners.made.clone(), listeners.addresses());
     let (lanes, incoming): (Vec<_>, Vec<_>) =
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
     let with_cgroups = access.knows_cgroups();
     let (of_door, of_tls) = (Arc::clone(&places), tls.clone());
     let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
-    let processes = Arc::<Processes>::default();
-    let mut calls = Calls::default();
-    let room = Room::new(listen.max_message_bytes);
+    let (processes, watches) = (Arc::<Processes>::default(), Arc::<Watches>::default());
+    let (room, mut calls) = (Room::new(listen.max_message_bytes), Calls::default());
+    let api = Api {
+        engine: Arc::clone(&engine),
+        access: Arc::clone(&access),
+        processes: Arc::clone(&processes),
+        watches,
+        draining: draining.clone(),
+    };
     for (number, incoming) in incoming.into_iter().enumerate() {
-        let api = Api {
-            engine: Arc::clone(&engine),
-            access: Arc::clone(&access),
-            processes: Arc::clone(&processes),
-            draining: draining.clone(),
-        };
+        let api = api.clone();
         let (listen, door) = (listen.clone(), door.take());
-        let name = format!("bursar-{number}");
-        let timed = Timed(metrics.as_ref().map(|_| calls.shard()));
+        let timed = Timed(others.has_metrics().then(|| calls.shard()));
         let layers = (timed, Bounded(Arc::clone(&room)));
         let run = move || run_thread(door, incoming, api, layers, &listen);
-        threads.push(start(&name, run)?);
+        threads.push(thread(format!("bursar-{number}"), run)?);
     }
-    let proxy_address = proxy.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
-    let mut listened = vec![("grpc", Arc::clone(&places))];
-    if let Some((listener, section)) = proxy {
-        let (draining, places) = (draining.clone(), Places::new(section.max_connections));
-        listened.push(("proxy", Arc::clone(&places)));
-        let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section, tls.clone())?;
-        threads.push(start("bursar-proxy", move || {
-            proxy::run(listener, &proxy, places, &draining);
-        })?);
-    }
-    let metrics_address = metrics.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
-    if let Some((listener, section)) = metrics {
-        let places = Places::new(metrics::MAX_CONNECTIONS);
-        listened.push(("metrics", Arc::clone(&places)));
-        let metrics = Arc::new(Metrics {
-            section,
-            engine: Arc::clone(&engine),
-            access,
-            processes: Arc::clone(&processes),
-            calls,
-            leases: desk.as_ref().map(Desk::figures),
-            places: listened,
-            tls: tls.clone(),
-            start_ms: engine.now().wall_ms,
-        });
-        threads.push(start("bursar-metrics", move || {
-            metrics::run(listener, &metrics, places, &draining);
-        })?);
-    }
+    let (of_others, leases) = (others.addresses(), desk.as_ref().map(Desk::figures));
+    threads.extend(others.start(&api, tls.as_ref(), calls, leases, &places)?);
     Ok(Running {
         engine,
         desk,
         processes,
         places,
         addresses,
-        proxy_address,
-        metrics_address,
+        others: of_others,
         unix,
         tls,
         drain,
@@ -152,17 +121,13 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     })
 }
 
-/// The listener of a section that there is.
-fn bound<S>(
-    section: Option<S>,
-    bind: impl FnOnce(&S) -> Result<TcpListener, OpenError>,
-) -> Result<Option<(TcpListener, S)>, OpenError> {
-    section.map(|section| bind(&section).map(|listener| (listener, section))).transpose()
-}
-
-fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
-    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
-    thread.map_err(|error| OpenError::Io(format!("the thread {name}"), error))
+pub(crate) fn thread(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, OpenError> {
+    let what = format!("the thread {name}");
+    let started = std::thread::Builder::new().name(name).spawn(run);
+    started.map_err(|error| OpenError::Io(what, error))
 }
 
 /// A core file would hold tokens, keys and prompts. One byte: too small for a file, and what the kernel
@@ -195,12 +160,17 @@ impl Running {
 
     /// Where the proxy listens, if there is one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
-        self.proxy_address
+        self.others.proxy
+    }
+
+    /// Where the dashboard listens, if there is one.
+    pub fn dashboard_address(&self) -> Option<SocketAddr> {
+        self.others.dashboard
     }
 
     /// Where metrics are served, if they are.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
+        self.others.metrics
     }
 
     /// How many connections found no place.

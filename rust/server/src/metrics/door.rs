@@ -4,22 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 
 use super::Metrics;
 use super::text::older;
 use crate::error::ApiError;
-use crate::http::Door;
-use crate::listen::Places;
 use crate::peer::Peer;
+use crate::proxy::Reply;
 use crate::v1::ErrorReason;
+use crate::web::Web;
 
-/// The most that the head of a request may take.
-const BUFFER_BYTES: usize = 16 * 1024;
+/// The most connections at a time: who scrapes needs one.
+pub(super) const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take for its request, and to take a part of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the watchdog may take for its part of a page.
@@ -30,18 +29,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text";
 const OPEN_METRICS_1: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT_0_0_4: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Reply>;
 
 /// What the watchdog has told, and when; `None` where it did not.
 type Told = Arc<Mutex<Option<(i64, Option<String>)>>>;
 
 /// The thread of the metrics, from its start to the end of the drain.
-pub(crate) fn run(
-    listener: std::net::TcpListener,
-    metrics: &Arc<Metrics>,
-    places: Arc<Places>,
-    draining: &watch::Receiver<bool>,
-) {
+pub(crate) fn run(listener: std::net::TcpListener, metrics: &Arc<Metrics>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -51,9 +45,9 @@ pub(crate) fn run(
         let (metrics, told) = (Arc::clone(&shared), Arc::clone(&told));
         async move { answer(&metrics, &told, &request).await }
     };
-    let tls = metrics.tls.clone().filter(|_| metrics.section.tls);
-    let door = Door { places, tls, patience: PATIENCE, buffer_bytes: BUFFER_BYTES };
-    runtime.block_on(door.serve(listener, draining, answer));
+    let (tls, seats) = (metrics.tls.clone(), Arc::clone(&metrics.seats));
+    let web = Web { tls, patience: PATIENCE, seats };
+    runtime.block_on(web.run(listener, &metrics.api.draining, answer));
 }
 
 async fn answer(metrics: &Metrics, told: &Told, request: &Request<Incoming>) -> Answer {
@@ -67,8 +61,8 @@ async fn answer(metrics: &Metrics, told: &Told, request: &Request<Incoming>) -> 
     }
     let nobody = Peer::default();
     let peer = request.extensions().get().unwrap_or(&nobody);
-    let now_ms = metrics.engine.now().wall_ms;
-    let caller = metrics.access.caller(request.headers(), peer, now_ms);
+    let now_ms = metrics.api.engine.now().wall_ms;
+    let caller = metrics.api.access.caller(request.headers(), peer, now_ms);
     if let Err(error) = caller.and_then(|caller| caller.may_oversee()) {
         return refuse(&error);
     }
@@ -86,15 +80,15 @@ async fn answer(metrics: &Metrics, told: &Told, request: &Request<Incoming>) -> 
 /// What the watchdog tells, or has told a moment ago; `None`: there is none.
 async fn watchdog(metrics: &Metrics, told: &Told) -> Option<Option<String>> {
     let mut told = told.lock().await;
-    let now_ms = metrics.engine.now().mono_ms;
+    let now_ms = metrics.api.engine.now().mono_ms;
     if let Some((at_ms, text)) = &*told
         && now_ms < at_ms + WATCHDOG_KEPT_MS
     {
         return Some(text.clone());
     }
-    let reply = metrics.processes.figures(WATCHDOG_WITHIN).await?;
+    let reply = metrics.api.processes.figures(WATCHDOG_WITHIN).await?;
     let text = reply.ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    *told = Some((metrics.engine.now().mono_ms, text.clone()));
+    *told = Some((metrics.api.engine.now().mono_ms, text.clone()));
     Some(text)
 }
 
@@ -144,7 +138,7 @@ fn say(status: StatusCode, message: &str) -> Answer {
 
 fn whole(status: StatusCode, content_type: &str, body: String) -> Answer {
     let builder = Response::builder().status(status).header(CONTENT_TYPE, content_type);
-    builder.body(Full::new(Bytes::from(body))).expect("the names are header text")
+    builder.body(Reply::whole(Bytes::from(body))).expect("the names are header text")
 }
 
 #[cfg(test)]

@@ -11,25 +11,20 @@ mod door;
 mod page;
 mod text;
 
-use std::net::{SocketAddr, TcpListener};
+use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::access::Access;
-use crate::config::ConfigError;
-use crate::engine::{Engine, OpenError};
-use crate::handed::Handed;
+use crate::grpc::Api;
 use crate::lease;
-use crate::listen::{Guard, Places};
-use crate::process::Processes;
+use crate::listen::{Beside, Places};
 use crate::tls::Tls;
+use crate::web::Seats;
 pub(crate) use calls::{Calls, Timed};
 pub(crate) use counts::{Histogram, Reserves};
 pub(crate) use door::run;
-
-/// The most connections at a time: who scrapes needs one.
-pub(crate) const MAX_CONNECTIONS: usize = 32;
 
 /// `[metrics]` as the Python side hands it over.
 #[derive(Debug, Clone, Deserialize)]
@@ -44,34 +39,70 @@ pub(crate) struct MetricsSection {
 }
 
 impl MetricsSection {
-    /// Listens where it says.
-    pub(crate) fn bind(
-        &self,
-        guard: &Guard,
-        handed: &mut Handed,
-    ) -> Result<TcpListener, OpenError> {
-        if self.tls && guard.tls.is_none() {
-            let message = "metrics.tls is true, and there is no [server.tls] to take it from";
-            return Err(ConfigError::new(message).into());
-        }
-        let guard = Guard { tls: guard.tls.clone().filter(|_| self.tls), ..*guard };
-        guard.bind_tcp("metrics.listen", self.listen, handed)
+    /// Where it listens.
+    pub(crate) fn beside(&self) -> Beside<'static> {
+        Beside { section: "metrics", address: self.listen, tls: self.tls }
     }
 }
+
+/// The connections of a listener.
+pub(crate) trait Connected: Debug + Send + Sync {
+    /// How many there are.
+    fn open(&self) -> usize;
+    /// How many found no place.
+    fn turned_away(&self) -> u64;
+}
+
+impl Connected for Places {
+    fn open(&self) -> usize {
+        self.open()
+    }
+
+    fn turned_away(&self) -> u64 {
+        self.turned_away()
+    }
+}
+
+impl Connected for Seats {
+    fn open(&self) -> usize {
+        self.open()
+    }
+
+    fn turned_away(&self) -> u64 {
+        self.turned_away()
+    }
+}
+
+/// Those of all listeners, by name.
+pub(crate) type Connections = Vec<(&'static str, Arc<dyn Connected>)>;
 
 /// All that a page is made of.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    pub(crate) section: MetricsSection,
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) access: Arc<Access>,
-    pub(crate) processes: Arc<Processes>,
-    pub(crate) calls: Calls,
-    pub(crate) leases: Option<Arc<lease::Figures>>,
-    /// The connections of each listener, by its name.
-    pub(crate) places: Vec<(&'static str, Arc<Places>)>,
-    /// The TLS of the daemon's own listener.
-    pub(crate) tls: Option<Arc<Tls>>,
+    api: Api,
+    section: MetricsSection,
+    tls: Option<Arc<Tls>>,
+    calls: Calls,
+    leases: Option<Arc<lease::Figures>>,
+    connections: Connections,
+    seats: Arc<Seats>,
     /// When the daemon was started (Unix ms).
-    pub(crate) start_ms: i64,
+    start_ms: i64,
+}
+
+impl Metrics {
+    pub(crate) fn new(
+        api: &Api,
+        section: MetricsSection,
+        tls: Option<Arc<Tls>>,
+        calls: Calls,
+        leases: Option<Arc<lease::Figures>>,
+        mut connections: Connections,
+    ) -> Arc<Metrics> {
+        let seats = Seats::new(door::MAX_CONNECTIONS);
+        connections.push(("metrics", Arc::clone(&seats) as _));
+        let tls = tls.filter(|_| section.tls);
+        let (api, start_ms) = (api.clone(), api.engine.now().wall_ms);
+        Arc::new(Metrics { api, section, tls, calls, leases, connections, seats, start_ms })
+    }
 }

@@ -20,7 +20,8 @@ impl Metrics {
     /// answer, and `None` where there is none.
     pub(super) fn page(&self, watchdog: Option<Option<&str>>) -> String {
         let mut page = Page::default();
-        let survey = self.engine.ledger.survey(self.section.max_accounts, self.engine.now());
+        let survey =
+            self.api.engine.ledger.survey(self.section.max_accounts, self.api.engine.now());
         self.daemon(&mut page);
         self.calls(&mut page);
         self.reserves(&mut page);
@@ -28,7 +29,7 @@ impl Metrics {
         accounts(&mut page, &survey);
         self.findings(&mut page);
         if let Some(figures) = &self.leases {
-            leases(&mut page, figures, &survey, self.engine.now().mono_ms);
+            leases(&mut page, figures, &survey, self.api.engine.now().mono_ms);
         }
         self.store(&mut page);
         self.connections(&mut page);
@@ -47,7 +48,7 @@ impl Metrics {
         let start_ns = self.start_ms.max(0).unsigned_abs().saturating_mul(1_000_000);
         let help = "When the daemon was started, in Unix time.";
         page.one("bursar_start_time_seconds", Kind::Gauge, help, Seconds(start_ns));
-        let failed = u8::from(self.engine.failure().is_some());
+        let failed = u8::from(self.api.engine.failure().is_some());
         let help = "Whether only reads are answered, since the store has failed.";
         page.one("bursar_read_only", Kind::Gauge, help, failed);
     }
@@ -71,7 +72,7 @@ impl Metrics {
     }
 
     fn reserves(&self, page: &mut Page) {
-        let reserves = &self.engine.reserves;
+        let reserves = &self.api.engine.reserves;
         let help = "Reserves that held something; repeated: the first answer was given again.";
         page.family("bursar_reserves_granted", Kind::Counter, help);
         page.sample(&[("answer", "admitted")], reserves.admitted());
@@ -86,12 +87,12 @@ impl Metrics {
         let help = "What showed that an account has run away, once per account and interval.";
         page.family("bursar_findings", Kind::Counter, help);
         for rule in Rule::ALL {
-            page.sample(&[("rule", rule.name())], self.engine.ledger.found(rule));
+            page.sample(&[("rule", rule.name())], self.api.engine.ledger.found(rule));
         }
     }
 
     fn store(&self, page: &mut Page) {
-        let Some(store) = &self.engine.store else { return };
+        let Some(store) = &self.api.engine.store else { return };
         let figures = store.figures();
         let help = "Bytes that were written to the log.";
         page.one("bursar_store_written_bytes", Kind::Counter, help, figures.written_bytes);
@@ -106,8 +107,8 @@ impl Metrics {
 
     fn connections(&self, page: &mut Page) {
         page.family("bursar_connections", Kind::Gauge, "Connections that are open.");
-        for (listener, places) in &self.places {
-            page.sample(&[("listener", listener)], places.taken());
+        for (listener, own) in &self.connections {
+            page.sample(&[("listener", listener)], own.open());
         }
         if let Some(figures) = &self.leases {
             let open = figures.connections.load(Ordering::Relaxed);
@@ -115,8 +116,8 @@ impl Metrics {
         }
         let help = "Connections that were closed at once: as many as may be were open.";
         page.family("bursar_connections_turned_away", Kind::Counter, help);
-        for (listener, places) in &self.places {
-            page.sample(&[("listener", listener)], places.turned_away());
+        for (listener, own) in &self.connections {
+            page.sample(&[("listener", listener)], own.turned_away());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! upstream is asked, debited with each event of its stream, and settled at what the upstream says in
 //! the end; at the limit the answer is cut, and ended as one that its length has ended.
 //!
-//! `door` owns the listener and its thread, `call` one call, `stream` one stream, `hold` its
+//! `door` owns the thread (and `web` its connections), `call` one call, `stream` one stream, `hold` its
 //! reservation. `openai`, `anthropic` and `responses` know the interfaces; `sse` and `members` take
 //! apart what passes, and leave alone what nobody has to read. Nothing here takes the GIL, and a
 //! provider's key is known to `upstream` alone.
@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::access::Access;
+use crate::access::{Access, Caller};
 use crate::config::ConfigError;
 use crate::engine::Engine;
 use crate::peer::Peer;
 use crate::tls::Tls;
+use crate::web::Seats;
 
 mod anthropic;
 mod call;
@@ -44,6 +45,7 @@ mod velocity;
 
 pub(crate) use door::run;
 use replay::Replays;
+pub(crate) use reply::Reply;
 pub(crate) use settings::ProxySection;
 use upstream::{Upstream, Upstreams};
 
@@ -54,6 +56,7 @@ pub(crate) struct Proxy {
     access: Arc<Access>,
     settings: ProxySection,
     tls: Option<Arc<Tls>>,
+    pub(crate) seats: Arc<Seats>,
     upstreams: Upstreams,
     /// Places for calls under way.
     calls: Arc<Semaphore>,
@@ -71,15 +74,12 @@ impl Proxy {
         let upstreams = Upstreams::new(&settings)?;
         let calls = Arc::new(Semaphore::new(settings.max_calls));
         let replays = Replays::new(engine.times.key_retention_ms);
-        Ok(Arc::new(Proxy { engine, access, settings, tls, upstreams, calls, replays }))
+        let seats = Seats::new(settings.max_connections);
+        Ok(Arc::new(Proxy { engine, access, settings, tls, seats, upstreams, calls, replays }))
     }
 
-    /// The account that a token, or else a certificate, may spend on; `None`: all.
-    fn spender(
-        &self,
-        shown: Option<&str>,
-        peer: &Peer,
-    ) -> Result<Option<String>, failure::Failure> {
+    /// Whose a token is, or else a certificate.
+    fn spender(&self, shown: Option<&str>, peer: &Peer) -> Result<Caller, failure::Failure> {
         Ok(self.access.spender(shown, peer, self.engine.now().wall_ms)?)
     }
 

@@ -1,67 +1,98 @@
-//! Connections that speak HTTP/1.1: how many there are, how long one may be silent, and how they end
-//! when the daemon drains. What is answered is the caller's.
+//! A listener of HTTP/1: its connections, how many there are, how long one may be silent, and how they
+//! end when the daemon drains.
+//!
+//! `proxy`, `dashboard` and `metrics` answer what comes in by it. What a request says is not read here.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
 use crate::connection::Socket;
-use crate::listen::{Places, pause, until};
+use crate::listen::{pause, until};
+use crate::proxy::Reply;
 use crate::tls::{Inside, Tls};
 
-/// The connections of one listener.
+/// The most that the head of a request may take, and what is read ahead.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// What all connections of a listener share.
 #[derive(Debug, Clone)]
-pub(crate) struct Door {
-    pub(crate) places: Arc<Places>,
+pub(crate) struct Web {
     pub(crate) tls: Option<Arc<Tls>>,
     /// How long a client may take for the head of a request, and to take a part of the answer.
     pub(crate) patience: Duration,
-    /// The most that the head of a request may take, and what is read ahead.
-    pub(crate) buffer_bytes: usize,
+    pub(crate) seats: Arc<Seats>,
 }
 
-impl Door {
-    /// Answers until the drain begins, and then those who are being answered. Who is at the other end
-    /// is in the extensions of each request.
-    pub(crate) async fn serve<F, A, B>(
-        self,
-        listener: std::net::TcpListener,
-        draining: &watch::Receiver<bool>,
-        answer: F,
-    ) where
-        F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
-        A: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
-    {
-        let Ok(listener) = TcpListener::from_std(listener) else { return };
-        until(draining.clone(), self.accept(listener, draining, &answer)).await;
-        // Those under way may finish; who waits for this thread bounds that.
-        self.places.all_free().await;
+/// The connections that there may be.
+#[derive(Debug)]
+pub(crate) struct Seats {
+    all: u32,
+    free: Arc<Semaphore>,
+    turned_away: AtomicU64,
+}
+
+impl Seats {
+    pub(crate) fn new(all: usize) -> Arc<Seats> {
+        let all = u32::try_from(all).unwrap_or(u32::MAX);
+        let free = Arc::new(Semaphore::new(all as usize));
+        Arc::new(Seats { all, free, turned_away: AtomicU64::new(0) })
     }
 
-    async fn accept<F, A, B>(
+    /// How many there are.
+    pub(crate) fn open(&self) -> usize {
+        (self.all as usize).saturating_sub(self.free.available_permits())
+    }
+
+    /// How many found no seat.
+    pub(crate) fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        let seat = Arc::clone(&self.free).try_acquire_owned().ok();
+        if seat.is_none() {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
+        seat
+    }
+}
+
+impl Web {
+    /// Accepts until the drain begins, and then waits for the connections under way; who waits for
+    /// this thread bounds that.
+    pub(crate) async fn run<A, F>(
         &self,
-        listener: TcpListener,
+        listener: std::net::TcpListener,
         draining: &watch::Receiver<bool>,
-        answer: &F,
+        answer: A,
     ) where
-        F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
-        A: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Reply>> + Send + 'static,
+    {
+        let Ok(listener) = TcpListener::from_std(listener) else { return };
+        until(draining.clone(), self.accept(listener, draining, answer)).await;
+        let _all_ended = self.seats.free.acquire_many(self.seats.all).await;
+    }
+
+    async fn accept<A, F>(&self, listener: TcpListener, draining: &watch::Receiver<bool>, answer: A)
+    where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Reply>> + Send + 'static,
     {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
@@ -69,30 +100,25 @@ impl Door {
                 continue;
             };
             // One more than allowed is closed at once: its caller learns of it and does not wait.
-            let Some(place) = self.places.take() else { continue };
+            let Some(seat) = self.seats.take() else { continue };
             let _slower_without = stream.set_nodelay(true);
-            let (door, draining, answer) = (self.clone(), draining.clone(), answer.clone());
+            let (web, draining, answer) = (self.clone(), draining.clone(), answer.clone());
             tokio::spawn(async move {
-                door.connection(stream, draining, answer).await;
-                drop(place);
+                web.serve(stream, draining, answer).await;
+                drop(seat);
             });
         }
     }
 
-    async fn connection<F, A, B>(
-        self,
-        stream: TcpStream,
-        mut draining: watch::Receiver<bool>,
-        answer: F,
-    ) where
-        F: Fn(Request<Incoming>) -> A + Send,
-        A: Future<Output = Response<B>> + Send,
-        B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    async fn serve<A, F>(&self, stream: TcpStream, mut draining: watch::Receiver<bool>, answer: A)
+    where
+        A: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Response<Reply>> + Send + 'static,
     {
         let patience = self.patience;
         let connected = Socket::of_tcp(stream, self.tls.as_ref(), Inside::Http1).await;
         let Ok((stream, peer)) = connected else { return };
-        let service = service_fn(move |mut request| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let answered = answer(request);
             async move { Ok::<_, Infallible>(answered.await) }
@@ -100,7 +126,7 @@ impl Door {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(patience)
-            .max_buf_size(self.buffer_bytes)
+            .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(Patient { stream, patience, stalled: None }), service);
         tokio::pin!(connection);
         tokio::select! {
