@@ -50,9 +50,9 @@ impl Others {
 
     pub(crate) fn addresses(&self) -> Addresses {
         Addresses {
-            proxy: address_of(&self.proxy),
-            dashboard: address_of(&self.page),
-            metrics: address_of(&self.metrics),
+            proxy: address_of(self.proxy.as_ref()),
+            dashboard: address_of(self.page.as_ref()),
+            metrics: address_of(self.metrics.as_ref()),
         }
     }
 
@@ -97,7 +97,7 @@ impl Others {
 
 fn bind<S: Clone>(
     section: Option<&S>,
-    beside: impl Fn(&S) -> Beside<'_>,
+    beside: impl Fn(&S) -> Beside<'static>,
     guard: &Guard,
     handed: &mut Handed,
 ) -> Result<Bound<S>, OpenError> {
@@ -105,6 +105,6 @@ fn bind<S: Clone>(
     section.map(bind).transpose()
 }
 
-fn address_of<S>(bound: &Bound<S>) -> Option<SocketAddr> {
-    bound.as_ref()?.0.local_addr().ok()
+fn address_of<S>(bound: Option<&(TcpListener, S)>) -> Option<SocketAddr> {
+    bound?.0.local_addr().ok()
 }

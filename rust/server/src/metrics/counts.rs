@@ -130,7 +130,9 @@ mod tests {
     fn every_reason_of_the_wire_has_a_count() {
         let reserves = Reserves::default();
         let reasons: Vec<_> = (1..).map_while(|number| Reason::try_from(number).ok()).collect();
-        reasons.iter().for_each(|reason| reserves.refused(*reason));
+        for reason in &reasons {
+            reserves.refused(*reason);
+        }
         let counted: Vec<_> = reserves.by_reason().collect();
         assert_eq!(counted.len(), reasons.len());
         assert!(counted.iter().all(|(name, count)| *count == 1 && !name.is_empty()), "{counted:?}");

@@ -10,6 +10,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::Mutex;
 
 use super::Metrics;
+use super::page::Watchdog;
 use super::text::older;
 use crate::error::ApiError;
 use crate::peer::Peer;
@@ -31,8 +32,8 @@ const TEXT_0_0_4: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Answer = Response<Reply>;
 
-/// What the watchdog has told, and when; `None` where it did not.
-type Told = Arc<Mutex<Option<(i64, Option<String>)>>>;
+/// What the watchdog has told, and when.
+type Told = Arc<Mutex<Option<(i64, Watchdog)>>>;
 
 /// The thread of the metrics, from its start to the end of the drain.
 pub(crate) fn run(listener: std::net::TcpListener, metrics: &Arc<Metrics>) {
@@ -66,10 +67,7 @@ async fn answer(metrics: &Metrics, told: &Told, request: &Request<Incoming>) -> 
     if let Err(error) = caller.and_then(|caller| caller.may_oversee()) {
         return refuse(&error);
     }
-    let page = match watchdog(metrics, told).await {
-        Some(text) => metrics.page(Some(text.as_deref())),
-        None => metrics.page(None),
-    };
+    let page = metrics.page(&watchdog(metrics, told).await);
     if prefers_open_metrics(request.headers()) {
         whole(StatusCode::OK, OPEN_METRICS_1, page)
     } else {
@@ -77,19 +75,24 @@ async fn answer(metrics: &Metrics, told: &Told, request: &Request<Incoming>) -> 
     }
 }
 
-/// What the watchdog tells, or has told a moment ago; `None`: there is none.
-async fn watchdog(metrics: &Metrics, told: &Told) -> Option<Option<String>> {
+/// What the watchdog tells, or has told a moment ago.
+async fn watchdog(metrics: &Metrics, told: &Told) -> Watchdog {
     let mut told = told.lock().await;
     let now_ms = metrics.api.engine.now().mono_ms;
-    if let Some((at_ms, text)) = &*told
+    if let Some((at_ms, watchdog)) = &*told
         && now_ms < at_ms + WATCHDOG_KEPT_MS
     {
-        return Some(text.clone());
+        return watchdog.clone();
     }
-    let reply = metrics.api.processes.figures(WATCHDOG_WITHIN).await?;
-    let text = reply.ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    *told = Some((metrics.api.engine.now().mono_ms, text.clone()));
-    Some(text)
+    let watchdog = match metrics.api.processes.figures(WATCHDOG_WITHIN).await {
+        None => Watchdog::Off,
+        Some(reply) => reply
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .map_or(Watchdog::Silent, |families| Watchdog::Says(families.into())),
+    };
+    *told = Some((metrics.api.engine.now().mono_ms, watchdog.clone()));
+    watchdog
 }
 
 /// Whether a client names OpenMetrics, and asks for nothing else more.

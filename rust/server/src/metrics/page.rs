@@ -1,6 +1,7 @@
 //! One page: what is counted, what the ledger, the store and the listeners say, and what the watchdog
 //! tells of itself. Every figure of a page was true while it was made; none waits for a call.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bursar_ledger::runaway::Rule;
@@ -12,13 +13,23 @@ use super::counts::Spread;
 use super::text::{Kind, Page, Seconds};
 use crate::lease;
 
+/// What the watchdog tells of itself.
+#[derive(Debug, Clone)]
+pub(super) enum Watchdog {
+    /// There is none.
+    Off,
+    /// It does not answer.
+    Silent,
+    /// Families, as OpenMetrics.
+    Says(Arc<str>),
+}
+
 /// A word of a window.
 type Word = fn(&Surveyed) -> i64;
 
 impl Metrics {
-    /// A page as OpenMetrics. `watchdog`: what the watchdog has written, `Some(None)` where it did not
-    /// answer, and `None` where there is none.
-    pub(super) fn page(&self, watchdog: Option<Option<&str>>) -> String {
+    /// A page as OpenMetrics.
+    pub(super) fn page(&self, watchdog: &Watchdog) -> String {
         let mut page = Page::default();
         let survey =
             self.api.engine.ledger.survey(self.section.max_accounts, self.api.engine.now());
@@ -33,12 +44,7 @@ impl Metrics {
         }
         self.store(&mut page);
         self.connections(&mut page);
-        if let Some(told) = watchdog {
-            let (name, help) =
-                ("bursar_watchdog_answers", "Whether the watchdog answers; without it, no gpu.");
-            page.one(name, Kind::Gauge, help, u8::from(told.is_some()));
-            page.append(told.unwrap_or_default());
-        }
+        tell(&mut page, watchdog);
         page.end()
     }
 
@@ -167,4 +173,15 @@ fn leases(page: &mut Page, figures: &lease::Figures, survey: &Survey, mono_ms: i
     let help = "How long a round of the pump is overdue now.";
     let overdue = Seconds(overdue_ms.unsigned_abs().saturating_mul(1_000_000));
     page.one("bursar_pump_overdue_seconds", Kind::Gauge, help, overdue);
+}
+
+fn tell(page: &mut Page, watchdog: &Watchdog) {
+    let (answers, told) = match watchdog {
+        Watchdog::Off => return,
+        Watchdog::Silent => (0, ""),
+        Watchdog::Says(families) => (1, &**families),
+    };
+    let help = "Whether the watchdog answers; while not, nothing is known of GPUs and jobs.";
+    page.one("bursar_watchdog_answers", Kind::Gauge, help, answers);
+    page.append(told);
 }

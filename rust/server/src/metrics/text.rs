@@ -6,6 +6,8 @@ use std::fmt::{Display, Write};
 
 use super::counts::{BOUNDS, Spread};
 
+const TAKES_ALL: &str = "a string takes everything";
+
 /// What a family is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -122,7 +124,7 @@ impl Page {
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        self.text.write_fmt(line).expect("a string takes everything");
+        self.text.write_fmt(line).expect(TAKES_ALL);
         self.text.push('\n');
     }
 }
@@ -149,10 +151,11 @@ pub(super) fn older(page: &str) -> String {
             (Some("#"), Some("UNIT"), ..) | (Some("#"), Some("EOF"), None, None) => continue,
             (Some("#"), Some("TYPE"), Some(name), Some("counter")) => {
                 counter = name;
-                text.push_str(&format!("# TYPE {name}_total counter"));
+                write!(text, "# TYPE {name}_total counter").expect(TAKES_ALL);
             }
             (Some("#"), Some("HELP"), Some(name), help) if name == counter => {
-                text.push_str(&format!("# HELP {name}_total {}", help.unwrap_or_default()));
+                let help = help.unwrap_or_default();
+                write!(text, "# HELP {name}_total {help}").expect(TAKES_ALL);
             }
             _ => text.push_str(line),
         }
