@@ -206,7 +206,9 @@ def test_a_call_that_is_given_up_is_counted_as_cancelled(daemon: Scraped) -> Non
     with grpc.insecure_channel(
         daemon.target, options=[("grpc.default_authority", "localhost")]
     ) as channel:
-        count = channel.unary_unary(f"/bursar.v1.{method}")
+        count: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/bursar.v1.{method}"
+        )
         cancelled, asked, deadline = 0.0, 0, time.monotonic() + 30
         while not cancelled:
             assert time.monotonic() < deadline

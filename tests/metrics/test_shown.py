@@ -48,8 +48,8 @@ def known() -> dict[str, list[dict[str, str]]]:
             client.record("acme", tokens=3)
         page = daemon.scrape()
     found: dict[str, list[dict[str, str]]] = {}
-    for name, labels in page.samples():
-        found.setdefault(name, []).append(dict(labels))
+    for name, shown in page.samples():
+        found.setdefault(name, []).append(dict(shown))
     metered = {"acme": dict.fromkeys(figures._METERS, 1)}
     told = replace(_process_convert.listing(LISTING), metered=metered)
     assert told.watchdog.sample_time is not None

@@ -9,6 +9,7 @@ import types
 import pytest
 
 import bursar
+from bursar._log import Field, Level
 from bursar.daemon.config import Config
 from bursar.daemon.serve import run
 
@@ -67,7 +68,7 @@ def test_a_signal_drains_and_everything_is_told(
 ) -> None:
     lines: list[str] = []
 
-    def say(line: str, **_: object) -> None:
+    def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
         lines.append(line)
         if line.startswith("listening"):
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
@@ -120,7 +121,7 @@ def test_a_store_that_failed_is_told_once_and_again_at_the_end(
     server.failure, server.close_error = "the store failed: disk full", FakeCoreError()
     lines: list[str] = []
 
-    def say(line: str, **_: object) -> None:
+    def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
         lines.append(line)
         if line.startswith("the store failed"):
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
