@@ -96,7 +96,7 @@ class Sidecar:
 
     def _serves(self, said: int) -> bool:
         # Its socket takes connections earlier, while it still recovers, and then it may yet fail.
-        return b"bursar: listening on " in self._log_path.read_bytes()[said:]
+        return b"listening on " in self._log_path.read_bytes()[said:]
 
     def _end(self, number: signal.Signals) -> int:
         process, self._process = self._process, None

@@ -83,6 +83,12 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
     }
 
 
+def test_metrics_reach_the_core_where_they_are_served() -> None:
+    assert "metrics" not in core_of("[metrics]\nmax_accounts = 5")
+    expected = {"listen": "127.0.0.1:7413", "tls": False, "max_accounts": 1_000}
+    assert core_of('[metrics]\nlisten = "localhost:7413"')["metrics"] == expected
+
+
 def test_a_budget_becomes_integers_in_base_units() -> None:
     text = budget(
         'unit = "usd_nanos"\nperiod = "rolling:3600s"\nlimit = "25.00 USD"\n'
@@ -227,6 +233,10 @@ COMPLAINTS = [
     ('[server]\ntcp = "10.0.0.1:7411"', "can be reached from other hosts"),
     ('[access]\nmode = "enforce"\n[server]\ntcp = "10.0.0.1:1"', "takes TLS"),
     ("[proxy]\ntls = true", "there is no [server.tls] to take it from"),
+    ("[metrics]\ntls = true", "there is no [server.tls] to take it from"),
+    ('[metrics]\nlisten = "0.0.0.0:7413"', "which takes TLS ([server.tls], metrics.tls)"),
+    ("[metrics]\nmax_accounts = 10_001", "write an integer from 0 to 10_000"),
+    ('[log]\nformat = "xml"', 'write "text" or "json"'),
     ('[server.tls]\ncertificate = "a"\nkey = "b"', "no listener uses it"),
     ('[[access.certificate]]\ndns = "a"\nrole = "agent"', "set client_ca in [server.tls]"),
     ('[[access.certificate]]\nrole = "agent"', "write one of uri, dns and common_name"),

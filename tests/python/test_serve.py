@@ -9,6 +9,7 @@ import types
 import pytest
 
 import bursar
+from bursar._log import Field, Level
 from bursar.daemon.config import Config
 from bursar.daemon.serve import run
 
@@ -21,6 +22,7 @@ class FakeServer:
     addresses = ("unix:/run/x", "127.0.0.1:1")
     proxy_address: str | None = None
     dashboard_address: str | None = None
+    metrics_address: str | None = None
     recovery = "recovered 3 reservations"
     stopped = False
     shut_down = 0
@@ -66,7 +68,7 @@ def test_a_signal_drains_and_everything_is_told(
 ) -> None:
     lines: list[str] = []
 
-    def say(line: str) -> None:
+    def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
         lines.append(line)
         if line.startswith("listening"):
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
@@ -89,7 +91,7 @@ def test_a_server_that_stops_by_itself_is_an_error(
     monkeypatch.setattr("bursar.daemon.serve._CHECK_S", 0.01)
     server.stopped = True
     with pytest.raises(bursar.BursarError, match="stopped by itself"):
-        run(CONFIG, say=lambda _: None)
+        run(CONFIG, say=lambda *_, **__: None)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_a_server_that_cannot_start_says_why(
 ) -> None:
     server.error = error
     with pytest.raises(expected, match=message):
-        run(CONFIG, say=lambda _: None)
+        run(CONFIG, say=lambda *_, **__: None)
 
 
 def test_a_store_that_failed_is_told_once_and_again_at_the_end(
@@ -119,7 +121,7 @@ def test_a_store_that_failed_is_told_once_and_again_at_the_end(
     server.failure, server.close_error = "the store failed: disk full", FakeCoreError()
     lines: list[str] = []
 
-    def say(line: str) -> None:
+    def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
         lines.append(line)
         if line.startswith("the store failed"):
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()

@@ -143,7 +143,7 @@ class Suspicion:
         self.truth = Truth()
         self.truth.started_ms = self.truth.now_ms
         self.current: tuple[Case, Kept] | None = None
-        self.watchdog = Watchdog(Nowhere(), settings, journal_path=None, say=lambda _: None)  # type: ignore[arg-type]
+        self.watchdog = Watchdog(Nowhere(), settings, journal_path=None, say=lambda *_, **__: None)  # type: ignore[arg-type]
 
     @contextmanager
     def watching(self, patch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -15,9 +15,10 @@ from support.processes import BREACH_TIME, GIB, LISTING, FakeWatchdog, incident,
 from support.watched import Watched
 
 from bursar import _process_convert
-from bursar.cli import _metrics, cli
+from bursar.cli import cli
 from bursar.processes import Incident, Processes
 from bursar.v1 import process_pb2 as pr
+from bursar.watchdog import figures
 
 Found = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -35,7 +36,7 @@ def read(text: str) -> Found:
 
 def told(found: Processes, *incidents: Incident, after_s: float = 2.5) -> Found:
     now = BREACH_TIME + timedelta(seconds=after_s)
-    return read(_metrics.exposition(found, incidents, now=now))
+    return read(figures.exposition(found, incidents, now=now))
 
 
 def one(found: Found, name: str, /, **labels: str) -> float | None:
@@ -122,15 +123,15 @@ def test_an_account_has_its_memory_and_its_meters() -> None:
 
 def test_accounts_beyond_the_bound_are_summed() -> None:
     """The many that used least go together, and nothing is lost in the sum."""
-    count = _metrics.ACCOUNTS_MAX + 5
+    count = figures.ACCOUNTS_MAX + 5
     metered = {f"a/{n}": {"gpu_alloc_ms": n, "energy_mj": 1} for n in range(1, count + 1)}
-    figures = told(listing(processes=(), metered=metered | {"": {"gpu_alloc_ms": 0}}))
-    alloc = {key: value for key, value in figures.items() if key[0] == "bursar_gpu_alloc_ms_total"}
-    assert len(alloc) == _metrics.ACCOUNTS_MAX + 2
+    found = told(listing(processes=(), metered=metered | {"": {"gpu_alloc_ms": 0}}))
+    alloc = {key: value for key, value in found.items() if key[0] == "bursar_gpu_alloc_ms_total"}
+    assert len(alloc) == figures.ACCOUNTS_MAX + 2
     assert sum(alloc.values()) == sum(range(1, count + 1))
-    assert one(figures, "alloc_ms_total", account="…other") == 1 + 2 + 3 + 4 + 5
-    assert one(figures, "energy_mj_total", account="…other") == 5
-    assert one(figures, "alloc_ms_total", account=f"a/{count}") == count
+    assert one(found, "alloc_ms_total", account="…other") == 1 + 2 + 3 + 4 + 5
+    assert one(found, "energy_mj_total", account="…other") == 5
+    assert one(found, "alloc_ms_total", account=f"a/{count}") == count
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "a\\nb", '\\"', "a{b}=1,", "naïve\x1b[2J"])

@@ -48,7 +48,7 @@ class Desk:
         self.publish_process_event = self.events.append
         self.answered: Any = None
         self.within = ""
-        self.dog = Watchdog(self, Settings(), journal_path=None, say=lambda _: None)  # type: ignore[arg-type]
+        self.dog = Watchdog(self, Settings(), journal_path=None, say=lambda *_, **__: None)  # type: ignore[arg-type]
         self.dog._open()
         self.service = Service(self.dog, self)  # type: ignore[arg-type]
 

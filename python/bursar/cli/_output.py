@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from bursar._log import Field, Level
 from bursar.models import Balance, Budget, Period, Threshold, Verdict
 from bursar.units import format_amount, show_amount, show_used
 
@@ -64,7 +65,7 @@ def safe(text: str) -> str:
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
-def say(line: str) -> None:
+def say(line: str, /, *, level: Level = "info", **fields: Field) -> None:  # noqa: ARG001 -- text has none
     """Says what happened in one line on stderr, whatever it was that somebody chose in it."""
     click.echo(f"bursar: {safe(line)}", err=True)
 

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 import bursar
+from bursar._log import Say
 from bursar.cli._output import say
 from bursar.daemon.config import ConfigError
 from bursar.exceptions import (
@@ -72,10 +73,10 @@ def exit_code(error: BursarError) -> int:
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
 
 
-def fail(error: BursarError) -> NoReturn:
+def fail(error: BursarError, *, say: Say = say) -> NoReturn:
     """Says on stderr what went wrong and exits with its code."""
     for line in str(error).splitlines() or [type(error).__name__]:
-        say(line)
+        say(line, level="error", event="failed")
     sys.exit(exit_code(error))
 
 

@@ -56,7 +56,12 @@ def summary(config: Config) -> list[str]:
 def _guards(config: Config) -> list[str]:
     """How listeners that others may reach are guarded."""
     lines = []
-    for name, section in (("proxy", config.proxy), ("dashboard", config.dashboard)):
+    beside = (
+        ("proxy", config.proxy),
+        ("dashboard", config.dashboard),
+        ("metrics", config.metrics),
+    )
+    for name, section in beside:
         if section.listen:
             lines.append(f"{name}: {section.listen} ({'TLS' if section.tls else 'no TLS'})")
     if (tls_section := config.server.tls) is not None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import click
 
 import bursar
-from bursar.cli._metrics import exposition
 from bursar.cli._output import (
     Cell,
     echo_json,
@@ -34,6 +33,7 @@ from bursar.processes import (
     WatchdogStatus,
 )
 from bursar.units import show_amount, show_duration
+from bursar.watchdog.figures import exposition
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -59,9 +59,13 @@ def unguarded(config: "Config") -> list[Problem]:
     """What keeps listeners from being safe where they can be reached from."""
     tls = config.server.tls is not None
     problems = []
-    beside = (("proxy", config.proxy), ("dashboard", config.dashboard))
+    beside = (
+        ("proxy", config.proxy),
+        ("dashboard", config.dashboard),
+        ("metrics", config.metrics),
+    )
     if tls and config.server.tcp is None and not any(one.tls for _, one in beside):
-        text = "no listener uses it: set server.tcp, proxy.tls or dashboard.tls"
+        text = "no listener uses it: set server.tcp, or tls in [proxy], [dashboard] or [metrics]"
         problems.append(Problem("server.tls", text))
     for name, section in beside:
         if section.tls and not tls:

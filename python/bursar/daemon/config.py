@@ -2,8 +2,9 @@
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
 rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy,
-`_dashboard` the page, `_listen` what guards a listener. `_explain` turns what is wrong into
-sentences. Relative paths are relative to the configuration file's folder.
+`_dashboard` the page, `_metrics` what the sidecar tells of itself, `_listen` what guards a
+listener. `_explain` turns what is wrong into sentences. Relative paths are relative to the
+configuration file's folder.
 """
 
 import json
@@ -19,6 +20,7 @@ from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._dashboard import DashboardSection
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
+from bursar.daemon._metrics import LogSection, MetricsSection
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._proxy import ProxySection
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
@@ -262,6 +264,10 @@ class Config(Section):
     dashboard: DashboardSection = Field(
         default_factory=DashboardSection, description="the page in a browser"
     )
+    metrics: MetricsSection = Field(
+        default_factory=MetricsSection, description="the endpoint for Prometheus"
+    )
+    log: LogSection = Field(default_factory=LogSection, description="how events are written")
     runaway: RunawaySection = Field(
         default_factory=RunawaySection, description="what is a runaway, and what follows"
     )
@@ -376,6 +382,8 @@ class Config(Section):
                 core["proxy"] = self.proxy.to_core()
             if self.dashboard.listen is not None:
                 core["dashboard"] = self.dashboard.to_core()
+            if self.metrics.listen is not None:
+                core["metrics"] = self.metrics.model_dump()
         return json.dumps(core)
 
     def _listen_to_core(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from bursar._errors import from_core
+from bursar._log import Say
 from bursar.daemon._notify import Manager
 from bursar.daemon.config import Config
 from bursar.exceptions import BursarError
@@ -30,14 +31,14 @@ _CROWDED_S: Final = 60.0  # how often it is told at most that connections find n
 def run(
     config: Config,
     *,
-    say: Callable[[str], None],
+    say: Say,
     ready: "Callable[[Server], None] | None" = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Call it from the main thread.
 
     Args:
         config: The configuration.
-        say: Takes each line of what happened.
+        say: Takes each event.
         ready: Called once, when calls are answered.
 
     Raises:
@@ -53,37 +54,49 @@ def run(
     with _signals(signals) as wakeup:
         with _translated():
             server = _core.Server(config.to_core_json())
-        say(server.recovery)
+        say(server.recovery, event="recovered")
         try:
             with _translated():
                 watchdog = _watch(config, server, say)
         except BursarError:
             server.shutdown()
             raise
-        if server.proxy_address is not None:
-            scheme = "https" if config.proxy.tls else "http"
-            say(f"proxy on {scheme}://{server.proxy_address}/v1")
-        if server.dashboard_address is not None:
-            scheme = "https" if config.dashboard.tls else "http"
-            say(f"dashboard on {scheme}://{server.dashboard_address}/")
-        say(f"listening on {', '.join(server.addresses)}")
+        _tell_listeners(config, server, say)
         manager = Manager.of_environment()
         manager.ready()
         if ready is not None:
             ready(server)
         name = _wait(server, wakeup, manager, say)
         manager.stopping()
-        say(f"{name}: draining for at most {config.server.drain_timeout / 1000:g} s")
+        longest_s = config.server.drain_timeout / 1000
+        say(f"{name}: draining for at most {longest_s:g} s", event="draining", signal=name)
         started = time.monotonic()
         if watchdog is not None:
             watchdog.stop()
         with _translated():
             server.shutdown()
         server.wait(None)
-        say(f"drained after {time.monotonic() - started:.2f} s; holds are kept")
+        took_s = round(time.monotonic() - started, 2)
+        say(f"drained after {took_s:.2f} s; holds are kept", event="drained", took_s=took_s)
 
 
-def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Watchdog | None":
+def _tell_listeners(config: Config, server: "Server", say: Say) -> None:
+    """Says where callers may come; in the end the daemon's own addresses."""
+    others = (
+        ("proxy", server.proxy_address, config.proxy.tls, "/v1"),
+        ("dashboard", server.dashboard_address, config.dashboard.tls, "/"),
+        ("metrics", server.metrics_address, config.metrics.tls, "/metrics"),
+    )
+    for name, address, has_tls, path in others:
+        if address is not None:
+            url = f"{'https' if has_tls else 'http'}://{address}{path}"
+            say(f"{name} on {url}", event="listening", listener=name, addresses=[url])
+    addresses = server.addresses
+    line = f"listening on {', '.join(addresses)}"
+    say(line, event="listening", listener="grpc", addresses=addresses)
+
+
+def _watch(config: Config, server: "Server", say: Say) -> "Watchdog | None":
     """Starts the watchdog, unless it is switched off."""
     if config.watchdog.mode == "off":
         return None
@@ -100,7 +113,7 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
     return watchdog
 
 
-def _wait(server: "Server", wakeup: int, manager: Manager, say: Callable[[str], None]) -> str:
+def _wait(server: "Server", wakeup: int, manager: Manager, say: Say) -> str:
     """Returns the name of the signal that ends it; says what else happens meanwhile.
 
     It takes over new certificates. That the store has failed is said once; that connections find
@@ -116,13 +129,15 @@ def _wait(server: "Server", wakeup: int, manager: Manager, say: Callable[[str], 
         if server.wait(0):
             raise BursarError("the server stopped by itself; the lines above say why")
         if failure is None and (failure := server.failure) is not None:
-            say(f"{failure}; until then only reads are answered")
+            text = f"{failure}; until then only reads are answered"
+            say(text, level="error", event="store_failed")
             manager.status(failure)
         if (count := server.turned_away) > told and time.monotonic() >= quiet_until:
-            say(f"{count - told} connections were closed at once: {_FULL}")
+            text = f"{count - told} connections were closed at once: {_FULL}"
+            say(text, level="warning", event="turned_away", count=count - told)
             told, quiet_until = count, time.monotonic() + _CROWDED_S
         if (news := server.refresh_tls()) is not None:
-            say(news)
+            say(news, event="tls")
         if failure is None:  # a restart is what helps, so the manager hears no more of it
             manager.alive()
 

@@ -10,10 +10,10 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from bursar._embedded import call_core
+from bursar._log import Level, Say
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups
 from bursar.watchdog.attribution import Attributor
@@ -54,6 +54,11 @@ _NAMESPACE: Final = (
     "the sidecar is not in the host's pid namespace, and NVML's pids are the host's: nobody's "
     "processes are known on the GPUs, and only registered jobs are enforced"
 )
+_TOLD: Final[dict[pb.WatchProcessesResponse.Kind, tuple[Level, str]]] = {
+    pb.WatchProcessesResponse.KIND_ALARM: ("warning", "alarm"),
+    pb.WatchProcessesResponse.KIND_WATCHDOG: ("info", "watchdog"),
+    pb.WatchProcessesResponse.KIND_SOFT_LIMIT: ("warning", "soft_limit"),
+}
 _HEALTH: Final = {
     Health.WATCHING: pb.Watchdog.STATE_WATCHING,
     Health.NO_NVML: pb.Watchdog.STATE_NO_NVML,
@@ -73,7 +78,7 @@ class Watchdog:
         server: The running server.
         settings: How it behaves.
         journal_path: Where the journal is; None: nothing outlives this process.
-        say: Takes each line for the daemon's log.
+        say: Takes each event for the daemon's log.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class Watchdog:
         settings: Settings,
         *,
         journal_path: str | None,
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         self.settings = settings
         self._server = server
@@ -114,7 +119,8 @@ class Watchdog:
             except Exception as error:  # noqa: BLE001 -- whatever it was, jobs must be watched
                 if time.monotonic() - began_s > _RESTART_MAX_S:
                     pause_s = _RESTART_FIRST_S
-                self._say(f"the watchdog has failed and starts again in {pause_s:g} s: {error!r}")
+                text = f"the watchdog has failed and starts again in {pause_s:g} s: {error!r}"
+                self._say(text, level="error", event="watchdog_failed")
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, _RESTART_MAX_S)
 
@@ -196,13 +202,19 @@ class Watchdog:
         if event.kind == pb.WatchProcessesResponse.KIND_INCIDENT:
             state = pb.Incident.State.Name(incident.state).removeprefix("STATE_")
             whose = f"{incident.account} ({incident.job_name})"
-            self._say(f"incident {incident.id} of {whose}: {state}: {event.detail}")
-        elif event.kind in (
-            pb.WatchProcessesResponse.KIND_ALARM,
-            pb.WatchProcessesResponse.KIND_WATCHDOG,
-            pb.WatchProcessesResponse.KIND_SOFT_LIMIT,
-        ):
-            self._say(f"watchdog: {event.detail}")
+            self._say(
+                f"incident {incident.id} of {whose}: {state}: {event.detail}",
+                level="warning",
+                event="incident",
+                incident=incident.id,
+                account=incident.account,
+                job=incident.job,
+                job_name=incident.job_name,
+                state=state,
+            )
+        elif event.kind in _TOLD:
+            level, name = _TOLD[event.kind]
+            self._say(f"watchdog: {event.detail}", level=level, event=name, account=event.account)
 
     def _alarm(self, detail: str, account: str = "", *, once: str = "") -> None:
         """Tells of something that a person should look at; `once` names what is said only once."""

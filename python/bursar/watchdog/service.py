@@ -4,15 +4,18 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
+from bursar import _process_convert
 from bursar.exceptions import BursarError
 from bursar.units import UNITS
 from bursar.v1 import ledger_pb2 as lg
 from bursar.v1 import process_pb2 as pb
 from bursar.watchdog import cgroups, signals
+from bursar.watchdog.figures import exposition
 from bursar.watchdog.jobs import JOBS_MAX, Kept
 from bursar.watchdog.loop import Watchdog, boot_ms
 from bursar.watchdog.processes import Held, ancestors, command_of, uid_of
@@ -77,9 +80,13 @@ class Service:
         self, number: int, method: str, request: bytes, peer: Peer | None, by: tuple[str, str]
     ) -> None:
         """Answers one call, whatever it is."""
-        kind, answer = self._methods[method]
         try:
-            body = answer(kind.FromString(request), Caller(peer, *by))
+            if method == "Figures":
+                body = self._figures()
+            else:
+                kind, answer = self._methods[method]
+                called = answer(kind.FromString(request), Caller(peer, *by))
+                body = called.SerializeToString()
         except Refused as refused:
             self._fail(number, refused.reason, str(refused), refused.metadata)
         except BursarError as error:
@@ -90,7 +97,7 @@ class Service:
             message = f"the watchdog's journal cannot be read: {error}"
             self._fail(number, "STORE_UNAVAILABLE", message, {})
         else:
-            self._server.answer_process_call(number, body.SerializeToString())
+            self._server.answer_process_call(number, body)
 
     def _fail(self, number: int, reason: str, message: str, metadata: Mapping[str, str]) -> None:
         self._server.fail_process_call(number, reason, message, dict(metadata))
@@ -208,7 +215,17 @@ class Service:
         books.retire(job.account)
         return over.refusal
 
+    def _figures(self) -> bytes:
+        """Everything as OpenMetrics text, for the daemon's page."""
+        found = _process_convert.listing(self._listed(""))
+        latest, _ = self._watchdog.journal.incidents("", "", None, _PAGE[1])
+        incidents = map(_process_convert.incident, latest)
+        return exposition(found, incidents, now=datetime.now(UTC)).encode()
+
     def _list(self, request: pb.ListProcessesRequest, _: Caller) -> pb.ListProcessesResponse:
+        return self._listed(request.account)
+
+    def _listed(self, within: str) -> pb.ListProcessesResponse:
         watchdog, gpus = self._watchdog, self._watchdog.gpus
         answer = pb.ListProcessesResponse(watchdog=watchdog.status())
         sample = gpus.view.sample
@@ -240,7 +257,7 @@ class Service:
         for account, totals in watchdog.booking.totals.items():
             amounts = [lg.Amount(unit=meter, value=total) for meter, total in totals.items()]
             answer.metered.append(pb.MeteredAccount(account=account, amounts=amounts))
-        return _within(answer, request.account)
+        return _within(answer, within)
 
     def _shown(self, pid: int) -> pb.Process:
         whose = self._watchdog.gpus.whose.get(pid)

@@ -11,7 +11,7 @@ use crate::period::{Calendar, Period};
 use crate::sync::Mutex;
 use crate::unit::Unit;
 use crate::verdict::Threshold;
-use crate::window::{Overflow, Window};
+use crate::window::{Overflow, Standing, Window};
 
 /// What names a budget; never changes.
 #[derive(Debug)]
@@ -104,6 +104,19 @@ impl Budget {
         let window = Arc::new(Window::new(id, info, bounds, limit, thresholds, changes));
         state.current = Some(Arc::clone(&window));
         window
+    }
+
+    /// The words of the window that contains `now_ms`, which is not opened for that.
+    pub(crate) fn standing(&self, now_ms: i64) -> Standing {
+        let (current, limit) = {
+            let state = self.state.lock();
+            (state.current.clone(), state.terms.limit)
+        };
+        let Some(window) = current.filter(|window| now_ms < window.end_ms) else {
+            return Standing { limit, held: 0, spent: 0, remaining: limit };
+        };
+        window.roll(now_ms);
+        window.standing()
     }
 
     /// The newest window, if there has been one.

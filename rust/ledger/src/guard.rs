@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use foldhash::fast::FixedState;
 use parking_lot::Mutex;
@@ -123,7 +123,11 @@ pub struct Found {
 
 /// The newest findings.
 #[derive(Debug, Default)]
-pub(crate) struct Findings(Mutex<VecDeque<Found>>);
+pub(crate) struct Findings {
+    kept: Mutex<VecDeque<Found>>,
+    /// All there were, by rule.
+    counts: [AtomicU64; Rule::ALL.len()],
+}
 
 /// Whether a call is to be degraded, or why it is refused.
 pub(crate) type Looked = Result<bool, Box<Refusal>>;
@@ -316,8 +320,13 @@ impl<J: Journal> Ledger<J> {
 
     /// The findings after one of them (0: all that are kept), oldest first.
     pub fn findings(&self, after: u64) -> Vec<Found> {
-        let kept = self.findings.0.lock();
+        let kept = self.findings.kept.lock();
         kept.iter().filter(|found| found.sequence > after).cloned().collect()
+    }
+
+    /// How many findings there were by a rule, since this ledger was opened.
+    pub fn found(&self, rule: Rule) -> u64 {
+        self.findings.counts[rule as usize].load(Ordering::Relaxed)
     }
 
     /// How many accounts have counts at the moment.
@@ -329,7 +338,8 @@ impl<J: Journal> Ledger<J> {
 
 impl Findings {
     fn push(&self, found: Found) {
-        let mut kept = self.0.lock();
+        self.counts[found.finding.rule as usize].fetch_add(1, Ordering::Relaxed);
+        let mut kept = self.kept.lock();
         let sequence = kept.back().map_or(0, |last| last.sequence) + 1;
         if kept.len() == FINDINGS {
             kept.pop_front();

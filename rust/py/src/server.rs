@@ -54,6 +54,12 @@ impl PyServer {
         self.running.dashboard_address().map(|address| address.to_string())
     }
 
+    /// Where metrics are served, if they are.
+    #[getter]
+    fn metrics_address(&self) -> Option<String> {
+        self.running.metrics_address().map(|address| address.to_string())
+    }
+
     #[getter]
     fn recovery(&self) -> String {
         self.running.engine().recovery().to_owned()

@@ -66,17 +66,21 @@ impl Engine {
                     refusal: None,
                 };
                 // A repeat's hold is older than this call and not this call's to undo.
-                let hold = Some(granted.view.id).filter(|_| granted.ticket != u64::MAX);
+                let again = granted.ticket == u64::MAX;
+                self.reserves.granted(again);
+                let hold = Some(granted.view.id).filter(|_| !again);
                 Answer { hold, ..Answer::new(body, granted.ticket) }
             }
             Admission::Refused(refusal, scope) => {
                 let short = refusal.unit.map_or(Amounts::ZERO, |unit| Amounts::of(unit, 1));
+                let told = convert::refusal(&refusal);
+                self.reserves.refused(told.reason());
                 let body = v1::ReserveResponse {
                     verdict: v1::Verdict::Stop.into(),
                     balances: balances(&scope, &short),
                     advice: scope.advice().map(convert::advice),
                     reservation: None,
-                    refusal: Some(convert::refusal(&refusal)),
+                    refusal: Some(told),
                 };
                 // What was found, and a freeze, is kept like any other change.
                 let found = matches!(refusal.reason, RefusalReason::Runaway(_));

@@ -23,3 +23,18 @@ impl Clock {
         Now { wall_ms: ms(wall), mono_ms: ms(self.start.elapsed()) }
     }
 }
+
+/// When something began, to tell how long it took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Began(Instant);
+
+#[expect(clippy::disallowed_methods, reason = "this is the place that reads the clocks")]
+impl Began {
+    pub(crate) fn now() -> Began {
+        Began(Instant::now())
+    }
+
+    pub(crate) fn took_ns(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}

@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::access::AccessSection;
 use crate::dashboard::DashboardSection;
+use crate::metrics::MetricsSection;
 use crate::proxy::ProxySection;
 use crate::tls::TlsSection;
 
@@ -49,6 +50,9 @@ pub struct Config {
     /// The dashboard; absent: none.
     #[serde(default)]
     pub(crate) dashboard: Option<DashboardSection>,
+    /// Where metrics are served; absent: nowhere.
+    #[serde(default)]
+    pub(crate) metrics: Option<MetricsSection>,
     /// Bounds.
     pub limits: Limits,
     /// Times.

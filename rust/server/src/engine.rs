@@ -19,6 +19,7 @@ use crate::config::{Config, ConfigError, Durability, Reservations, StoreSection}
 use crate::durable::{Durable, StoreJournal};
 use crate::error::ApiError;
 use crate::meters::Meters;
+use crate::metrics::Reserves;
 use crate::owner;
 
 /// How often time's own work is done: expiry, and the floor of what was used.
@@ -79,6 +80,7 @@ pub struct Engine {
     /// Ended reservations that were fetched back from the store, by sequence.
     pub(crate) recalled: Mutex<HashMap<u64, ReservationId>>,
     pub(crate) max_leases: usize,
+    pub(crate) reserves: Reserves,
     /// Pid and start time of the processes that NVML lists.
     gpu_processes: Mutex<HashSet<(u32, u64)>>,
     clock: Clock,
@@ -118,6 +120,7 @@ impl Engine {
             store_id,
             recalled: Mutex::default(),
             max_leases: config.limits.max_leases,
+            reserves: Reserves::default(),
             gpu_processes: Mutex::default(),
             clock,
             recovery,

@@ -32,6 +32,8 @@ mod listen;
 mod maker;
 mod meter;
 mod meters;
+mod metrics;
+mod others;
 mod owner;
 mod peer;
 mod process;

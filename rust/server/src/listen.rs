@@ -233,6 +233,11 @@ impl Places {
         Arc::new(Places { most, spare, taken, turned_away: AtomicU64::new(0) })
     }
 
+    /// How many are taken.
+    pub(crate) fn open(&self) -> usize {
+        self.taken.lock().0
+    }
+
     /// How many found none.
     pub(crate) fn turned_away(&self) -> u64 {
         self.turned_away.load(Ordering::Relaxed)

@@ -39,7 +39,7 @@ const MAX_BEHIND: usize = 1024;
 pub struct ProcessCall {
     /// Names the call in the answer.
     pub id: u64,
-    /// As in `ProcessService/ListProcesses`.
+    /// As in `ProcessService/ListProcesses`; `Figures` is the daemon's own (see `Processes::figures`).
     pub method: &'static str,
     /// The encoded request.
     pub request: Vec<u8>,
@@ -52,7 +52,7 @@ pub struct ProcessCall {
 }
 
 type Event = Arc<v1::WatchProcessesResponse>;
-type Reply = Result<Vec<u8>, ApiError>;
+pub(crate) type Reply = Result<Vec<u8>, ApiError>;
 
 /// What lies between the service and the watchdog.
 #[derive(Debug, Default)]
@@ -131,6 +131,16 @@ impl Processes {
         state.phase = Phase::Closed;
         state.calls.clear();
         self.arrived.notify_all();
+    }
+
+    /// The watchdog's own figures, as OpenMetrics text; `None`: there is no watchdog.
+    pub(crate) async fn figures(&self, within: Duration) -> Option<Reply> {
+        if matches!(self.state.lock().phase, Phase::Off) {
+            return None;
+        }
+        let (method, request, by) = ("Figures", Vec::new(), "the metrics".into());
+        let call = ProcessCall { id: 0, method, request, caller: None, by, within: "".into() };
+        Some(self.ask(call, within).await)
     }
 
     /// Puts a call where the watchdog finds it, and waits for the answer.

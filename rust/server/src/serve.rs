@@ -17,7 +17,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
-use crate::dashboard::{Dashboard, DashboardSection};
 use crate::engine::{Engine, OpenError};
 use crate::grpc::Api;
 use crate::handed::Handed;
@@ -25,9 +24,10 @@ use crate::health;
 use crate::history::Watches;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
-use crate::listen::{Accepted, Beside, Door, Guard, Lane, Listeners, Places, adopted, until};
+use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
+use crate::metrics::{Calls, Timed};
+use crate::others::{Addresses, Others};
 use crate::process::Processes;
-use crate::proxy::{self, Proxy, ProxySection};
 use crate::tls::Tls;
 use crate::v1::access_service_server::AccessServiceServer;
 use crate::v1::account_service_server::AccountServiceServer;
@@ -51,8 +51,7 @@ pub struct Running {
     processes: Arc<Processes>,
     places: Arc<Places>,
     addresses: Vec<String>,
-    proxy_address: Option<SocketAddr>,
-    dashboard_address: Option<SocketAddr>,
+    others: Addresses,
     /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     tls: Option<Arc<Tls>>,
@@ -73,12 +72,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
-    let (section, page) = (config.proxy.clone(), config.dashboard.clone());
-    let mut beside = |beside: Option<Beside<'_>>| {
-        beside.map(|beside| beside.bind(&guard, &mut handed)).transpose()
-    };
-    let proxy_listener = beside(section.as_ref().map(ProxySection::beside))?;
-    let page_listener = beside(page.as_ref().map(DashboardSection::beside))?;
+    let others = Others::bind(&config, &guard, &mut handed)?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
     access.recall_reserved(&engine);
@@ -94,7 +88,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
     let (processes, watches) = (Arc::<Processes>::default(), Arc::<Watches>::default());
-    let room = Room::new(listen.max_message_bytes);
+    let (room, mut calls) = (Room::new(listen.max_message_bytes), Calls::default());
     let api = Api {
         engine: Arc::clone(&engine),
         access: Arc::clone(&access),
@@ -105,29 +99,20 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = api.clone();
         let (listen, door) = (listen.clone(), door.take());
-        let bounded = Bounded(Arc::clone(&room));
-        let run = move || run_thread(door, incoming, api, bounded, &listen);
+        let timed = Timed(others.has_metrics().then(|| calls.shard()));
+        let layers = (timed, Bounded(Arc::clone(&room)));
+        let run = move || run_thread(door, incoming, api, layers, &listen);
         threads.push(thread(format!("bursar-{number}"), run)?);
     }
-    let proxy_address = address_of(proxy_listener.as_ref());
-    let dashboard_address = address_of(page_listener.as_ref());
-    if let (Some(listener), Some(section)) = (page_listener, page) {
-        let page = Dashboard::new(api, section, tls.clone());
-        threads.push(thread("bursar-page".into(), move || page.run(listener))?);
-    }
-    if let (Some(listener), Some(section)) = (proxy_listener, section) {
-        let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section, tls.clone())?;
-        let run = move || proxy::run(listener, &proxy, &draining);
-        threads.push(thread("bursar-proxy".into(), run)?);
-    }
+    let (of_others, leases) = (others.addresses(), desk.as_ref().map(Desk::figures));
+    threads.extend(others.start(&api, tls.as_ref(), calls, leases, &places)?);
     Ok(Running {
         engine,
         desk,
         processes,
         places,
         addresses,
-        proxy_address,
-        dashboard_address,
+        others: of_others,
         unix,
         tls,
         drain,
@@ -136,17 +121,13 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     })
 }
 
-fn thread(
+pub(crate) fn thread(
     name: String,
     run: impl FnOnce() + Send + 'static,
 ) -> Result<std::thread::JoinHandle<()>, OpenError> {
     let what = format!("the thread {name}");
     let started = std::thread::Builder::new().name(name).spawn(run);
     started.map_err(|error| OpenError::Io(what, error))
-}
-
-fn address_of(listener: Option<&std::net::TcpListener>) -> Option<SocketAddr> {
-    listener?.local_addr().ok()
 }
 
 /// A core file would hold tokens, keys and prompts. One byte: too small for a file, and what the kernel
@@ -179,12 +160,17 @@ impl Running {
 
     /// Where the proxy listens, if there is one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
-        self.proxy_address
+        self.others.proxy
     }
 
     /// Where the dashboard listens, if there is one.
     pub fn dashboard_address(&self) -> Option<SocketAddr> {
-        self.dashboard_address
+        self.others.dashboard
+    }
+
+    /// Where metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.others.metrics
     }
 
     /// How many connections found no place.
@@ -253,7 +239,7 @@ fn run_thread(
     door: Option<Door>,
     incoming: mpsc::Receiver<Accepted>,
     api: Api,
-    bounded: Bounded,
+    (timed, bounded): (Timed, Bounded),
     listen: &Listen,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -284,6 +270,7 @@ fn run_thread(
             .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .layer(timed)
             .layer(bounded)
             .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))

@@ -1,12 +1,13 @@
 //! A listener of HTTP/1: its connections, how many there are, how long one may be silent, and how they
 //! end when the daemon drains.
 //!
-//! `proxy` and `dashboard` answer what comes in by it. What a request says is not read here.
+//! `proxy`, `dashboard` and `metrics` answer what comes in by it. What a request says is not read here.
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
 use crate::connection::Socket;
@@ -34,7 +35,41 @@ pub(crate) struct Web {
     pub(crate) tls: Option<Arc<Tls>>,
     /// How long a client may take for the head of a request, and to take a part of the answer.
     pub(crate) patience: Duration,
-    pub(crate) max_connections: usize,
+    pub(crate) seats: Arc<Seats>,
+}
+
+/// The connections that there may be.
+#[derive(Debug)]
+pub(crate) struct Seats {
+    all: u32,
+    free: Arc<Semaphore>,
+    turned_away: AtomicU64,
+}
+
+impl Seats {
+    pub(crate) fn new(all: usize) -> Arc<Seats> {
+        let all = u32::try_from(all).unwrap_or(u32::MAX);
+        let free = Arc::new(Semaphore::new(all as usize));
+        Arc::new(Seats { all, free, turned_away: AtomicU64::new(0) })
+    }
+
+    /// How many there are.
+    pub(crate) fn open(&self) -> usize {
+        (self.all as usize).saturating_sub(self.free.available_permits())
+    }
+
+    /// How many found no seat.
+    pub(crate) fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        let seat = Arc::clone(&self.free).try_acquire_owned().ok();
+        if seat.is_none() {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
+        seat
+    }
 }
 
 impl Web {
@@ -50,20 +85,12 @@ impl Web {
         F: Future<Output = Response<Reply>> + Send + 'static,
     {
         let Ok(listener) = TcpListener::from_std(listener) else { return };
-        let most = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        let places = Arc::new(Semaphore::new(most as usize));
-        let accepting = self.accept(listener, &places, draining, answer);
-        until(draining.clone(), accepting).await;
-        let _all_ended = places.acquire_many(most).await;
+        until(draining.clone(), self.accept(listener, draining, answer)).await;
+        let _all_ended = self.seats.free.acquire_many(self.seats.all).await;
     }
 
-    async fn accept<A, F>(
-        &self,
-        listener: TcpListener,
-        places: &Arc<Semaphore>,
-        draining: &watch::Receiver<bool>,
-        answer: A,
-    ) where
+    async fn accept<A, F>(&self, listener: TcpListener, draining: &watch::Receiver<bool>, answer: A)
+    where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Reply>> + Send + 'static,
     {
@@ -73,12 +100,12 @@ impl Web {
                 continue;
             };
             // One more than allowed is closed at once: its caller learns of it and does not wait.
-            let Ok(place) = Arc::clone(places).try_acquire_owned() else { continue };
+            let Some(seat) = self.seats.take() else { continue };
             let _slower_without = stream.set_nodelay(true);
             let (web, draining, answer) = (self.clone(), draining.clone(), answer.clone());
             tokio::spawn(async move {
                 web.serve(stream, draining, answer).await;
-                drop(place);
+                drop(seat);
             });
         }
     }

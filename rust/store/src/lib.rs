@@ -59,4 +59,4 @@ pub use reader::{Cursor, EntryFilter, EntryRow, Reader};
 pub use recovery::{Case, Database, Decision, Join, Log, Observed, decide};
 pub use scan::{Scan, SegmentFound, Spot};
 pub use spending::Apart;
-pub use store::Store;
+pub use store::{Figures, Store};

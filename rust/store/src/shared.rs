@@ -31,6 +31,9 @@ pub(crate) struct Shared {
     pub(crate) imported: AtomicU64,
     /// The bytes of the log that are imported, of those written in this session.
     pub(crate) imported_bytes: AtomicU64,
+    /// How often the log was synced, and how long that took in all.
+    pub(crate) syncs: AtomicU64,
+    pub(crate) sync_ns: AtomicU64,
     pub(crate) listener: Mutex<Option<Arc<Listener>>>,
     /// How many wait for the import.
     hurried: AtomicU32,
@@ -78,6 +81,8 @@ impl Shared {
             synced: AtomicU64::new(last),
             imported: AtomicU64::new(last),
             imported_bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            sync_ns: AtomicU64::new(0),
             listener: Mutex::new(None),
             hurried: AtomicU32::new(0),
             bell: Mutex::new(Wanted::default()),

@@ -33,6 +33,21 @@ pub struct Store {
     _lock: Lock,
 }
 
+/// What a store has done since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figures {
+    /// The bytes written to the log.
+    pub written_bytes: u64,
+    /// Those that are not in the database yet, and their records.
+    pub backlog_bytes: u64,
+    /// See `backlog_bytes`.
+    pub backlog_records: u64,
+    /// How often the log was brought to the disk, and how long that took in all.
+    pub syncs: u64,
+    /// See `syncs`.
+    pub sync_ns: u64,
+}
+
 /// Who syncs and imports: the caller, where there are no threads.
 struct Background {
     importing: Arc<Mutex<Importing>>,
@@ -143,6 +158,19 @@ impl Store {
     /// The last sequence that is known to be on the disk. In memory durability: that is written.
     pub fn synced(&self) -> u64 {
         self.shared.importable()
+    }
+
+    /// What it has done in this session.
+    pub fn figures(&self) -> Figures {
+        let shared = &self.shared;
+        let imported = shared.imported.load(Ordering::Acquire);
+        Figures {
+            written_bytes: shared.log.written_bytes(),
+            backlog_bytes: shared.backlog(),
+            backlog_records: self.written().saturating_sub(imported),
+            syncs: shared.syncs.load(Ordering::Relaxed),
+            sync_ns: shared.sync_ns.load(Ordering::Relaxed),
+        }
     }
 
     /// Why the store takes nothing more, if so.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bursar_ledger::canary;
 
@@ -62,6 +62,8 @@ pub(crate) fn sync(shared: &Shared) -> Result<bool, StoreError> {
         segment.synced.load(Ordering::Acquire) < *offset
     };
     let unsynced: Vec<_> = ends.filter(behind).collect();
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is told, and decides nothing")]
+    let began = Instant::now();
     for (segment, ..) in &unsynced {
         segment.sync_data()?;
     }
@@ -77,6 +79,9 @@ pub(crate) fn sync(shared: &Shared) -> Result<bool, StoreError> {
     for segment in mark.segments.iter().filter(|_| nameless) {
         segment.durable.store(true, Ordering::Release);
     }
+    shared.syncs.fetch_add(1, Ordering::Relaxed);
+    let took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    shared.sync_ns.fetch_add(took_ns, Ordering::Relaxed);
     // Release pairs with the import: what it reads up to here is on the disk.
     shared.synced.store(mark.seq, Ordering::Release);
     shared.ring();

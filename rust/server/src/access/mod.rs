@@ -296,6 +296,14 @@ impl Caller {
         Err(self.not_allowed(&format!("has no say over {account}")))
     }
 
+    /// Whether it may read of the daemon as a whole: observers and operators of all accounts.
+    pub(crate) fn may_oversee(&self) -> Result<(), ApiError> {
+        match self.role {
+            Role::Agent => Err(self.not_allowed("may not read of the whole daemon")),
+            Role::Observer | Role::Operator => self.may(Act::Read, ""),
+        }
+    }
+
     /// Whether its role allows this at all.
     pub(crate) fn may_act(&self, act: Act) -> Result<(), ApiError> {
         match (self.role, act) {

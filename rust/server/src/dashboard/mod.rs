@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::grpc::Api;
 use crate::listen::Beside;
 use crate::tls::Tls;
-use crate::web::Web;
+use crate::web::{Seats, Web};
 
 mod answer;
 mod assets;
@@ -63,6 +63,7 @@ pub(crate) struct Dashboard {
     api: Api,
     section: DashboardSection,
     tls: Option<Arc<Tls>>,
+    pub(crate) seats: Arc<Seats>,
     assets: Assets,
     sessions: Sessions,
     live: Arc<Live>,
@@ -77,7 +78,8 @@ impl Dashboard {
         let live = Live::new(section.max_connections.div_ceil(2));
         let tls = tls.filter(|_| section.tls);
         let (assets, sessions) = (Assets::new(), Sessions::default());
-        Arc::new(Dashboard { api, section, tls, assets, sessions, live })
+        let seats = Seats::new(section.max_connections);
+        Arc::new(Dashboard { api, section, tls, seats, assets, sessions, live })
     }
 
     /// The dashboard's thread, from its start to the end of the drain.
@@ -89,11 +91,8 @@ impl Dashboard {
             .expect("a runtime needs an epoll descriptor, which the listeners had as well");
         runtime.block_on(async {
             tokio::spawn(look::produce(self.api.clone(), Arc::clone(&self.live)));
-            let web = Web {
-                tls: self.tls.clone(),
-                patience: PATIENCE,
-                max_connections: self.section.max_connections,
-            };
+            let web =
+                Web { tls: self.tls.clone(), patience: PATIENCE, seats: Arc::clone(&self.seats) };
             let dashboard = Arc::clone(self);
             let answer = move |request| answer::answer(Arc::clone(&dashboard), request);
             web.run(listener, &self.api.draining, answer).await;

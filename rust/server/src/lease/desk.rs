@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use crate::convert;
 use crate::engine::{Engine, OpenError};
 use crate::error::ApiError;
 use crate::handed::Handed;
+use crate::metrics::Histogram;
 use crate::peer::Peer;
 use crate::v1::ErrorReason;
 
@@ -48,7 +49,20 @@ pub(crate) struct Desk {
     /// The socket's file, where it was made here.
     made: Option<PathBuf>,
     bell: Arc<Bell>,
+    figures: Arc<Figures>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the desk tells of itself.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    /// Leases that have not ended.
+    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) connections: AtomicUsize,
+    /// When the pump's next round is due, on the monotonic clock; `i64::MAX`: none is.
+    pub(crate) due_ms: AtomicI64,
+    /// How late its rounds began.
+    pub(crate) lag: Histogram,
 }
 
 impl Desk {
@@ -67,11 +81,17 @@ impl Desk {
             let listener = given.map_or_else(|| listen(&path, listen_on.unix_mode), Ok)?;
             let bell = Arc::new(Bell::new()?);
             let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            let figures = Arc::new(Figures {
+                open: Arc::default(),
+                connections: AtomicUsize::new(0),
+                due_ms: AtomicI64::new(i64::MAX),
+                lag: Histogram::default(),
+            });
             let inside = Inside {
                 engine: Arc::clone(engine),
                 access: Arc::clone(access),
                 pump: Pump::default(),
-                open: Arc::default(),
+                figures: Arc::clone(&figures),
                 connections: HashMap::new(),
                 parted: VecDeque::new(),
                 bell: Arc::clone(&bell),
@@ -85,10 +105,15 @@ impl Desk {
             engine.ledger.observe(Arc::clone(&bell) as Arc<dyn Observer>);
             let thread = std::thread::Builder::new().name("bursar-lease".into());
             let thread = thread.spawn(move || inside.run())?;
-            Ok(Desk { made, bell, thread: Mutex::new(Some(thread)) })
+            Ok(Desk { made, bell, figures, thread: Mutex::new(Some(thread)) })
         };
         let what = || format!("cannot listen on {}", path.display());
         run().map(Some).map_err(|error| OpenError::Io(what(), error))
+    }
+
+    /// What it tells of itself.
+    pub(crate) fn figures(&self) -> Arc<Figures> {
+        Arc::clone(&self.figures)
     }
 
     /// Counts everything once more and ends the thread. Clients go on within their grants.
@@ -170,8 +195,7 @@ struct Inside {
     engine: Arc<Engine>,
     access: Arc<Access>,
     pump: Pump,
-    /// How many leases have not ended.
-    open: Arc<AtomicUsize>,
+    figures: Arc<Figures>,
     bell: Arc<Bell>,
     connections: HashMap<u64, Connection>,
     /// Those that are closed, with when they are forgotten.
@@ -197,8 +221,10 @@ impl Inside {
             inside.pace_ms().is_some_and(|pace| inside.engine.now().mono_ms >= last + pace)
         };
         loop {
-            let wait_ms =
-                self.pace_ms().map(|pace| (last + pace - self.engine.now().mono_ms).max(0));
+            let due_ms = self.pace_ms().map(|pace| last + pace);
+            self.figures.due_ms.store(due_ms.unwrap_or(i64::MAX), Ordering::Relaxed);
+            self.figures.connections.store(self.connections.len(), Ordering::Relaxed);
+            let wait_ms = due_ms.map(|due| (due - self.engine.now().mono_ms).max(0));
             let timeout = wait_ms.map(|ms| Timespec { tv_sec: 0, tv_nsec: ms * 1_000_000 });
             buffer.clear();
             let room = rustix::buffer::spare_capacity(&mut buffer);
@@ -220,6 +246,8 @@ impl Inside {
             let is_closing = self.bell.closing.load(Ordering::Acquire);
             if is_closing || is_due(&self, last) {
                 last = self.engine.now().mono_ms;
+                let late_ms = due_ms.map_or(0, |due| (last - due).max(0).unsigned_abs());
+                self.figures.lag.record(late_ms * 1_000_000);
                 self.pump.round(&self.engine);
                 self.forget_parted();
             }
@@ -309,7 +337,7 @@ impl Inside {
             let caller = access.by_peer(&peer, engine.now().wall_ms)?;
             caller.may_use(Spend, engine, &attach.reservation)
         };
-        let opened = open(engine, &self.open, peer.owner, attach, may_use);
+        let opened = open(engine, &self.figures.open, peer.owner, attach, may_use);
         let (answer, opened) = match opened {
             Ok(opened) => (Answer { lease, ..opened.answer.clone() }, Some(opened)),
             Err(error) => (refusal(&error), None),

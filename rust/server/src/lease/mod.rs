@@ -10,4 +10,4 @@ pub(crate) mod fuzzing;
 mod pump;
 mod shared;
 
-pub(crate) use desk::Desk;
+pub(crate) use desk::{Desk, Figures};

@@ -28,7 +28,7 @@ pub(crate) fn run(
         let web = Web {
             tls: proxy.tls.clone(),
             patience: settings.client_timeout,
-            max_connections: settings.max_connections,
+            seats: Arc::clone(&proxy.seats),
         };
         let of_calls = Arc::clone(proxy);
         let answer = move |request| call::answer(Arc::clone(&of_calls), request);

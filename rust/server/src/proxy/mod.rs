@@ -18,6 +18,7 @@ use crate::config::ConfigError;
 use crate::engine::Engine;
 use crate::peer::Peer;
 use crate::tls::Tls;
+use crate::web::Seats;
 
 mod anthropic;
 mod call;
@@ -55,6 +56,7 @@ pub(crate) struct Proxy {
     access: Arc<Access>,
     settings: ProxySection,
     tls: Option<Arc<Tls>>,
+    pub(crate) seats: Arc<Seats>,
     upstreams: Upstreams,
     /// Places for calls under way.
     calls: Arc<Semaphore>,
@@ -72,7 +74,8 @@ impl Proxy {
         let upstreams = Upstreams::new(&settings)?;
         let calls = Arc::new(Semaphore::new(settings.max_calls));
         let replays = Replays::new(engine.times.key_retention_ms);
-        Ok(Arc::new(Proxy { engine, access, settings, tls, upstreams, calls, replays }))
+        let seats = Seats::new(settings.max_connections);
+        Ok(Arc::new(Proxy { engine, access, settings, tls, seats, upstreams, calls, replays }))
     }
 
     /// Whose a token is, or else a certificate.
