@@ -1,8 +1,8 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_listen`
-what guards a listener. `_explain` turns what is wrong into sentences. Relative paths are relative
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_envoy`
+Envoy's rate limit service, `_listen` what guards a listener. `_explain` turns what is wrong into sentences. Relative paths are relative
 to the configuration file's folder.
 """
 
@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bursar.daemon._access import AccessSection
 from bursar.daemon._accounts import AccountPattern
+from bursar.daemon._envoy import EnvoySection
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
 from bursar.daemon._model import Bytes, DurationMs, Section, right
@@ -258,6 +259,9 @@ class Config(Section):
     proxy: ProxySection = Field(
         default_factory=ProxySection, description="the endpoint for model calls"
     )
+    envoy: EnvoySection = Field(
+        default_factory=EnvoySection, description="the rate limit service of Envoy"
+    )
     runaway: RunawaySection = Field(
         default_factory=RunawaySection, description="what is a runaway, and what follows"
     )
@@ -370,6 +374,8 @@ class Config(Section):
             core["access"] = self.access.to_core()
             if self.proxy.listen is not None:
                 core["proxy"] = self.proxy.to_core()
+            if self.envoy.rules:
+                core["envoy"] = self.envoy.model_dump(mode="json")
         return json.dumps(core)
 
     def _listen_to_core(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ pub mod rolling;
 pub mod runaway;
 mod settle;
 mod slots;
+mod spend;
 mod sync;
 mod tick;
 mod tree;

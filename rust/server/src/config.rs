@@ -16,6 +16,7 @@ use bursar_ledger::{
 use serde::Deserialize;
 
 use crate::access::AccessSection;
+use crate::envoy::EnvoySection;
 use crate::proxy::ProxySection;
 use crate::tls::TlsSection;
 
@@ -45,6 +46,9 @@ pub struct Config {
     /// The proxy; absent: none.
     #[serde(default)]
     pub(crate) proxy: Option<ProxySection>,
+    /// Envoy's rate limit service; absent: none.
+    #[serde(default)]
+    pub(crate) envoy: Option<EnvoySection>,
     /// Bounds.
     pub limits: Limits,
     /// Times.

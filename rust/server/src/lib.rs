@@ -16,6 +16,7 @@ mod convert;
 mod durable;
 mod embedded;
 mod engine;
+mod envoy;
 pub mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

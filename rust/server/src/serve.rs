@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
+use crate::envoy::{self, EnvoySection, RateLimitServiceServer, RateLimits};
 use crate::grpc::Api;
 use crate::handed::Handed;
 use crate::health;
@@ -70,6 +71,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
+    let rules = config.envoy.as_ref().map(EnvoySection::rules).transpose()?.map(Arc::new);
     let section = config.proxy.clone();
     let proxy_listener =
         section.as_ref().map(|section| section.bind(&guard, &mut handed)).transpose()?;
@@ -97,9 +99,10 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
             draining: draining.clone(),
         };
         let (listen, door) = (listen.clone(), door.take());
+        let rate_limits = rules.clone().map(|rules| RateLimits { api: api.clone(), rules });
         let name = format!("bursar-{number}");
         let bounded = Bounded(Arc::clone(&room));
-        let run = move || run_thread(door, incoming, api, bounded, &listen);
+        let run = move || run_thread(door, incoming, api, rate_limits, bounded, &listen);
         let thread = std::thread::Builder::new().name(name).spawn(run);
         threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
     }
@@ -224,6 +227,7 @@ fn run_thread(
     door: Option<Door>,
     incoming: mpsc::Receiver<Accepted>,
     api: Api,
+    rate_limits: Option<RateLimits>,
     bounded: Bounded,
     listen: &Listen,
 ) {
@@ -240,16 +244,20 @@ fn run_thread(
         }
         let incoming = ReceiverStream::new(adopted(incoming));
         let health = health::service(&api.engine).await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
-            .build_v1()
-            .expect("the descriptors are compiled in");
+        let reflection = || {
+            let own = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS);
+            match &rate_limits {
+                Some(_) => own.register_encoded_file_descriptor_set(envoy::DESCRIPTORS),
+                None => own,
+            }
+        };
+        let reflection_v1 = reflection().build_v1().expect("the descriptors are compiled in");
         // What most tools still ask for.
-        let reflection_v1alpha = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
-            .build_v1alpha()
-            .expect("the descriptors are compiled in");
+        let reflection_v1alpha = reflection().build_v1alpha().expect("as above");
         let limit = listen.max_message_bytes;
+        let rate_limits = rate_limits
+            .map(|served| RateLimitServiceServer::new(served).max_decoding_message_size(limit));
         let mut stop = draining.clone();
         let served = tonic::transport::Server::builder()
             .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
@@ -260,8 +268,9 @@ fn run_thread(
             .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccessServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(ProcessServiceServer::new(api).max_decoding_message_size(limit))
+            .add_optional_service(rate_limits)
             .add_service(health)
-            .add_service(reflection)
+            .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(incoming.map(io::Result::Ok), async move {
                 let _drain = stop.wait_for(|draining| *draining).await;
