@@ -95,4 +95,3 @@ class EnvoySection(Section):
         description="the rules; the first that fits counts, without any the service is off",
         json_schema_extra=right("write at most 1_000 [[envoy.rules]] tables"),
     )
-

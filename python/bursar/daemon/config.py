@@ -2,8 +2,8 @@
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
 rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_envoy`
-Envoy's rate limit service, `_listen` what guards a listener. `_explain` turns what is wrong into sentences. Relative paths are relative
-to the configuration file's folder.
+Envoy's rate limit service, `_listen` what guards a listener. `_explain` turns what is wrong into
+sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import json

@@ -17,6 +17,10 @@ use crate::reserve::{Admission, RECLAIMS, leave};
 use crate::settle::{Ended, after, as_it_ended};
 use crate::unit::Amounts;
 use crate::verdict::Refusal;
+use crate::window::Window;
+
+/// What a window has to take.
+type Taking<'a> = (&'a Arc<Window>, i64);
 
 impl<J: Journal> Ledger<J> {
     /// Spends all of it where all of it fits, else nothing. No key is looked at.
@@ -33,7 +37,7 @@ impl<J: Journal> Ledger<J> {
         let mut chains = Vec::with_capacity(spendings.len());
         let entered = spendings.iter().try_for_each(|spending| {
             chains.push(self.enter(spending.account, now_ms)?);
-            Ok(())
+            Ok::<_, LedgerError>(())
         });
         let amounts: Vec<Amounts> = spendings.iter().map(|spending| spending.amounts).collect();
         let admission = entered.and_then(|()| self.spend_on(&chains, spendings, now, now_ms));
@@ -59,17 +63,15 @@ impl<J: Journal> Ledger<J> {
                 return Ok(Admission::Refused(*refusal, Scope(Some(Arc::clone(chain)))));
             }
         }
+        let takings = all_takings(chains, &spendings)?;
         let slots = self.take_slots(spendings.len())?;
-        if let Err(shortage) = self.charge_all(chains, &spendings, now_ms) {
+        if let Err(shortage) = self.charge_all(&takings, now_ms) {
             slots.into_iter().for_each(|slot| self.slots.free(slot));
-            // The first of them that counts in the window; there is one, or it were not short.
             let counts = |chain: &&Arc<Chain>| {
                 chain.windows.iter().any(|window| Arc::ptr_eq(window, &shortage.window))
             };
-            return Ok(Admission::Refused(
-                exhausted(&shortage),
-                Scope(chains.iter().find(counts).cloned()),
-            ));
+            let scope = Scope(chains.iter().find(counts).cloned());
+            return Ok(Admission::Refused(exhausted(&shortage), scope));
         }
         // After this point the spending must succeed.
         Ok(Admission::Granted(self.note_spent(chains, spendings, slots, now, now_ms)))
@@ -100,20 +102,12 @@ impl<J: Journal> Ledger<J> {
         Ok(slots)
     }
 
-    fn charge_all(
-        &self,
-        chains: &[Arc<Chain>],
-        spendings: &[Spending<'_>],
-        now_ms: i64,
-    ) -> Result<(), Shortage> {
-        let all = chains.iter().zip(spendings);
-        let all = all.flat_map(|(chain, spending)| takings(&chain.windows, &spending.amounts));
-        let mut charged = self.charges.charge(&all);
+    fn charge_all(&self, takings: &[Taking<'_>], now_ms: i64) -> Result<(), Shortage> {
+        let charge = || self.charges.charge(&takings.iter().copied());
+        let mut charged = charge();
         for _ in 0..RECLAIMS {
             match &charged {
-                Err(shortage) if self.reclaim(shortage, None, now_ms) => {
-                    charged = self.charges.charge(&all);
-                }
+                Err(shortage) if self.reclaim(shortage, None, now_ms) => charged = charge(),
                 _ => break,
             }
         }
@@ -155,4 +149,27 @@ impl<J: Journal> Ledger<J> {
         };
         spent.into_iter().zip(chains).map(end).collect()
     }
+}
+
+/// What each window has to take, each of them once: a charge that gives back to the very window that it
+/// finds short would try again for ever.
+fn all_takings<'a>(
+    chains: &'a [Arc<Chain>],
+    spendings: &'a [Spending<'_>],
+) -> Result<Vec<Taking<'a>>, LedgerError> {
+    let each = chains.iter().zip(spendings);
+    let each = each.flat_map(|(chain, spending)| takings(&chain.windows, &spending.amounts));
+    let mut all: Vec<Taking<'a>> = each.collect();
+    all.sort_by_key(|(window, _)| window.id);
+    let mut fits = true;
+    all.dedup_by(|later, kept| {
+        let is_same = Arc::ptr_eq(later.0, kept.0);
+        if is_same {
+            let sum = kept.1.checked_add(later.1);
+            fits &= sum.is_some();
+            kept.1 = sum.unwrap_or(kept.1);
+        }
+        is_same
+    });
+    if fits { Ok(all) } else { Err(LedgerError::Overflow) }
 }

@@ -31,7 +31,8 @@ fn listed<'a>(spendings: &[(&'a str, Amounts)]) -> Vec<Spending<'a>> {
 fn r01_spending_is_of_all_accounts_or_of_none() {
     let world = World::tokens(&[("a", 100), ("a/x", 50), ("b", 10)]);
     world.limit("b", Unit::Calls, Period::total(), 5);
-    let spent = spend(&world, &[("a/x", tokens(30)), ("b", of(&[(Unit::Tokens, 4), (Unit::Calls, 1)]))]);
+    let spent =
+        spend(&world, &[("a/x", tokens(30)), ("b", of(&[(Unit::Tokens, 4), (Unit::Calls, 1)]))]);
     let spent = spent.unwrap();
     assert_eq!(spent[0].view.spent, tokens(30));
     assert_eq!(spent[1].verdict, Verdict::Ok);
@@ -40,7 +41,10 @@ fn r01_spending_is_of_all_accounts_or_of_none() {
     let logged = world.tape.len();
     let refusal = spend(&world, &[("a/x", tokens(20)), ("b", tokens(7))]).unwrap_err();
     assert_eq!(refusal.reason, RefusalReason::BudgetExhausted);
-    assert_eq!((refusal.account.as_str(), refusal.unit, refusal.shortfall), ("b", Some(Unit::Tokens), 1));
+    assert_eq!(
+        (refusal.account.as_str(), refusal.unit, refusal.shortfall),
+        ("b", Some(Unit::Tokens), 1)
+    );
     assert_eq!(before, (world.tokens_of("a"), world.tokens_of("a/x"), world.tokens_of("b")));
     assert_eq!(world.tape.len(), logged, "a refused call leaves no trace");
     assert!(spend(&world, &[("a/x", tokens(20)), ("b", tokens(6))]).is_ok());
@@ -54,6 +58,8 @@ fn r01_accounts_that_fit_alone_and_not_together_are_refused_by_their_ancestor() 
     assert_eq!(world.tokens_of("a"), (0, 0));
     assert!(spend(&world, &[("a/x", tokens(6)), ("a/x", tokens(4))]).is_ok());
     assert_eq!(world.standing("a/x", Unit::Tokens), (10, 0, 10, 0));
+    let twice = spend(&world, &[("a/x", tokens(1)), ("a/x", tokens(1))]).unwrap_err();
+    assert_eq!(twice.shortfall, 2, "one window, twice");
 }
 
 #[test]
@@ -124,15 +130,16 @@ fn r15_spending_is_forgotten_at_once_and_at_the_bound_nothing_is_spent() {
 #[test]
 fn r12_what_is_no_spending_is_an_error_and_changes_nothing() {
     let world = World::tokens(&[("a", 100)]);
-    let wrong = [
-        of(&[(Unit::Tokens, -1)]),
-        of(&[(Unit::VramBytes, 1)]),
-        of(&[(Unit::Concurrency, 1)]),
-    ];
+    let wrong =
+        [of(&[(Unit::Tokens, -1)]), of(&[(Unit::VramBytes, 1)]), of(&[(Unit::Concurrency, 1)])];
     for amounts in wrong {
         let refused = world.ledger.spend(listed(&[("a", tokens(1)), ("a", amounts)]), world.now());
         assert!(matches!(refused, Err(LedgerError::InvalidAmount { .. })), "{amounts:?}");
     }
+    world.limit("a", Unit::Calls, Period::total(), i64::MAX);
+    let calls = of(&[(Unit::Calls, i64::MAX)]);
+    let large = world.ledger.spend(listed(&[("a", calls), ("a", calls)]), world.now());
+    assert_eq!(large.map(drop), Err(LedgerError::Overflow));
     let unknown = world.ledger.spend(listed(&[("a", tokens(1)), ("c", tokens(1))]), world.now());
     assert!(matches!(unknown, Err(LedgerError::AccountNotFound { .. })));
     assert_eq!(world.tokens_of("a"), (0, 0));

@@ -66,7 +66,11 @@ impl Status {
         let Some(Balance { window, standing }) = &self.tightest else {
             let nothing_limits = self.verdict.is_some() && !self.is_over();
             let limit_remaining = if nothing_limits { u32::MAX } else { 0 };
-            return DescriptorStatus { code: code.into(), limit_remaining, ..Default::default() };
+            return DescriptorStatus {
+                code: code.into(),
+                limit_remaining,
+                ..DescriptorStatus::default()
+            };
         };
         let hits = |amount: i64| {
             let hits = amount.max(0).checked_div(self.per_hit).unwrap_or(0);

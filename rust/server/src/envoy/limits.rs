@@ -105,39 +105,36 @@ impl Call<'_> {
         });
         let charges: Vec<_> = charges.collect();
         let spendings = charges.iter().map(|(target, amount, _)| self.spending(target, *amount));
-        let spent = match fits && !charges.is_empty() {
-            true => self.engine.ledger.spend(spendings.collect(), self.engine.now()).map(Some),
-            false => Ok(None),
+        let spent = if fits && !charges.is_empty() {
+            self.engine.ledger.spend(spendings.collect(), self.engine.now()).map(Some)
+        } else {
+            Ok(None)
         };
-        match spent {
+        let refusal = match spent {
             Ok(Some(Admission::Granted(spent))) => {
                 for ((target, _, status), ended) in charges.into_iter().zip(spent) {
                     self.ticket = self.ticket.max(ended.ticket);
                     *status = Status::of(&ended.scope, target, ended.verdict);
                 }
-            }
-            Ok(refused) => {
-                let refusal = refused.and_then(|refused| match refused {
-                    Admission::Refused(refusal, _) => Some(refusal),
-                    Admission::Granted(_) => None,
-                });
-                if refusal.as_ref().is_some_and(|it| matches!(it.reason, RefusalReason::Runaway(_)))
-                {
-                    // What was found is kept like any other change.
-                    self.ticket = u64::MAX;
-                }
-                for (target, amount, status) in charges {
-                    *status = self.ask(target, amount);
-                    // Each alone may fit.
-                    if let Some(refusal) = refusal.as_ref().filter(|it| limits(it, target)) {
-                        status.refuse(refusal);
-                    }
-                }
+                return;
             }
             Err(why) => {
-                for (.., status) in charges {
-                    *status = Status::refused(&why.to_string());
-                }
+                return charges
+                    .into_iter()
+                    .for_each(|(.., status)| *status = Status::refused(&why.to_string()));
+            }
+            Ok(Some(Admission::Refused(refusal, _))) => Some(refusal),
+            Ok(None) => None,
+        };
+        if refusal.as_ref().is_some_and(|it| matches!(it.reason, RefusalReason::Runaway(_))) {
+            // What was found is kept like any other change.
+            self.ticket = u64::MAX;
+        }
+        for (target, amount, status) in charges {
+            *status = self.ask(target, amount);
+            // Each alone may fit.
+            if let Some(refusal) = refusal.as_ref().filter(|it| limits(it, target)) {
+                status.refuse(refusal);
             }
         }
     }
