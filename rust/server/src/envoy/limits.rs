@@ -1,8 +1,7 @@
 //! One call: who may, what is asked, what is charged.
 
 use bursar_ledger::{
-    Admission, Amounts, Ended, LedgerError, Refusal, RefusalReason, Spending, Unit, Verdict, Wish,
-    path,
+    Admission, Amounts, LedgerError, Refusal, RefusalReason, Spending, Verdict, Wish, path,
 };
 
 use super::answer::{Status, response};
