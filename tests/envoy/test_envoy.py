@@ -57,9 +57,12 @@ def example(project: Path) -> Path:
 
 
 @pytest.fixture
-def behind(example: Path, tmp_path: Path) -> Iterator[Behind]:
+def behind(example: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Behind]:
+    """The example; a parameter is the format of the hits at the end of an answer."""
     text = (example / "bursar.toml").read_text(encoding="utf-8")
     config: dict[str, Any] = yaml.safe_load((example / "envoy.yaml").read_text(encoding="utf-8"))
+    if hasattr(request, "param"):
+        at_the_end(config)["hits_addend"]["format"] = request.param
     with Sidecar(text) as sidecar, model_server() as port, sidecar.client() as client:
         for cluster in config["static_resources"]["clusters"]:
             [endpoint] = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
@@ -70,6 +73,16 @@ def behind(example: Path, tmp_path: Path) -> Iterator[Behind]:
                 address["socket_address"]["port_value"] = port
         with envoy(config, tmp_path) as edge:
             yield Behind(sidecar, edge, client)
+
+
+def at_the_end(config: dict[str, Any]) -> dict[str, Any]:
+    """The example's last rate limit."""
+    [chain] = config["static_resources"]["listeners"][0]["filter_chains"]
+    [host] = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    per_filter = host["routes"][0]["typed_per_filter_config"]
+    limit: dict[str, Any] = per_filter["envoy.filters.http.ratelimit"]["rate_limits"][-1]
+    assert limit["apply_on_stream_done"]
+    return limit
 
 
 def test_the_example_is_valid(example: Path) -> None:
@@ -86,6 +99,12 @@ def test_a_request_is_let_through_and_charged_what_its_answer_says(behind: Behin
     assert behind.tokens("acme/core") == 321
     behind.post("a1", 1_000)
     behind.settled("acme/core/a1", 1_321)
+
+
+@pytest.mark.parametrize("behind", ["%RESP(x-total-tokens)%"], indirect=True)
+def test_a_header_of_the_answer_may_say_what_it_used(behind: Behind) -> None:
+    assert behind.post("a1", 77).status_code == 200
+    behind.settled("acme/core/a1", 77)
 
 
 def test_an_answer_may_pass_the_limit_in_full_and_the_next_request_is_refused(

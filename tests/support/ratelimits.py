@@ -46,7 +46,7 @@ class RateLimits:
             files = descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes())
         pool = descriptor_pool.DescriptorPool()
         for file in files.file:
-            pool.Add(file)  # type: ignore[no-untyped-call]
+            pool.Add(file)
         self._request: Any = self._message(pool, "RateLimitRequest")
         self._channel = grpc.insecure_channel(target, options=channel_options(target))
         self._call: Any = self._channel.unary_unary(
@@ -58,7 +58,7 @@ class RateLimits:
 
     @staticmethod
     def _message(pool: descriptor_pool.DescriptorPool, name: str) -> Any:
-        found = pool.FindMessageTypeByName(f"{PACKAGE}.{name}")  # type: ignore[no-untyped-call]
+        found = pool.FindMessageTypeByName(f"{PACKAGE}.{name}")
         return message_factory.GetMessageClass(found)
 
     def __call__(
@@ -119,6 +119,7 @@ class _Model(BaseHTTPRequestHandler):
         body = json.dumps({"object": "chat.completion", **said}).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
+        self.send_header("x-total-tokens", str(used))
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,7 +1,7 @@
 //! Spending at once, without a hold before it: on several accounts, all of it or nothing (R1, R2, R3).
 //!
-//! What fits is charged to every window of all the chains in one go, and recorded as Record does, in one
-//! record of the journal. Nobody learns the names of what is recorded, so it is forgotten at once.
+//! What fits is charged to every window of all the chains in one go, and recorded as Record does, in
+//! one record of the journal. Nobody learns the names of what is recorded, so it is forgotten at once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -43,8 +43,8 @@ pub(super) fn should_rate_limit(
     Ok(Answer::new(response(&statuses, engine.now().wall_ms), call.ticket))
 }
 
-/// What is asked, if the caller may ask for it. The account may follow from what a client has sent: then
-/// it is refused, and the call does not fail.
+/// What is asked, if the caller may ask for it. The account may follow from what a client has sent:
+/// then it is refused, and the call does not fail.
 fn allowed(caller: &Caller, asked: Asked) -> Result<Asked, ApiError> {
     let (act, target) = match &asked {
         Asked::Charge(target, ..) => (Act::Spend, target),

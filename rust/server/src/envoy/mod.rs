@@ -39,8 +39,8 @@ impl RateLimitService for RateLimits {
     }
 }
 
-/// The wire types, generated from `proto/envoy`; their modules lie as their packages do, since they name
-/// each other so.
+/// The wire types, generated from `proto/envoy`; their modules lie as their packages do, since they
+/// name each other so.
 #[allow(
     clippy::pedantic,
     clippy::allow_attributes_without_reason,

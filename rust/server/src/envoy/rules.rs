@@ -16,7 +16,7 @@ const MAX_RULES: usize = 1_000;
 const MAX_ENTRIES: usize = 32;
 
 /// `[envoy]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EnvoySection {
     unmatched: Unmatched,
@@ -31,7 +31,7 @@ enum Unmatched {
     Allow,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleSection {
     domain: String,
