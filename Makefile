@@ -55,7 +55,7 @@ test-python: build
 # Soaks, hundreds of kills, millions of operations: most of an hour.
 test-long: build
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) test-loom
-	BURSAR_SEEDS=$${BURSAR_SEEDS:-200000} $(MAKE) test-simulation
+	BURSAR_LONG=1 BURSAR_SEEDS=$${BURSAR_SEEDS:-100000} $(MAKE) test-simulation
 	$(MAKE) test-canary
 	if cargo +nightly miri --version; then $(MAKE) test-miri; else echo "skipped: Miri is not installed"; fi
 	BURSAR_LONG=1 PROPTEST_CASES=5000 cargo test --release --workspace --exclude bursar-py

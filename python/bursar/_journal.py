@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import threading
 import uuid
 import zlib
@@ -255,7 +256,11 @@ class Journal:
             return  # taken by another client just now, or not ours to read
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(os.fstat(file), path.stat()):
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                _LOG.error("%s is left as it is: it is not ours", path)
+                return
+            if not path.exists() or not os.path.samestat(found, path.stat()):
                 return
             with os.fdopen(os.dup(file), "rb") as data:
                 target, waiting, damaged = read(data.read())

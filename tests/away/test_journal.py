@@ -212,3 +212,21 @@ def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="ascii")
     with pytest.raises(bursar.InvalidRequest, match="the journal's folder"):
         bursar.connect(f"{tmp_path}/s", journal=tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+@pytest.mark.timeout(30)
+def test_what_another_user_has_planted_is_not_sent(tmp_path: Path, kind: str) -> None:
+    """It would be sent with the token of whoever takes it over; a pipe would never end."""
+    spender = Journal(tmp_path, TARGET)
+    spender.keep(Kept(METHODS[2], b"w"))
+    [path] = files(tmp_path)
+    spender._folder = None  # gone without a word, as in a crash
+    os.close(spender._file)
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    os.chown(path, 40_009, 40_009)
+    assert waiting(Journal(tmp_path, TARGET)) == []
+    assert files(tmp_path) == [path]

@@ -249,10 +249,10 @@ def test_at_the_maximum_of_reservations_new_ones_are_refused_by_name_until_room_
         Bare(daemon.target) as bare,
     ):
         client.set_budget("acme", unit="tokens", limit=1_000)
-        held = [client.reserve("acme/a", tokens=1, ttl_s=600) for _ in range(50)]
+        held = [client.reserve("acme", tokens=1, ttl_s=600) for _ in range(50)]
         before = picture(client)
-        one_more = lg.ReserveRequest(account="acme/a", amounts=amounts(tokens=1))
-        record = lg.RecordRequest(account="acme/a", amounts=amounts(tokens=1))
+        one_more = lg.ReserveRequest(account="acme", amounts=amounts(tokens=1))
+        record = lg.RecordRequest(account="acme", amounts=amounts(tokens=1))
         for method, request in (("Reserve", one_more), ("Record", record)):
             full = bare.fails(f"LedgerService/{method}", request)
             assert (full.code, full.reason) == ("RESOURCE_EXHAUSTED", "RESERVATION_LIMIT_REACHED")
@@ -282,22 +282,22 @@ def test_keys_that_are_remembered_count_against_the_maximum_and_none_is_evicted(
     ):
         client.set_budget("acme", unit="tokens", limit=1_000)
         for number in range(20):
-            client.reserve("acme/a", tokens=2, idempotency_key=f"k{number}").commit(tokens=1)
+            client.reserve("acme", tokens=2, idempotency_key=f"k{number}").commit(tokens=1)
         for number in range(10):
-            client.record("acme/a", tokens=1, idempotency_key=f"r{number}")
+            client.record("acme", tokens=1, idempotency_key=f"r{number}")
         before = picture(client)
         reserve = lg.ReserveRequest(
-            account="acme/a", idempotency_key="new", amounts=amounts(tokens=1)
+            account="acme", idempotency_key="new", amounts=amounts(tokens=1)
         )
-        record = lg.RecordRequest(account="acme/a", amounts=amounts(tokens=1))
+        record = lg.RecordRequest(account="acme", amounts=amounts(tokens=1))
         for method, request in (("Reserve", reserve), ("Record", record)):
             full = bare.fails(f"LedgerService/{method}", request)
             assert (full.code, full.reason) == ("RESOURCE_EXHAUSTED", "RESERVATION_LIMIT_REACHED")
         for number in range(20):
-            again = client.reserve("acme/a", tokens=2, idempotency_key=f"k{number}")
+            again = client.reserve("acme", tokens=2, idempotency_key=f"k{number}")
             assert client.get_reservation(again.id).state is bursar.ReservationState.COMMITTED
         for number in range(10):
-            client.record("acme/a", tokens=1, idempotency_key=f"r{number}")
+            client.record("acme", tokens=1, idempotency_key=f"r{number}")
         assert picture(client) == before
         assert balance(client, "acme") == (0, 30, 970)
 

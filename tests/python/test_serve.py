@@ -20,6 +20,7 @@ class FakeServer:
 
     addresses = ("unix:/run/x", "127.0.0.1:1")
     proxy_address: str | None = None
+    dashboard_address: str | None = None
     recovery = "recovered 3 reservations"
     stopped = False
     shut_down = 0

@@ -56,9 +56,9 @@ def summary(config: Config) -> list[str]:
 def _guards(config: Config) -> list[str]:
     """How listeners that others may reach are guarded."""
     lines = []
-    if config.proxy.listen:
-        tls = "TLS" if config.proxy.tls else "no TLS"
-        lines.append(f"proxy: {config.proxy.listen} ({tls})")
+    for name, section in (("proxy", config.proxy), ("dashboard", config.dashboard)):
+        if section.listen:
+            lines.append(f"{name}: {section.listen} ({'TLS' if section.tls else 'no TLS'})")
     if (tls_section := config.server.tls) is not None:
         from bursar import _core
 

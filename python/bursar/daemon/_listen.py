@@ -59,16 +59,22 @@ def unguarded(config: "Config") -> list[Problem]:
     """What keeps listeners from being safe where they can be reached from."""
     tls = config.server.tls is not None
     problems = []
-    if tls and config.server.tcp is None and not config.proxy.tls:
-        problems.append(Problem("server.tls", "no listener uses it: set server.tcp or proxy.tls"))
-    if config.proxy.tls and not tls:
-        problems.append(Problem("proxy.tls", "there is no [server.tls] to take it from"))
+    beside = (("proxy", config.proxy), ("dashboard", config.dashboard))
+    if tls and config.server.tcp is None and not any(one.tls for _, one in beside):
+        text = "no listener uses it: set server.tcp, proxy.tls or dashboard.tls"
+        problems.append(Problem("server.tls", text))
+    for name, section in beside:
+        if section.tls and not tls:
+            problems.append(Problem(f"{name}.tls", "there is no [server.tls] to take it from"))
     if config.access.certificate and (config.server.tls is None or not config.server.tls.client_ca):
         text = "no certificate would be trusted: set client_ca in [server.tls]"
         problems.append(Problem("access.certificate", text))
     listeners = (
         ("server.tcp", config.server.tcp, tls, "[server.tls]"),
-        ("proxy.listen", config.proxy.listen, tls and config.proxy.tls, "[server.tls], proxy.tls"),
+        *(
+            (f"{name}.listen", one.listen, tls and one.tls, f"[server.tls], {name}.tls")
+            for name, one in beside
+        ),
     )
     for key, address, has_tls, setting in listeners:
         if address is None or ipaddress.ip_address(host_of(address)).is_loopback:

@@ -1,9 +1,10 @@
 """The configuration: `bursar.toml` in, the core's JSON out.
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
-rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy, `_envoy`
-Envoy's rate limit service, `_listen` what guards a listener. `_explain` turns what is wrong into
-sentences. Relative paths are relative to the configuration file's folder.
+rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy,
+`_dashboard` the page, `_envoy` Envoy's rate limit service, `_listen` what guards a listener.
+`_explain` turns what is wrong into sentences. Relative paths are relative to the configuration
+file's folder.
 """
 
 import json
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bursar.daemon._access import AccessSection
 from bursar.daemon._accounts import AccountPattern
+from bursar.daemon._dashboard import DashboardSection
 from bursar.daemon._envoy import EnvoySection
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
@@ -259,6 +261,9 @@ class Config(Section):
     proxy: ProxySection = Field(
         default_factory=ProxySection, description="the endpoint for model calls"
     )
+    dashboard: DashboardSection = Field(
+        default_factory=DashboardSection, description="the page in a browser"
+    )
     envoy: EnvoySection = Field(
         default_factory=EnvoySection, description="the rate limit service of Envoy"
     )
@@ -374,6 +379,8 @@ class Config(Section):
             core["access"] = self.access.to_core()
             if self.proxy.listen is not None:
                 core["proxy"] = self.proxy.to_core()
+            if self.dashboard.listen is not None:
+                core["dashboard"] = self.dashboard.to_core()
             if self.envoy.rules:
                 core["envoy"] = self.envoy.model_dump(mode="json")
         return json.dumps(core)

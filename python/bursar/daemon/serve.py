@@ -63,6 +63,9 @@ def run(
         if server.proxy_address is not None:
             scheme = "https" if config.proxy.tls else "http"
             say(f"proxy on {scheme}://{server.proxy_address}/v1")
+        if server.dashboard_address is not None:
+            scheme = "https" if config.dashboard.tls else "http"
+            say(f"dashboard on {scheme}://{server.dashboard_address}/")
         say(f"listening on {', '.join(server.addresses)}")
         manager = Manager.of_environment()
         manager.ready()

@@ -9,11 +9,12 @@ use parking_lot::MutexGuard;
 use crate::account::Account;
 use crate::budget::{Budget, BudgetTerms};
 use crate::error::LedgerError;
-use crate::fact::{AccountId, Fact, Journal, ReservationId};
+use crate::fact::{AccountId, Fact, Journal, ReservationId, State};
 use crate::ledger::{Balance, BudgetSpec, Ledger, Now, View, body, view};
 use crate::path;
 use crate::period::Period;
 use crate::rates::Rate;
+use crate::slots::Slot;
 use crate::tree::{NextIds, Opening, budget_fact, check_budget};
 use crate::unit::Unit;
 use crate::verdict::Verdict;
@@ -251,6 +252,28 @@ impl<J: Journal> Ledger<J> {
     pub fn reservation(&self, id: ReservationId, now: Now) -> Result<View, LedgerError> {
         let mut locked = self.slot(id)?.body.lock();
         Ok(view(body(&mut locked, id)?, now.mono_ms))
+    }
+
+    /// Whose a reservation is, and what its label of that name says.
+    pub fn account_and_label(
+        &self,
+        id: ReservationId,
+        name: &str,
+    ) -> Result<(Arc<str>, Option<String>), LedgerError> {
+        let mut locked = self.slot(id)?.body.lock();
+        let reservation = body(&mut locked, id)?;
+        let label = reservation.label(name).map(str::to_owned);
+        Ok((Arc::clone(&reservation.account.path), label))
+    }
+
+    /// The pending reservations that have a label of that name, and what it says.
+    pub fn pending_labelled(&self, name: &str) -> Vec<(ReservationId, String)> {
+        let labelled = |slot: &Slot| {
+            let locked = slot.body.lock();
+            let pending = locked.as_ref().filter(|found| found.state == State::Pending)?;
+            Some((pending.id, pending.label(name)?.to_owned()))
+        };
+        self.slots.iter().filter_map(labelled).collect()
     }
 
     /// The prices fixed for a reservation, and the usage that it was granted for.

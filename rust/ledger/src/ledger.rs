@@ -14,6 +14,7 @@ use crate::account::{Account, Chain};
 use crate::budget::BudgetTerms;
 use crate::changes::{Changes, Observer};
 use crate::charge::{Charges, Shortage};
+use crate::crowd::Crowd;
 use crate::error::LedgerError;
 use crate::fact::{BudgetId, Fact, Journal, Record, ReservationId, State};
 use crate::guard::Findings;
@@ -103,6 +104,7 @@ pub struct Ledger<J> {
     /// Apart from what every call only reads.
     pub(crate) next_sequence: CachePadded<AtomicU64>,
     pub(crate) topped_up: ToppedUp,
+    pub(crate) crowd: Crowd,
     pub(crate) findings: Findings,
     /// The latest wall time that was seen; time never goes back behind it (R14).
     time_ms: AtomicI64,
@@ -171,6 +173,7 @@ impl<J: Journal> Ledger<J> {
             next_chain: AtomicU64::new(1),
             next_sequence: CachePadded::new(AtomicU64::new(1)),
             topped_up: ToppedUp::default(),
+            crowd: Crowd::default(),
             findings: Findings::default(),
             time_ms: AtomicI64::new(0),
             settings,

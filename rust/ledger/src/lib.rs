@@ -15,6 +15,7 @@ pub mod canary;
 mod changes;
 mod channel;
 mod charge;
+mod crowd;
 mod debit;
 mod error;
 pub mod fact;
@@ -32,6 +33,7 @@ mod loom_pairs;
 #[cfg(all(test, bursar_loom))]
 mod loom_window;
 mod nested;
+mod open;
 pub mod path;
 mod period;
 pub mod rates;
@@ -66,6 +68,7 @@ pub use guard::Found;
 pub use ledger::{
     AccountPattern, Balance, BudgetSpec, HighIds, Ledger, Now, Scope, Settings, View,
 };
+pub use open::{Debiting, Open};
 pub use period::{Calendar, Period, PeriodError, PeriodKind, ROLLING_MS};
 pub use record::Spending;
 pub use replay::{Replay, ReplayError};

@@ -191,7 +191,11 @@ impl Reservation {
 
     /// The model it was made for.
     pub(crate) fn model(&self) -> Option<&str> {
-        self.labels.iter().find(|(name, _)| name == "model").map(|(_, model)| model.as_str())
+        self.label("model")
+    }
+
+    pub(crate) fn label(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
     }
 
     /// Raises what is debited of `unit` to `to`, or to what is held; spends oldest first. Calls

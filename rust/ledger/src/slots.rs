@@ -192,6 +192,11 @@ impl Slots {
         self.all.iter().map(|(_, slot)| slot)
     }
 
+    /// Every slot there is, with its index.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        self.all.iter().filter_map(|(index, slot)| Some((u32::try_from(index).ok()?, slot)))
+    }
+
     fn in_chunk(&self, number: usize) -> impl Iterator<Item = (u32, &Slot)> {
         let first = number * CHUNK;
         (first..first + CHUNK)

@@ -66,7 +66,7 @@ impl<J: Journal> Ledger<J> {
         let takings = all_takings(chains, &spendings)?;
         let slots = self.take_slots(spendings.len())?;
         if let Err(shortage) = self.charge_all(&takings, now_ms) {
-            slots.into_iter().for_each(|slot| self.slots.free(slot));
+            self.free_slots(slots);
             let counts = |chain: &&Arc<Chain>| {
                 chain.windows.iter().any(|window| Arc::ptr_eq(window, &shortage.window))
             };
@@ -94,12 +94,18 @@ impl<J: Journal> Ledger<J> {
         let mut slots = Vec::with_capacity(count);
         while slots.len() < count {
             let Some(slot) = self.slots.take() else {
-                slots.into_iter().for_each(|slot| self.slots.free(slot));
+                self.free_slots(slots);
                 return Err(LedgerError::ReservationLimit { max: self.slots.max() });
             };
             slots.push(slot);
         }
         Ok(slots)
+    }
+
+    fn free_slots(&self, slots: Vec<u32>) {
+        for slot in slots {
+            self.slots.free(slot);
+        }
     }
 
     fn charge_all(&self, takings: &[Taking<'_>], now_ms: i64) -> Result<(), Shortage> {

@@ -48,6 +48,12 @@ impl PyServer {
         self.running.proxy_address().map(|address| address.to_string())
     }
 
+    /// Where the dashboard listens, if there is one.
+    #[getter]
+    fn dashboard_address(&self) -> Option<String> {
+        self.running.dashboard_address().map(|address| address.to_string())
+    }
+
     #[getter]
     fn recovery(&self) -> String {
         self.running.engine().recovery().to_owned()
@@ -77,7 +83,7 @@ impl PyServer {
         method: &str,
         request: &[u8],
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let answer = py.detach(|| self.running.engine().call(method, request));
+        let answer = py.detach(|| self.running.engine().call_of_sidecar(method, request));
         answer.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| core_error(py, &error))
     }
 

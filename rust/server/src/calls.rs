@@ -12,6 +12,7 @@ use prost::Message;
 use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::maker::Maker;
 use crate::tokens;
 use crate::v1::{self, ErrorReason};
 
@@ -30,11 +31,13 @@ impl Engine {
         &self,
         request: &v1::ReserveRequest,
         owner: Option<Owner>,
+        maker: Maker<'_>,
     ) -> Reply<v1::ReserveResponse> {
         self.check_open()?;
         let (wish, model) =
             self.wish(&request.amounts, request.usage.as_ref(), &request.min_acceptable)?;
-        let labels = convert::labels(&request.labels, model)?;
+        let mut labels = convert::labels(&request.labels, model)?;
+        labels.extend(maker.label());
         let parent = match request.parent_reservation.as_str() {
             "" => None,
             name => Some(convert::parse_reservation_id(self.store_id, name)?),

@@ -16,6 +16,7 @@ use bursar_ledger::{
 use serde::Deserialize;
 
 use crate::access::AccessSection;
+use crate::dashboard::DashboardSection;
 use crate::envoy::EnvoySection;
 use crate::proxy::ProxySection;
 use crate::tls::TlsSection;
@@ -46,6 +47,9 @@ pub struct Config {
     /// The proxy; absent: none.
     #[serde(default)]
     pub(crate) proxy: Option<ProxySection>,
+    /// The dashboard; absent: none.
+    #[serde(default)]
+    pub(crate) dashboard: Option<DashboardSection>,
     /// Envoy's rate limit service; absent: none.
     #[serde(default)]
     pub(crate) envoy: Option<EnvoySection>,

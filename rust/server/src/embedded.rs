@@ -5,6 +5,7 @@ use prost::Message;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::history::Watch;
+use crate::maker::Maker;
 use crate::{convert, process, v1};
 
 /// A watch of accounts by whoever looks: there is no connection to push to.
@@ -27,9 +28,18 @@ impl AccountWatch {
 impl Engine {
     /// Answers `Service/Method` once the answer is durable. Streams are not offered here.
     pub fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, ApiError> {
+        self.call_of(Maker::Other, method, request)
+    }
+
+    /// The same for a part of the sidecar: what it reserves, it alone ends.
+    pub fn call_of_sidecar(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, ApiError> {
+        self.call_of(Maker::Sidecar, method, request)
+    }
+
+    fn call_of(&self, maker: Maker<'_>, method: &str, request: &[u8]) -> Result<Vec<u8>, ApiError> {
         match method {
             "LedgerService/Reserve" => {
-                self.answer(request, |r: &v1::ReserveRequest| self.reserve(r, None))
+                self.answer(request, |r: &v1::ReserveRequest| self.reserve(r, None, maker))
             }
             "LedgerService/Debit" => self.answer(request, |r| self.debit(r)),
             "LedgerService/Extend" => self.answer(request, |r| self.extend(r)),

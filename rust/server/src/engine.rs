@@ -220,6 +220,7 @@ impl Engine {
         }
         if count.is_multiple_of(SLOW_TICKS) {
             self.ledger.retire_idle(now);
+            self.ledger.look_for_crowd();
             for (id, owner) in self.ledger.kept() {
                 if !owner.is_some_and(|owner| self.may_hold_capacity(&owner)) {
                     let _gone = self.ledger.owner_gone(id, now);

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::history::{Watch, Watches};
 use crate::meter::MeterStream;
 use crate::peer::Peer;
 use crate::process::Processes;
@@ -23,6 +24,7 @@ pub(crate) struct Api {
     pub(crate) engine: Arc<Engine>,
     pub(crate) access: Arc<Access>,
     pub(crate) processes: Arc<Processes>,
+    pub(crate) watches: Arc<Watches>,
     /// Ends the streams when the daemon drains.
     pub(crate) draining: tokio::sync::watch::Receiver<bool>,
 }
@@ -75,11 +77,15 @@ impl LedgerService for Api {
         let request = request.get_ref();
         caller.may(Act::Spend, &request.account)?;
         caller.may_use(Act::Spend, &self.engine, &request.parent_reservation)?;
-        let answer = self.answer(|engine| engine.reserve(request, owner)).await?;
-        if let Some(reservation) = &answer.get_ref().reservation {
-            self.access.note_reserved(&caller, &self.engine, &reservation.id);
-        }
-        Ok(answer)
+        self.answer(|engine| {
+            let answer = engine.reserve(request, owner, caller.maker())?;
+            // Before anything is waited for: a caller may hang up meanwhile, and its hold stays.
+            if let Some(reservation) = &answer.body.reservation {
+                self.access.note_reserved(&caller, engine, &reservation.id);
+            }
+            Ok(answer)
+        })
+        .await
     }
 
     async fn debit(&self, request: Request<v1::DebitRequest>) -> Answered<v1::DebitResponse> {
@@ -261,18 +267,21 @@ impl AccountService for Api {
             None => 250,
         };
         let interval = Duration::from_millis(interval_ms.unsigned_abs());
+        let place = self.watches.open(caller.may_act(Act::Manage).is_ok())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        let (engine, access) = (Arc::clone(&self.engine), Arc::clone(&self.access));
-        let mut draining = self.draining.clone();
+        let Api { engine, access, watches, mut draining, .. } = self.clone();
         tokio::spawn(async move {
-            let mut watch = crate::history::Watch::new(account);
+            let _place = place;
+            let mut watch = Watch::new(account);
             loop {
                 if let Err(ended) = access.check(&caller, engine.now().wall_ms) {
                     let _told = sender.send(Err(ended.into())).await;
                     return;
                 }
+                let turn = watches.turn().await;
                 let look = Arc::clone(&engine);
                 let looked = tokio::task::spawn_blocking(move || (watch.look(&look), watch)).await;
+                drop(turn);
                 let Ok((changes, same)) = looked else { return };
                 watch = same;
                 if let Some(changes) = changes

@@ -83,8 +83,9 @@ impl Handed {
         let Some((address, _)) = self.0.first() else { return Ok(()) };
         let message = format!(
             "the service manager listens on {address}, which the configuration does not name: take \
-             it out of the .socket unit, or set server.socket, server.tcp or proxy.listen to it \
-             (leases have ListenSequentialPacket= and server.socket with \".lease\" behind it)"
+             it out of the .socket unit, or set server.socket, server.tcp, proxy.listen or \
+             dashboard.listen to it (leases have ListenSequentialPacket= and server.socket with \
+             \".lease\" behind it)"
         );
         Err(ConfigError::new(message).into())
     }

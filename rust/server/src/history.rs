@@ -3,17 +3,36 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bursar_ledger::ReservationId;
+use bursar_ledger::{LedgerError, ReservationId};
 use bursar_store::{Cursor, EntryFilter, EntryKind, EntryRow, Reader};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tonic::Status;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admin::page_size;
 use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::maker::{self, Maker};
 use crate::v1::{self, ErrorReason};
 
 /// The page that a caller gets who names none, and the largest.
 const PAGE: (usize, usize) = (100, 10_000);
+
+/// Whose a reservation is.
+#[derive(Debug)]
+pub(crate) struct Whose {
+    pub(crate) account: Arc<str>,
+    /// Whether the sidecar made it, to meter the account.
+    pub(crate) is_sidecars: bool,
+}
+
+impl Whose {
+    fn of(account: Arc<str>, label: Option<&str>) -> Whose {
+        Whose { account, is_sidecars: Maker::of(label) == Maker::Sidecar }
+    }
+}
 
 impl Engine {
     /// Whether a call about this reservation can be answered from memory.
@@ -26,9 +45,25 @@ impl Engine {
     }
 
     /// Whose a reservation is that is in memory.
-    pub(crate) fn account_of(&self, name: &str) -> Result<Option<Arc<str>>, ApiError> {
+    pub(crate) fn whose(&self, name: &str) -> Result<Option<Whose>, ApiError> {
         let id = convert::parse_reservation_id(self.store_id, name)?;
-        Ok(self.ledger.reservation(id, self.now()).ok().map(|view| view.account))
+        let found = self.ledger.account_and_label(id, maker::LABEL).ok();
+        Ok(found.map(|(account, label)| Whose::of(account, label.as_deref())))
+    }
+
+    /// Whose a reservation is, in memory or in the store.
+    pub(crate) fn whose_stored(&self, name: &str) -> Result<Whose, ApiError> {
+        if let Some(found) = self.whose(name)? {
+            return Ok(found);
+        }
+        let missing = || ApiError::from(LedgerError::ReservationNotFound);
+        let id = convert::parse_reservation_id(self.store_id, name)?;
+        let reader = self.reader()?.ok_or_else(missing)?;
+        let (reserved, ..) = reader.reservation(id.sequence)?.ok_or_else(missing)?;
+        let account = reader.account(reserved.account)?.ok_or_else(missing)?;
+        let mut labels = reserved.labels.iter();
+        let label = labels.find(|(name, _)| name == maker::LABEL).map(|(_, text)| text.as_str());
+        Ok(Whose::of(account.into(), label))
     }
 
     /// The reservation of that name in memory; one that has ended long ago is fetched back from the
@@ -54,6 +89,10 @@ impl Engine {
         };
         let reader = self.reader()?.ok_or_else(missing)?;
         let (reserved, settled, _) = reader.reservation(id.sequence)?.ok_or_else(missing)?;
+        // It goes by one name only, or it could be ended twice.
+        if in_memory(reserved.id) {
+            return Ok(reserved.id);
+        }
         let account = reader.account(reserved.account)?.ok_or_else(missing)?;
         let found = self.ledger.recall(&account, &reserved, &settled, now)?;
         recalled.insert(id.sequence, found);
@@ -83,7 +122,7 @@ impl Engine {
     }
 
     /// A reader that sees everything that was answered before.
-    fn reader(&self) -> Result<Option<Reader>, ApiError> {
+    pub(crate) fn reader(&self) -> Result<Option<Reader>, ApiError> {
         let Some(store) = &self.store else { return Ok(None) };
         store.write()?;
         store.import_through(store.written())?;
@@ -94,12 +133,21 @@ impl Engine {
         &self,
         request: &v1::ListEntriesRequest,
     ) -> Result<Answer<v1::ListEntriesResponse>, ApiError> {
+        self.page_of_entries(request, false)
+    }
+
+    /// A page of entries, in the order in which they happened, or the newest first.
+    pub(crate) fn page_of_entries(
+        &self,
+        request: &v1::ListEntriesRequest,
+        newest_first: bool,
+    ) -> Result<Answer<v1::ListEntriesResponse>, ApiError> {
         let size = page_size(request.page_size, PAGE)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(parse_cursor(token)?),
         };
-        let filter = self.filter(request)?;
+        let filter = EntryFilter { newest_first, ..self.filter(request)? };
         let Some(reader) = self.reader()? else {
             return Ok(Answer::new(v1::ListEntriesResponse::default(), 0));
         };
@@ -144,6 +192,7 @@ impl Engine {
             kinds: request.kinds.iter().map(kind).collect::<Result<_, _>>()?,
             start_ms: ms("start_time", &request.start_time)?,
             end_ms: ms("end_time", &request.end_time)?,
+            newest_first: false,
         })
     }
 
@@ -193,11 +242,48 @@ fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
     parse().ok_or_else(|| ApiError::field("page_token", "is not one out of an answer"))
 }
 
+/// The watches that there may be; each looks at all of its accounts again and again.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    places: Arc<Semaphore>,
+    looks: Semaphore,
+}
+
+impl Watches {
+    /// The most, and how many of them are for operators only.
+    const MOST: (usize, usize) = (256, 64);
+    /// How many look at a time: other calls find threads as well.
+    const LOOKS: usize = 2;
+
+    /// A place for one more.
+    pub(crate) fn open(&self, for_operator: bool) -> Result<OwnedSemaphorePermit, Status> {
+        let (most, kept) = Self::MOST;
+        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+        let place = place.filter(|_| for_operator || self.places.available_permits() >= kept);
+        let most = if for_operator { most } else { most - kept };
+        let message = format!("{most} watches are open, the most: try again");
+        place.ok_or_else(|| Status::unavailable(message))
+    }
+
+    /// Waits for one's turn to look.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.looks.acquire().await.ok()
+    }
+}
+
+impl Default for Watches {
+    fn default() -> Watches {
+        let places = Arc::new(Semaphore::new(Self::MOST.0));
+        Watches { places, looks: Semaphore::new(Self::LOOKS) }
+    }
+}
+
 /// What one watcher has seen.
 #[derive(Debug)]
 pub(crate) struct Watch {
     account: String,
-    seen: Option<HashMap<String, v1::Account>>,
+    /// A hash of each account as it was told: many may watch many.
+    seen: Option<HashMap<Arc<str>, u64>>,
     /// The last finding that it was told of.
     told: u64,
 }
@@ -216,13 +302,14 @@ impl Watch {
         let mut accounts = Vec::new();
         for view in &views {
             let account = convert::account(view);
-            if before.remove(&account.path).as_ref() != Some(&account) {
-                accounts.push(account.clone());
+            let hash = xxh3_64(&account.encode_to_vec());
+            if before.remove(&view.path) != Some(hash) {
+                accounts.push(account);
             }
-            seen.insert(account.path.clone(), account);
+            seen.insert(Arc::clone(&view.path), hash);
         }
         self.seen = Some(seen);
-        let retired: Vec<String> = before.into_keys().collect();
+        let retired: Vec<String> = before.into_keys().map(|path| path.to_string()).collect();
         let findings = self.findings(engine, first);
         let changed = first || !accounts.is_empty() || !retired.is_empty() || !findings.is_empty();
         changed.then_some(v1::WatchAccountsResponse { accounts, retired, findings })

@@ -23,6 +23,8 @@ use tower_layer::Layer;
 const SMALL_BYTES: usize = 16 << 10;
 /// How many of the largest messages there is room for.
 const LARGE_MESSAGES: usize = 32;
+/// How many calls there may be under way, across connections: each takes some kilobytes.
+const CALLS_MAX: usize = 65_536;
 /// How long a message may take to arrive, once it was begun or is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A compression flag and a length.
@@ -34,6 +36,7 @@ const CONVERSATIONS: [&str; 2] = ["/Meter", "/ServerReflectionInfo"];
 #[derive(Debug)]
 pub(crate) struct Room {
     left: AtomicUsize,
+    calls: AtomicUsize,
     all: usize,
     largest: usize,
 }
@@ -42,7 +45,7 @@ impl Room {
     /// Room for so many messages of the largest size.
     pub(crate) fn new(largest: usize) -> Arc<Room> {
         let all = largest.saturating_mul(LARGE_MESSAGES);
-        Arc::new(Room { left: AtomicUsize::new(all), all, largest })
+        Arc::new(Room { left: AtomicUsize::new(all), calls: AtomicUsize::new(0), all, largest })
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -56,9 +59,16 @@ impl Room {
 struct Share {
     room: Arc<Room>,
     bytes: AtomicUsize,
+    /// Whether there was room for one more call.
+    fits: bool,
 }
 
 impl Share {
+    fn of(room: &Arc<Room>) -> Share {
+        let fits = room.calls.fetch_add(1, Ordering::AcqRel) < CALLS_MAX;
+        Share { room: Arc::clone(room), bytes: AtomicUsize::new(0), fits }
+    }
+
     /// A message of that length is coming, and the one before it is no more.
     fn expect(&self, length: usize) -> Result<(), Status> {
         self.give_back();
@@ -85,6 +95,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.give_back();
+        self.room.calls.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -147,6 +158,10 @@ impl hyper::body::Body for Intake {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        if !this.share.fits {
+            let message = format!("{CALLS_MAX} calls are under way, the most: try again");
+            return Poll::Ready(Some(Err(Status::unavailable(message))));
+        }
         match Pin::new(&mut this.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(bytes) = frame.data_ref() {
@@ -213,7 +228,7 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for BoundedSe
 
     fn call(&mut self, request: http::Request<Body>) -> S::Future {
         let (mut parts, body) = request.into_parts();
-        let share = Arc::new(Share { room: Arc::clone(&self.room), bytes: AtomicUsize::new(0) });
+        let share = Arc::new(Share::of(&self.room));
         // The body ends when its message is decoded; what a call still works on counts as well.
         parts.extensions.insert(Arc::clone(&share));
         let converses = CONVERSATIONS.iter().any(|name| parts.uri.path().ends_with(name));
@@ -239,7 +254,7 @@ mod tests {
 
     fn intake(room: &Arc<Room>, converses: bool) -> (Sender<Bytes, Status>, Intake) {
         let (sender, body) = Channel::new(8);
-        let share = Arc::new(Share { room: Arc::clone(room), bytes: AtomicUsize::new(0) });
+        let share = Arc::new(Share::of(room));
         let (borders, patience) = (Borders::default(), Duration::from_millis(50));
         let body = Body::new(body);
         (sender, Intake { body, share, borders, converses, deadline: None, patience })
@@ -282,6 +297,19 @@ mod tests {
         small.frame().await.expect("a frame").expect("small ones always pass");
         drop(open);
         assert_eq!(room.left.load(Ordering::Acquire), room.all);
+    }
+
+    #[tokio::test]
+    async fn one_call_too_many_is_refused_until_another_has_ended() {
+        let room = Room::new(1 << 20);
+        let mut others: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room)).collect();
+        let (_sender, mut late) = intake(&room, false);
+        let full = late.frame().await.expect("a frame").expect_err("there is no room");
+        assert_eq!(full.code(), tonic::Code::Unavailable);
+        drop((late, others.pop()));
+        let (mut sender, mut one) = intake(&room, false);
+        sender.send_data(message(4)).await.expect("room");
+        one.frame().await.expect("a frame").expect("there is room again");
     }
 
     #[tokio::test]

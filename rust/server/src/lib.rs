@@ -1,8 +1,8 @@
 //! The daemon's inside: the ledger with its store behind gRPC.
 //!
 //! `engine` joins ledger, rates and store and speaks protobuf messages; `grpc` puts it on the wire;
-//! `envoy` is Envoy's rate limit service; `process` carries the calls that the watchdog answers;
-//! `serve` owns sockets, threads and the drain. Nothing here knows Python.
+//! `dashboard` shows it in a browser; `envoy` is Envoy's rate limit service; `process` carries the calls
+//! that the watchdog answers; `serve` owns sockets, threads and the drain. Nothing here knows Python.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -13,6 +13,7 @@ mod clock;
 pub mod config;
 mod connection;
 mod convert;
+mod dashboard;
 mod durable;
 mod embedded;
 mod engine;
@@ -29,6 +30,7 @@ mod history;
 mod intake;
 mod lease;
 mod listen;
+mod maker;
 mod meter;
 mod meters;
 mod owner;
@@ -39,6 +41,7 @@ mod proxy;
 mod serve;
 pub mod tls;
 pub mod tokens;
+mod web;
 
 /// What one thread allocates another frees here, call by call: with the system's allocator half of the
 /// calls a second are lost.

@@ -3,16 +3,18 @@
 //! Owns the sockets, their names and modes, and the share of each data-plane thread. Never reads what
 //! a connection says.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::config::{ConfigError, Listen};
 use crate::connection::{Connection, Socket};
@@ -99,6 +101,34 @@ impl Guard {
     }
 }
 
+/// A listener beside the daemon's own, as its section describes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beside<'a> {
+    /// What its section is called.
+    pub(crate) section: &'a str,
+    pub(crate) address: SocketAddr,
+    /// Whether it has the TLS of the daemon's own listener.
+    pub(crate) tls: bool,
+}
+
+impl Beside<'_> {
+    /// Listens where it says.
+    pub(crate) fn bind(
+        self,
+        guard: &Guard,
+        handed: &mut Handed,
+    ) -> Result<std::net::TcpListener, OpenError> {
+        let Beside { section, address, tls } = self;
+        if tls && guard.tls.is_none() {
+            let message =
+                format!("{section}.tls is true, and there is no [server.tls] to take it from");
+            return Err(ConfigError::new(message).into());
+        }
+        let guard = Guard { tls: guard.tls.clone().filter(|_| tls), ..*guard };
+        guard.bind_tcp(&format!("{section}.listen"), address, handed)
+    }
+}
+
 /// Binds under another name, sets the mode, and only then takes the name: nobody ever connects with
 /// the wrong mode. A socket that nobody listens on any more is replaced.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
@@ -167,16 +197,40 @@ pub(crate) struct Door {
     pub(crate) with_cgroups: bool,
 }
 
-/// The connections that there may be.
+/// Who has a place: a user of this host, or an address (in IPv6 a network, which one host may have all
+/// of).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Holder {
+    User(Option<u32>),
+    Address(IpAddr),
+}
+
+impl Holder {
+    pub(crate) fn at(address: SocketAddr) -> Holder {
+        Holder::Address(match address.ip().to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+            address @ IpAddr::V4(_) => address,
+        })
+    }
+}
+
+/// The connections that there may be. Who has more than half of them does not get the last ones: the
+/// others, an operator among them, still find a place.
 #[derive(Debug)]
 pub(crate) struct Places {
-    free: Arc<Semaphore>,
+    most: usize,
+    /// How many the last ones are.
+    spare: usize,
+    /// How many are taken, and how many each has.
+    taken: Mutex<(usize, HashMap<Holder, usize>)>,
     turned_away: AtomicU64,
 }
 
 impl Places {
-    pub(crate) fn new(count: usize) -> Arc<Places> {
-        Arc::new(Places { free: Arc::new(Semaphore::new(count)), turned_away: AtomicU64::new(0) })
+    pub(crate) fn new(most: usize) -> Arc<Places> {
+        const SPARE_MAX: usize = 64;
+        let (spare, taken) = ((most / 16).min(SPARE_MAX), Mutex::default());
+        Arc::new(Places { most, spare, taken, turned_away: AtomicU64::new(0) })
     }
 
     /// How many found none.
@@ -184,12 +238,39 @@ impl Places {
         self.turned_away.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.free).try_acquire_owned().ok();
-        if permit.is_none() {
+    pub(crate) fn take(self: &Arc<Places>, holder: Holder) -> Option<Taken> {
+        let mut taken = self.taken.lock();
+        let (all, by) = &mut *taken;
+        let own = by.get(&holder).copied().unwrap_or(0);
+        let spare = if own > self.most / 2 { self.spare } else { 0 };
+        if *all + spare >= self.most {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
+            return None;
         }
-        permit
+        *all += 1;
+        by.insert(holder, own + 1);
+        Some(Taken { places: Arc::clone(self), holder })
+    }
+}
+
+/// One of the places, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    places: Arc<Places>,
+    holder: Holder,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock();
+        let (all, by) = &mut *taken;
+        *all -= 1;
+        if let Some(own) = by.get_mut(&self.holder) {
+            *own -= 1;
+            if *own == 0 {
+                by.remove(&self.holder);
+            }
+        }
     }
 }
 
@@ -215,33 +296,34 @@ impl Door {
                 pause().await;
                 continue;
             };
-            // One more than allowed is closed at once: its caller learns of it and does not wait.
-            let Some(permit) = self.places.take() else { continue };
             let peer = Peer::of(&stream, self.with_cgroups);
+            // One more than allowed is closed at once: its caller learns of it and does not wait.
+            let user = Holder::User(peer.local.as_ref().map(|local| local.uid));
+            let Some(taken) = self.places.take(user) else { continue };
             let Ok(stream) = stream.into_std() else { continue };
-            hand_over(&self.lanes, StdSocket::Unix(stream, peer), permit).await;
+            hand_over(&self.lanes, StdSocket::Unix(stream, peer), taken).await;
         }
     }
 
     async fn accept_tcp(&self, listener: TcpListener) {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, address)) = listener.accept().await else {
                 pause().await;
                 continue;
             };
-            let Some(permit) = self.places.take() else { continue };
+            let Some(taken) = self.places.take(Holder::at(address)) else { continue };
             let _slower_without = stream.set_nodelay(true);
             let Ok(stream) = stream.into_std() else { continue };
-            hand_over(&self.lanes, StdSocket::Tcp(stream, self.tls.clone()), permit).await;
+            hand_over(&self.lanes, StdSocket::Tcp(stream, self.tls.clone()), taken).await;
         }
     }
 }
 
 /// Gives a connection to the thread that has the fewest.
-async fn hand_over(lanes: &[Lane], socket: StdSocket, permit: OwnedSemaphorePermit) {
+async fn hand_over(lanes: &[Lane], socket: StdSocket, taken: Taken) {
     let lane = lanes.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed));
     let lane = lane.expect("there is at least one thread");
-    let place = Place::new(&lane.load, permit);
+    let place = Place::new(&lane.load, taken);
     // A thread that has ended drops it, which closes it.
     let _taken = lane.sender.send(Accepted { socket, place }).await;
 }
@@ -249,13 +331,13 @@ async fn hand_over(lanes: &[Lane], socket: StdSocket, permit: OwnedSemaphorePerm
 /// A connection's place: it counts against the maximum, and as its thread's load, while it lives.
 pub(crate) struct Place {
     load: Arc<AtomicUsize>,
-    _permit: OwnedSemaphorePermit,
+    _taken: Taken,
 }
 
 impl Place {
-    fn new(load: &Arc<AtomicUsize>, permit: OwnedSemaphorePermit) -> Place {
+    fn new(load: &Arc<AtomicUsize>, taken: Taken) -> Place {
         load.fetch_add(1, Ordering::Relaxed);
-        Place { load: Arc::clone(load), _permit: permit }
+        Place { load: Arc::clone(load), _taken: taken }
     }
 }
 
@@ -309,4 +391,29 @@ pub(crate) fn adopted(mut accepted: mpsc::Receiver<Accepted>) -> mpsc::Receiver<
 /// Out of descriptors, most likely: the next try has to wait until some are closed.
 pub(crate) async fn pause() {
     tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_most_places_leaves_the_last_ones_to_others() {
+        let places = Places::new(32);
+        let crowd = Holder::at("[2001:db8::7]:1".parse().expect("an address"));
+        let neighbour = Holder::at("[2001:db8::8]:1".parse().expect("an address"));
+        assert_eq!(crowd, neighbour, "one network");
+        let mut held: Vec<Taken> = std::iter::from_fn(|| places.take(crowd)).collect();
+        assert_eq!((held.len(), places.turned_away()), (30, 1));
+        let other = Holder::at("127.0.0.1:1".parse().expect("an address"));
+        let operator = places.take(Holder::User(Some(0))).expect("a place is left");
+        let _last = places.take(other).expect("and another");
+        assert!(places.take(other).is_none(), "no more than there are");
+        drop(operator);
+        assert!(places.take(crowd).is_none());
+        held.truncate(15);
+        assert!(places.take(crowd).is_some());
+        held.clear();
+        assert_eq!(places.taken.lock().1.len(), 1, "who has none is forgotten");
+    }
 }

@@ -43,8 +43,11 @@ impl Peer {
     pub(crate) fn from_credentials(credentials: &Credentials, with_cgroup: bool) -> Peer {
         let Credentials { pid, uid, gid, .. } = *credentials;
         let cgroup = || cgroup(pid?, credentials.exact_pidfd()?);
+        // As long as it lives its pid is its own: what was read before it was seen alive is of it.
+        let seen = pid.and_then(|pid| owner::identify(pid, uid));
+        let is_it = |_: &Owner| credentials.exact_pidfd().is_none_or(lives);
         Peer {
-            owner: pid.and_then(|pid| owner::identify(pid, uid)),
+            owner: seen.filter(is_it),
             local: Some(Local { uid, gid, cgroup: with_cgroup.then(cgroup).flatten() }),
             certificate: None,
         }
@@ -58,14 +61,16 @@ pub(crate) fn knows_cgroups() -> bool {
     peer.is_ok_and(|peer| peer.exact_pidfd().is_some())
 }
 
-/// The control group (version 2) of a process that has not ended. As long as it lives its pid is its
-/// own, so what was read before it was seen alive is of no other process.
+/// The control group (version 2) of a process that has not ended.
 fn cgroup(pid: i32, pidfd: BorrowedFd<'_>) -> Option<Arc<str>> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).filter(|_| lives(pidfd)).map(Arc::from)
+}
+
+fn lives(pidfd: BorrowedFd<'_>) -> bool {
     let mut ended = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let lives = poll(&mut ended, Some(&at_once)).is_ok_and(|count| count == 0);
-    text.lines().find_map(|line| line.strip_prefix("0::")).filter(|_| lives).map(Arc::from)
+    poll(&mut ended, Some(&at_once)).is_ok_and(|count| count == 0)
 }
 
 /// Whether a control group is another, or below it.

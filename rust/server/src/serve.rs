@@ -17,16 +17,18 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
+use crate::dashboard::{Dashboard, DashboardSection};
 use crate::engine::{Engine, OpenError};
 use crate::envoy::{self, EnvoySection, RateLimitServiceServer, RateLimits};
 use crate::grpc::Api;
 use crate::handed::Handed;
 use crate::health;
+use crate::history::Watches;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
-use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
+use crate::listen::{Accepted, Beside, Door, Guard, Lane, Listeners, Places, adopted, until};
 use crate::process::Processes;
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, Proxy, ProxySection};
 use crate::tls::Tls;
 use crate::v1::access_service_server::AccessServiceServer;
 use crate::v1::account_service_server::AccountServiceServer;
@@ -51,6 +53,7 @@ pub struct Running {
     places: Arc<Places>,
     addresses: Vec<String>,
     proxy_address: Option<SocketAddr>,
+    dashboard_address: Option<SocketAddr>,
     /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     tls: Option<Arc<Tls>>,
@@ -72,46 +75,52 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
     let rules = config.envoy.as_ref().map(EnvoySection::rules).transpose()?.map(Arc::new);
-    let section = config.proxy.clone();
-    let proxy_listener =
-        section.as_ref().map(|section| section.bind(&guard, &mut handed)).transpose()?;
+    let (section, page) = (config.proxy.clone(), config.dashboard.clone());
+    let mut beside = |beside: Option<Beside<'_>>| {
+        beside.map(|beside| beside.bind(&guard, &mut handed)).transpose()
+    };
+    let proxy_listener = beside(section.as_ref().map(ProxySection::beside))?;
+    let page_listener = beside(page.as_ref().map(DashboardSection::beside))?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
+    access.recall_reserved(&engine);
     let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
     handed.nothing_is_left()?;
-    let unix = listeners.made.clone();
     let (drain, draining) = watch::channel(false);
     let places = Places::new(connections);
-    let addresses = listeners.addresses();
+    let (unix, addresses) = (listeners.made.clone(), listeners.addresses());
     let (lanes, incoming): (Vec<_>, Vec<_>) =
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
     let with_cgroups = access.knows_cgroups();
     let (of_door, of_tls) = (Arc::clone(&places), tls.clone());
     let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
-    let processes = Arc::<Processes>::default();
+    let (processes, watches) = (Arc::<Processes>::default(), Arc::<Watches>::default());
     let room = Room::new(listen.max_message_bytes);
+    let api = Api {
+        engine: Arc::clone(&engine),
+        access: Arc::clone(&access),
+        processes: Arc::clone(&processes),
+        watches,
+        draining: draining.clone(),
+    };
     for (number, incoming) in incoming.into_iter().enumerate() {
-        let api = Api {
-            engine: Arc::clone(&engine),
-            access: Arc::clone(&access),
-            processes: Arc::clone(&processes),
-            draining: draining.clone(),
-        };
+        let (api, bounded) = (api.clone(), Bounded(Arc::clone(&room)));
         let (listen, door) = (listen.clone(), door.take());
         let rate_limits = rules.clone().map(|rules| RateLimits { api: api.clone(), rules });
-        let name = format!("bursar-{number}");
-        let bounded = Bounded(Arc::clone(&room));
         let run = move || run_thread(door, incoming, api, rate_limits, bounded, &listen);
-        let thread = std::thread::Builder::new().name(name).spawn(run);
-        threads.push(thread.map_err(|error| OpenError::Io("a runtime thread".into(), error))?);
+        threads.push(thread(format!("bursar-{number}"), run)?);
     }
-    let proxy_address = proxy_listener.as_ref().and_then(|bound| bound.local_addr().ok());
+    let proxy_address = address_of(proxy_listener.as_ref());
+    let dashboard_address = address_of(page_listener.as_ref());
+    if let (Some(listener), Some(section)) = (page_listener, page) {
+        let page = Dashboard::new(api, section, tls.clone());
+        threads.push(thread("bursar-page".into(), move || page.run(listener))?);
+    }
     if let (Some(listener), Some(section)) = (proxy_listener, section) {
         let proxy = Proxy::new(Arc::clone(&engine), Arc::clone(&access), section, tls.clone())?;
         let run = move || proxy::run(listener, &proxy, &draining);
-        let thread = std::thread::Builder::new().name("bursar-proxy".into()).spawn(run);
-        threads.push(thread.map_err(|error| OpenError::Io("the proxy's thread".into(), error))?);
+        threads.push(thread("bursar-proxy".into(), run)?);
     }
     Ok(Running {
         engine,
@@ -120,12 +129,26 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         places,
         addresses,
         proxy_address,
+        dashboard_address,
         unix,
         tls,
         drain,
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
     })
+}
+
+fn thread(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, OpenError> {
+    let what = format!("the thread {name}");
+    let started = std::thread::Builder::new().name(name).spawn(run);
+    started.map_err(|error| OpenError::Io(what, error))
+}
+
+fn address_of(listener: Option<&std::net::TcpListener>) -> Option<SocketAddr> {
+    listener?.local_addr().ok()
 }
 
 /// A core file would hold tokens, keys and prompts. One byte: too small for a file, and what the kernel
@@ -159,6 +182,11 @@ impl Running {
     /// Where the proxy listens, if there is one.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.proxy_address
+    }
+
+    /// Where the dashboard listens, if there is one.
+    pub fn dashboard_address(&self) -> Option<SocketAddr> {
+        self.dashboard_address
     }
 
     /// How many connections found no place.

@@ -142,7 +142,7 @@ impl Oracle {
         match (said, plain) {
             (Ok(Admission::Granted(granted)), Ok(Ok(amounts))) => {
                 assert_eq!(granted.view.granted, amounts, "R5");
-                self.known.ids.push(granted.view.id);
+                self.name(granted.view.id);
             }
             (Ok(Admission::Refused(refusal, _)), Ok(Err(no))) => refused(refusal, no),
             (Err(_), Err(())) => {}
@@ -174,7 +174,7 @@ impl Oracle {
         let recorded = plain.reservations.last_mut().expect("it was pushed");
         (recorded.state, recorded.spent, recorded.due) = (State::Committed, amounts, due);
         recorded.overdraft = overdraft;
-        self.known.ids.push(ended.view.id);
+        self.name(ended.view.id);
     }
 }
 

@@ -140,7 +140,8 @@ impl Disk {
             Outcome::Done => state.write(path, bytes, offset).map(|()| bytes.len()),
             Outcome::Refused(error) => Err(error),
             Outcome::Short => {
-                let part = state.part(bytes.len()).max(1);
+                let len = bytes.len();
+                let part = if len <= ATOMIC_BYTES { len } else { state.part(len).max(1) };
                 state.write(path, &bytes[..part], offset).map(|()| part)
             }
             Outcome::Partly(error) => {

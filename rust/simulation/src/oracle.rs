@@ -41,6 +41,8 @@ pub struct Oracle {
     timeline: Vec<(u64, Known)>,
     /// Up to here everything was answered.
     pub answered: u64,
+    /// The sequences of all reservations that there ever were, those that a power cut took too.
+    given: BTreeSet<u64>,
     /// What was spent in the windows when the session began: what is crossed by then is reported with
     /// the next spending.
     stood: BTreeMap<WindowId, i64>,
@@ -104,6 +106,12 @@ impl Oracle {
     /// Nothing has happened.
     pub fn new() -> Oracle {
         Oracle { known: Known::empty(), ..Oracle::default() }
+    }
+
+    /// A reservation that is new, and the last one of the model.
+    pub fn name(&mut self, id: ReservationId) {
+        assert!(self.given.insert(id.sequence), "{id:?} is given out twice");
+        self.known.ids.push(id);
     }
 
     /// Notes what one operation has told. `before` and `between`: the model before it, and after its

@@ -10,6 +10,7 @@ use bursar_ledger::path::Pattern;
 use bursar_ledger::runaway::Policy;
 use bursar_ledger::{AccountPattern, Now, Settings};
 use bursar_store::{Durability, StoreConfig};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::call::{Call, Clients};
@@ -99,10 +100,15 @@ pub fn settings() -> Settings {
     }
 }
 
+/// SQLite's random numbers are the process's: two runs at once would draw each other's.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Plays a seed. Panics where a promise is broken.
 pub fn run(seed: u64, steps: u64) -> (Totals, u64) {
+    let _turn = TURN.lock();
     vfs::register();
     let mut run = Run::new(seed);
+    vfs::reseed();
     run.start();
     for _ in 0..steps {
         run.step();

@@ -93,6 +93,11 @@ pub fn register() {
     });
 }
 
+/// Has SQLite's random numbers begin anew, with those of the disk that is in use.
+pub fn reseed() {
+    unsafe { ffi::sqlite3_randomness(0, ptr::null_mut()) };
+}
+
 unsafe fn path<'a>(name: *const c_char) -> &'a Path {
     Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()))
 }

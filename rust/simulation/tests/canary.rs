@@ -7,7 +7,7 @@
 use std::process::Command;
 
 /// The bugs, and what each one is.
-const CANARIES: [(&str, &str); 9] = [
+const CANARIES: [(&str, &str); 10] = [
     ("early-answer", "a call is answered before what it did is synced"),
     ("repeat-twice", "a repeat is done a second time"),
     ("no-undo", "a hold stays when the store has failed"),
@@ -16,6 +16,7 @@ const CANARIES: [(&str, &str); 9] = [
     ("unsynced-session", "the log goes before what SQLite read is on the disk"),
     ("lost-floor", "what was debited is not told after a restart"),
     ("crossing-twice", "a restart forgets which thresholds were reported"),
+    ("reused-id", "a name that a power cut took is given out again"),
     ("older-key", "a key that was used again means the older one after a restart"),
 ];
 const SEEDS_MAX: &str = "30000";

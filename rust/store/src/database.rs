@@ -187,7 +187,11 @@ fn random_id() -> u32 {
 }
 
 /// Sets the connection up to write in a session of that durability, and notes that one has begun.
-pub(crate) fn begin_session(conn: &Connection, durability: Durability) -> Result<(), StoreError> {
+pub(crate) fn begin_session(
+    conn: &Connection,
+    durability: Durability,
+    max_reservation: u64,
+) -> Result<(), StoreError> {
     let begin = || -> rusqlite::Result<()> {
         conn.pragma_update(None, "journal_mode", "wal")?;
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
@@ -201,8 +205,8 @@ pub(crate) fn begin_session(conn: &Connection, durability: Durability) -> Result
         if !canary::sings("unsynced-session") {
             tx.execute("UPDATE meta SET clean_shutdown = 1 - clean_shutdown", ())?;
         }
-        let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1";
-        tx.execute(begun, [durability.name()])?;
+        let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1, max_reservation = ?2";
+        tx.execute(begun, params![durability.name(), max_reservation])?;
         tx.commit()?;
         if durability == Durability::Memory {
             conn.pragma_update(None, "synchronous", "off")?;

@@ -1,13 +1,16 @@
-//! The import thread: moves the log into SQLite and deletes what is moved.
+//! The import: moves the log into SQLite and deletes what is moved.
 //!
-//! Runs at the lowest priority: it has all the time there is, until the backlog grows. Reads the
-//! log back from its files, which are in the page cache, so that callers never wait for it.
+//! Two threads do it in turn. One has the lowest priority and all the time there is. The other has
+//! that of everybody else and works while somebody waits or the backlog grows, since on a host whose
+//! cores are all busy the first one hardly runs, and to raise its priority again takes a privilege.
+//! The log is read back from its files, which are in the page cache, so that callers never wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bursar_ledger::fact::Record;
+use parking_lot::Mutex;
 
 use crate::error::{At, StoreError};
 use crate::frame::{FRAME_BYTES, HEADER_BYTES, Synced, read_record};
@@ -20,12 +23,11 @@ use crate::shared::{Alive, Shared};
 
 /// How often the log is looked at when nobody asks.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The bounds of one transaction.
-const GROUP_RECORDS: usize = 4096;
-const GROUP_BYTES: u64 = 8 << 20;
-/// Nice values: out of everybody's way, and as everybody else.
+/// The bounds of one transaction, for which the one thread may have to wait for the other.
+const GROUP_RECORDS: usize = 1024;
+const GROUP_BYTES: u64 = 2 << 20;
+/// The nice value of who is out of everybody's way.
 const LOW: i32 = 19;
-const NORMAL: i32 = 0;
 
 /// Reads the log behind what is imported.
 pub(crate) struct Importing {
@@ -35,8 +37,28 @@ pub(crate) struct Importing {
     /// The segment that is being read, by its first sequence.
     reader: Option<(u64, FrameReader)>,
     failed: bool,
-    /// Of the thread that this is all of.
-    nice: Option<i32>,
+}
+
+/// The thread that has time: runs until the store is stopped.
+pub(crate) fn run(importing: &Mutex<Importing>, shared: &Arc<Shared>) {
+    let _alive = Alive::new(shared, "import");
+    // Where it may not, it competes with everybody else.
+    rustix::process::setpriority_process(None, LOW).ok();
+    let mut interval = INTERVAL;
+    while !shared.await_import(interval).stop {
+        let mut importing = importing.lock();
+        importing.step(shared, || !shared.is_stopped() && !shared.is_import_urgent());
+        let again = importing.retention.is_due(&importing.importer) && !importing.failed;
+        interval = if again { Duration::ZERO } else { INTERVAL };
+    }
+}
+
+/// The thread that hurries: the same.
+pub(crate) fn run_urgent(importing: &Mutex<Importing>, shared: &Arc<Shared>) {
+    let _alive = Alive::new(shared, "urgent import");
+    while !shared.await_urgent(INTERVAL).stop {
+        importing.lock().step(shared, || !shared.is_stopped() && shared.is_import_urgent());
+    }
 }
 
 impl Importing {
@@ -47,26 +69,11 @@ impl Importing {
             None
         };
         let retention = Retention::default();
-        Ok(Importing { importer, retention, present, reader: None, failed: false, nice: None })
+        Ok(Importing { importer, retention, present, reader: None, failed: false })
     }
 
-    /// Runs until the store is stopped.
-    pub(crate) fn run(mut self, shared: &Arc<Shared>) -> Importing {
-        let _alive = Alive::new(shared, "import");
-        self.nice = Some(NORMAL);
-        loop {
-            self.set_nice(shared);
-            let again = self.retention.is_due(&self.importer) && !self.failed;
-            let interval = if again { Duration::ZERO } else { INTERVAL };
-            if shared.await_import(interval).stop {
-                return self;
-            }
-            self.step(shared);
-        }
-    }
-
-    /// Imports all that may be, and cleans up a little.
-    pub(crate) fn step(&mut self, shared: &Shared) {
+    /// Imports while it may `go_on`, and cleans up a little if it still may.
+    pub(crate) fn step(&mut self, shared: &Shared, go_on: impl Fn() -> bool) {
         if shared.is_memory() && shared.log.write().is_err() {
             shared.ring();
         }
@@ -74,9 +81,9 @@ impl Importing {
             return;
         }
         let there = self.present.as_ref().map_or(Ok(()), |present| present.check(shared));
-        let done = there.and_then(|()| self.drain(shared, true)).and_then(|()| {
+        let done = there.and_then(|()| self.drain(shared, &go_on)).and_then(|()| {
             let keep_ms = shared.config.keep_ms();
-            self.retention.step(&mut self.importer, keep_ms)
+            if go_on() { self.retention.step(&mut self.importer, keep_ms) } else { Ok(()) }
         });
         match done {
             // Somebody looks at the database with a lock on it: the log waits.
@@ -89,11 +96,15 @@ impl Importing {
         }
     }
 
-    /// Imports all that may be. `stoppable`: ends early when the store is stopped.
-    pub(crate) fn drain(&mut self, shared: &Shared, stoppable: bool) -> Result<(), StoreError> {
+    /// Imports while there is something and it may `go_on`.
+    pub(crate) fn drain(
+        &mut self,
+        shared: &Shared,
+        go_on: impl Fn() -> bool,
+    ) -> Result<(), StoreError> {
         loop {
             let target = shared.importable();
-            if self.importer.applied >= target {
+            if self.importer.applied >= target || !go_on() {
                 return Ok(());
             }
             let (records, bytes) = self.read(&shared.log.mark(), shared.is_memory(), target)?;
@@ -103,10 +114,6 @@ impl Importing {
             shared.imported.store(self.importer.applied, Ordering::Release);
             shared.ring();
             self.recycle(shared)?;
-            self.set_nice(shared);
-            if stoppable && shared.is_stopped() {
-                return Ok(());
-            }
         }
     }
 
@@ -166,16 +173,5 @@ impl Importing {
         let old = shared.log.retire(self.importer.applied);
         let old = old.iter().map(|old| old.path.as_path());
         shared.log.files.remove_in_order(shared.log.folder(), old)
-    }
-
-    /// Steps aside, unless the backlog is half full. Coming back takes a privilege: without it the
-    /// writers that are held up leave the time.
-    fn set_nice(&mut self, shared: &Shared) {
-        let Some(nice) = self.nice else { return };
-        let crowded = shared.backlog() > shared.config.max_backlog_bytes / 2;
-        let wanted = if crowded { NORMAL } else { LOW };
-        if nice != wanted && rustix::process::setpriority_process(None, wanted).is_ok() {
-            self.nice = Some(wanted);
-        }
     }
 }

@@ -42,6 +42,7 @@ mod restore;
 mod retention;
 mod scan;
 mod shared;
+mod spending;
 mod store;
 mod syncing;
 
@@ -57,4 +58,5 @@ pub use open::Recovery;
 pub use reader::{Cursor, EntryFilter, EntryRow, Reader};
 pub use recovery::{Case, Database, Decision, Join, Log, Observed, decide};
 pub use scan::{Scan, SegmentFound, Spot};
+pub use spending::Apart;
 pub use store::Store;

@@ -36,6 +36,8 @@ pub struct EntryFilter {
     pub start_ms: Option<i64>,
     /// Only before this time (Unix ms).
     pub end_ms: Option<i64>,
+    /// The newest first, and behind a cursor those that are older.
+    pub newest_first: bool,
 }
 
 /// A place between entries: behind one of them.
@@ -84,7 +86,7 @@ impl EntryRow {
 /// A reader of the history.
 #[derive(Debug)]
 pub struct Reader {
-    conn: Connection,
+    pub(crate) conn: Connection,
 }
 
 impl Reader {
@@ -92,7 +94,8 @@ impl Reader {
         connect(path, false).map(|conn| Reader { conn }).doing("open for reading")
     }
 
-    /// The entries behind a cursor that pass the filter, in the order in which they happened.
+    /// The entries behind a cursor that pass the filter, in the order in which they happened, or
+    /// the newest first.
     pub fn entries(
         &self,
         filter: &EntryFilter,
@@ -111,10 +114,14 @@ impl Reader {
         for account in accounts {
             rows.extend(page.read(Some(account))?);
             rows.sort_unstable_by_key(EntryRow::cursor);
+            if filter.newest_first {
+                rows.reverse();
+            }
             rows.truncate(limit);
-            // A full page: later ones need not be looked at.
+            // A full page: what lies behind its last need not be looked at.
             if let Some(last) = rows.get(limit.wrapping_sub(1)) {
-                page.before = id_of(last.cursor());
+                let end = if filter.newest_first { &mut page.after } else { &mut page.before };
+                *end = id_of(last.cursor());
             }
         }
         Ok(rows)
@@ -164,6 +171,7 @@ struct Page<'a> {
     values: Vec<Value>,
     after: i64,
     before: i64,
+    order: &'static str,
     limit: i64,
 }
 
@@ -174,19 +182,21 @@ impl<'a> Page<'a> {
         after: Option<Cursor>,
         limit: usize,
     ) -> Result<Page<'a>, StoreError> {
+        let (newer, older) = if filter.newest_first { (None, after) } else { (after, None) };
         let mut page = Page {
             conn,
             conditions: String::new(),
             values: Vec::new(),
-            after: after.map_or(-1, id_of),
-            before: i64::MAX,
+            after: newer.map_or(-1, id_of),
+            before: older.map_or(i64::MAX, id_of),
+            order: if filter.newest_first { "DESC" } else { "ASC" },
             limit: i64::try_from(limit).unwrap_or(i64::MAX),
         };
         if let Some(start_ms) = filter.start_ms {
             page.after = page.after.max(first_entry_at(conn, start_ms)? - 1);
         }
         if let Some(end_ms) = filter.end_ms {
-            page.before = first_entry_at(conn, end_ms)?;
+            page.before = page.before.min(first_entry_at(conn, end_ms)?);
         }
         if let Some(reservation) = filter.reservation {
             page.also("e.reservation = ?");
@@ -217,8 +227,8 @@ impl<'a> Page<'a> {
             LEFT JOIN chains c ON c.id = e.chain
             LEFT JOIN reservations r ON r.sequence = e.reservation
             LEFT JOIN details d ON d.entry = e.id
-            WHERE e.id > ? AND e.id < ?{}{only} ORDER BY e.id LIMIT ?",
-            self.conditions
+            WHERE e.id > ? AND e.id < ?{}{only} ORDER BY e.id {} LIMIT ?",
+            self.conditions, self.order
         );
         let bounds = [Value::Integer(self.after), Value::Integer(self.before)];
         let account = account.map(Value::Integer);

@@ -1,10 +1,10 @@
-//! What the callers and the two background threads share, and how they wake each other.
+//! What the callers and the background threads share, and how they wake each other.
 //!
 //! Numbers move first, then `bell` is locked and rung: who waits looks at the numbers under that
 //! lock, so no ringing is missed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -32,9 +32,12 @@ pub(crate) struct Shared {
     /// The bytes of the log that are imported, of those written in this session.
     pub(crate) imported_bytes: AtomicU64,
     pub(crate) listener: Mutex<Option<Arc<Listener>>>,
+    /// How many wait for the import.
+    hurried: AtomicU32,
     bell: Mutex<Wanted>,
     to_sync: Condvar,
     to_import: Condvar,
+    to_hurry: Condvar,
     progress: Condvar,
 }
 
@@ -43,7 +46,6 @@ pub(crate) struct Shared {
 pub(crate) struct Wanted {
     pub(crate) stop: bool,
     sync: bool,
-    import: bool,
 }
 
 /// Held by a thread while it runs: should it panic, everybody hears of it.
@@ -77,9 +79,11 @@ impl Shared {
             imported: AtomicU64::new(last),
             imported_bytes: AtomicU64::new(0),
             listener: Mutex::new(None),
+            hurried: AtomicU32::new(0),
             bell: Mutex::new(Wanted::default()),
             to_sync: Condvar::new(),
             to_import: Condvar::new(),
+            to_hurry: Condvar::new(),
             progress: Condvar::new(),
         }
     }
@@ -96,7 +100,7 @@ impl Shared {
     /// Writes the batch, after being held up a little when the import is far behind.
     pub(crate) fn write(&self) -> Result<(), StoreError> {
         if self.backlog() > self.config.max_backlog_bytes {
-            self.want_import();
+            self.ring_urgent();
             for _ in 0..HOLD_UP_STEPS {
                 std::thread::sleep(HOLD_UP_STEP);
                 if self.backlog() <= self.config.max_backlog_bytes {
@@ -117,9 +121,24 @@ impl Shared {
         self.to_sync.notify_one();
     }
 
-    pub(crate) fn want_import(&self) {
-        self.bell.lock().import = true;
-        self.to_import.notify_one();
+    /// Waits until everything up to `seq` is imported, for which it hurries.
+    pub(crate) fn wait_imported(&self, seq: u64) -> Result<(), StoreError> {
+        self.hurried.fetch_add(1, Ordering::AcqRel);
+        self.ring_urgent();
+        let done = self.wait(&self.imported, seq);
+        self.hurried.fetch_sub(1, Ordering::AcqRel);
+        done
+    }
+
+    /// Whether somebody waits for the import, or writers will soon.
+    pub(crate) fn is_import_urgent(&self) -> bool {
+        self.hurried.load(Ordering::Acquire) > 0
+            || self.backlog() > self.config.max_backlog_bytes / 2
+    }
+
+    fn ring_urgent(&self) {
+        drop(self.bell.lock());
+        self.to_hurry.notify_one();
     }
 
     /// Asks both threads to end.
@@ -127,6 +146,7 @@ impl Shared {
         self.bell.lock().stop = true;
         self.to_sync.notify_all();
         self.to_import.notify_all();
+        self.to_hurry.notify_all();
         self.progress.notify_all();
     }
 
@@ -144,13 +164,25 @@ impl Shared {
         *wanted
     }
 
-    /// For the import thread: the same.
+    /// For the import thread: sleeps until it is stopped or the interval is over.
     pub(crate) fn await_import(&self, interval: Duration) -> Wanted {
         let mut wanted = self.bell.lock();
-        if !wanted.stop && !wanted.import {
+        if !wanted.stop {
             self.to_import.wait_for(&mut wanted, interval);
         }
-        wanted.import = false;
+        *wanted
+    }
+
+    /// For the thread that hurries: sleeps until it has to; it looks for itself now and then.
+    pub(crate) fn await_urgent(&self, interval: Duration) -> Wanted {
+        let mut wanted = self.bell.lock();
+        let is_idle = || {
+            let is_behind = self.imported.load(Ordering::Acquire) < self.importable();
+            !self.is_import_urgent() || !is_behind || self.log.failure().is_some()
+        };
+        while !wanted.stop && is_idle() {
+            self.to_hurry.wait_for(&mut wanted, interval);
+        }
         *wanted
     }
 

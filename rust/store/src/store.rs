@@ -1,7 +1,7 @@
 //! The store as its callers see it.
 //!
 //! `append` and `write` are the hot path: memory and one write(2), no waking of anybody. All else
-//! is done by the two threads; who has to know waits on their numbers. A stepped store has no
+//! is done by the threads; who has to know waits on their numbers. A stepped store has no
 //! threads: the caller does their work when it likes, or when it would have to wait for it.
 
 use std::fmt;
@@ -17,8 +17,7 @@ use crate::config::StoreConfig;
 use crate::database::end_session;
 use crate::error::{At, StoreError};
 use crate::files::{FILES, Files, Lock, segments};
-use crate::import::Importer;
-use crate::importing::Importing;
+use crate::importing::{self, Importing};
 use crate::open::{Opened, Recovery, open};
 use crate::reader::Reader;
 use crate::shared::Shared;
@@ -34,10 +33,11 @@ pub struct Store {
     _lock: Lock,
 }
 
-/// Who syncs and imports.
-enum Background {
-    Threads { syncing: Option<JoinHandle<()>>, importing: JoinHandle<Importing> },
-    Caller { told_failure: bool, importing: Box<Importing> },
+/// Who syncs and imports: the caller, where there are no threads.
+struct Background {
+    importing: Arc<Mutex<Importing>>,
+    threads: Vec<JoinHandle<()>>,
+    told_failure: bool,
 }
 
 impl fmt::Debug for Store {
@@ -78,10 +78,7 @@ impl Store {
         files: Files,
         apply: &mut dyn FnMut(&Record) -> Result<(), String>,
     ) -> Result<(Store, Recovery), StoreError> {
-        Store::open_and(config, now_ms, files, apply, |importer, shared| {
-            let importing = Box::new(Importing::new(importer, shared)?);
-            Ok(Background::Caller { told_failure: false, importing })
-        })
+        Store::open_and(config, now_ms, files, apply, |_, _| Ok(Vec::new()))
     }
 
     fn open_and(
@@ -89,14 +86,18 @@ impl Store {
         now_ms: i64,
         files: Files,
         apply: &mut dyn FnMut(&Record) -> Result<(), String>,
-        start: impl FnOnce(Importer, &Arc<Shared>) -> Result<Background, StoreError>,
+        start: impl FnOnce(
+            &Arc<Mutex<Importing>>,
+            &Arc<Shared>,
+        ) -> Result<Vec<JoinHandle<()>>, StoreError>,
     ) -> Result<(Store, Recovery), StoreError> {
         let Opened { lock, importer, log, store_id, recovery } =
             open(&config, now_ms, files, apply)?;
         let shared = Arc::new(Shared::new(config, store_id, log));
-        let background = start(importer, &shared)?;
-        let stepped = matches!(background, Background::Caller { .. });
-        let background = Mutex::new(Some(background));
+        let importing = Arc::new(Mutex::new(Importing::new(importer, &shared)?));
+        let threads = start(&importing, &shared)?;
+        let stepped = threads.is_empty();
+        let background = Mutex::new(Some(Background { importing, threads, told_failure: false }));
         Ok((Store { shared, background, stepped, _lock: lock }, recovery))
     }
 
@@ -105,8 +106,8 @@ impl Store {
         if !self.stepped || self.shared.is_memory() {
             return;
         }
-        if let Some(Background::Caller { told_failure, .. }) = &mut *self.background.lock() {
-            syncing::step(&self.shared, told_failure);
+        if let Some(background) = &mut *self.background.lock() {
+            syncing::step(&self.shared, &mut background.told_failure);
         }
     }
 
@@ -115,8 +116,8 @@ impl Store {
         if !self.stepped {
             return;
         }
-        if let Some(Background::Caller { importing, .. }) = &mut *self.background.lock() {
-            importing.step(&self.shared);
+        if let Some(background) = &*self.background.lock() {
+            background.importing.lock().step(&self.shared, || true);
         }
     }
 
@@ -180,11 +181,11 @@ impl Store {
     pub fn import_through(&self, seq: u64) -> Result<(), StoreError> {
         self.wait_synced(seq)?;
         let seq = seq.min(self.written());
-        if self.shared.imported.load(Ordering::Acquire) < seq {
-            self.shared.want_import();
-            self.step_import();
+        if self.shared.imported.load(Ordering::Acquire) >= seq {
+            return Ok(());
         }
-        self.shared.wait(&self.shared.imported, seq)
+        self.step_import();
+        self.shared.wait_imported(seq)
     }
 
     /// A reader of the history, on a connection of its own.
@@ -203,15 +204,15 @@ impl Store {
         let failed_before = self.shared.log.write().err();
         // From here on nothing is written, so nothing can be deleted that is not imported.
         self.shared.log.fail(StoreError::Closed);
-        let Some(mut importing) = self.stop() else { return Ok(()) };
+        let Some(importing) = self.stop() else { return Ok(()) };
         if let Some(failure) = failed_before {
             return Err(failure);
         }
         if !self.shared.is_memory() {
             syncing::sync(&self.shared)?;
         }
-        importing.drain(&self.shared, false)?;
-        end_session(&importing.importer.conn)?;
+        importing.lock().drain(&self.shared, || true)?;
+        end_session(&importing.lock().importer.conn)?;
         drop(importing);
         let folder = self.shared.log.folder();
         let segments = segments(folder)?;
@@ -222,39 +223,40 @@ impl Store {
     }
 
     /// Ends the threads; `None` when they have ended before.
-    fn stop(&self) -> Option<Importing> {
+    fn stop(&self) -> Option<Arc<Mutex<Importing>>> {
         let background = self.background.lock().take()?;
         self.shared.stop();
-        match background {
-            Background::Threads { syncing, importing } => {
-                // A thread that panicked has said so; there is nothing to add.
-                if let Some(syncing) = syncing {
-                    drop(syncing.join());
-                }
-                importing.join().ok()
-            }
-            Background::Caller { importing, .. } => Some(*importing),
+        for thread in background.threads {
+            // One that panicked has said so; there is nothing to add.
+            drop(thread.join());
         }
+        Some(background.importing)
     }
 }
 
+/// What a thread does.
+type Work = Box<dyn FnOnce(&Arc<Shared>) + Send>;
+
 /// Starts the threads.
-fn start(importer: Importer, shared: &Arc<Shared>) -> Result<Background, StoreError> {
-    let path = &shared.config.path;
-    let spawn = |name: &str| std::thread::Builder::new().name(name.into());
-    let for_import = Arc::clone(shared);
-    let importing = Importing::new(importer, shared)?;
-    let importing = spawn("bursar-import")
-        .spawn(move || importing.run(&for_import))
-        .at("start the import thread for", path)?;
-    let syncing = if shared.is_memory() {
-        None
-    } else {
-        let for_sync = Arc::clone(shared);
-        let thread = spawn("bursar-sync").spawn(move || syncing::run(&for_sync));
-        Some(thread.at("start the sync thread for", path).inspect_err(|_| shared.stop())?)
+fn start(
+    importing: &Arc<Mutex<Importing>>,
+    shared: &Arc<Shared>,
+) -> Result<Vec<JoinHandle<()>>, StoreError> {
+    let mut threads = Vec::new();
+    let mut spawn = |name: &str, work: Work| {
+        let own = Arc::clone(shared);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(&own));
+        let thread = thread.at("start a thread for", &shared.config.path);
+        threads.push(thread.inspect_err(|_| shared.stop())?);
+        Ok(())
     };
-    Ok(Background::Threads { syncing, importing })
+    let (with_time, urgent) = (Arc::clone(importing), Arc::clone(importing));
+    spawn("bursar-import", Box::new(move |shared| importing::run(&with_time, shared)))?;
+    spawn("bursar-urgent", Box::new(move |shared| importing::run_urgent(&urgent, shared)))?;
+    if !shared.is_memory() {
+        spawn("bursar-sync", Box::new(syncing::run))?;
+    }
+    Ok(threads)
 }
 
 impl Drop for Store {

@@ -3,9 +3,12 @@
 mod support;
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bursar_store::{Case, Durability, StoreConfig, check_store, diagnose};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use support::*;
 
 #[test]
@@ -34,6 +37,38 @@ fn what_is_imported_and_still_in_the_log_is_not_imported_again() {
     assert_eq!((recovery.case, recovery.imported), (Case::CleanEnd, 0));
     assert_eq!(entries(&store), before);
     assert_eq!(check_store(&config.path).expect("checked"), []);
+}
+
+/// Where every core is busy, a thread of the lowest priority alone would take minutes.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "it measures how long a reader waits")]
+fn who_waits_for_the_import_is_served_on_a_busy_core() {
+    let mut core = CpuSet::new();
+    core.set(0);
+    sched_setaffinity(None, &core).expect("this thread, and those that it starts");
+    let folder = folder();
+    let store = open(&config(&folder));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..8)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || while !is_over.load(Ordering::Relaxed) {})
+        })
+        .collect();
+    store.append(&world());
+    for sequence in 1..=20_000 {
+        store.append(&reserve(sequence, 1));
+        store.append(&settle(sequence, 1, 1));
+    }
+    store.write().expect("written");
+    let start = Instant::now();
+    store.import_through(store.written()).expect("imported");
+    let took = start.elapsed();
+    is_over.store(true, Ordering::Relaxed);
+    for one in busy {
+        one.join().expect("it ends");
+    }
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }
 
 #[test]

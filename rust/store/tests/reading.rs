@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use bursar_ledger::fact::Fact;
 use bursar_ledger::{Amounts, State, Unit};
 use bursar_store::EntryKind::{Carve, Hold, Overdraft, Return, Spend};
-use bursar_store::{EntryFilter, EntryKind, EntryRow, Reader, Store};
+use bursar_store::{Apart, EntryFilter, EntryKind, EntryRow, Reader, Store};
 use proptest::prelude::*;
 use support::*;
 use tempfile::TempDir;
@@ -78,14 +80,15 @@ fn filters() -> impl Strategy<Value = EntryFilter> {
     let unit = proptest::option::of(proptest::sample::select(Unit::ALL.to_vec()));
     let kinds = proptest::collection::vec(proptest::sample::select(EntryKind::ALL.to_vec()), 0..3);
     let time = || proptest::option::of(T0 - 100..T0 + 7_100);
-    (account, reservation, unit, kinds, time(), time()).prop_map(
-        |(account, reservation, unit, kinds, start_ms, end_ms)| EntryFilter {
+    (account, reservation, unit, kinds, time(), time(), proptest::bool::ANY).prop_map(
+        |(account, reservation, unit, kinds, start_ms, end_ms, newest_first)| EntryFilter {
             account,
             reservation,
             unit,
             kinds,
             start_ms,
             end_ms,
+            newest_first,
         },
     )
 }
@@ -99,11 +102,47 @@ fn filters_and_pages_agree_with_the_whole_list() {
     let reader = store.reader().expect("a reader");
     proptest!(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) },
         |(filter in filters(), page in 1..40_usize)| {
-            let expected: Vec<_> = whole.iter().filter(|row| passes(&filter, row)).collect();
+            let mut expected: Vec<_> = whole.iter().filter(|row| passes(&filter, row)).collect();
+            if filter.newest_first {
+                expected.reverse();
+            }
             let read = all(&reader, &filter, page);
             prop_assert_eq!(read.iter().collect::<Vec<_>>(), expected);
         }
     );
+}
+
+#[test]
+fn sums_are_those_of_the_entries_that_they_sum() {
+    let folder = folder();
+    let store = filled(&folder);
+    let whole = entries(&store);
+    let reader = store.reader().expect("a reader");
+    for account in ["", "acme", "acme/a", "acm"] {
+        for (start_ms, end_ms) in [(0, i64::MAX), (T0 + 1_000, T0 + 3_050), (T0 + 500, T0)] {
+            for apart in [Apart::Account, Apart::Model] {
+                let filter = EntryFilter {
+                    account: (!account.is_empty()).then(|| account.to_owned()),
+                    unit: Some(Unit::Tokens),
+                    kinds: vec![Spend],
+                    start_ms: Some(start_ms),
+                    end_ms: Some(end_ms),
+                    ..EntryFilter::default()
+                };
+                let mut expected = BTreeMap::new();
+                for row in whole.iter().filter(|row| passes(&filter, row)) {
+                    let name = match apart {
+                        Apart::Account => row.account.clone(),
+                        Apart::Model => row.model.clone().unwrap_or_default(),
+                    };
+                    *expected.entry(name).or_insert(0) += row.amount;
+                }
+                let stretch = (start_ms, end_ms);
+                let sums = reader.spent(account, Unit::Tokens, stretch, apart).expect("sums");
+                assert_eq!(sums.into_iter().collect::<BTreeMap<_, _>>(), expected, "{account}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -35,6 +35,34 @@ fn r15_reservations_are_bounded_and_come_back() {
 }
 
 #[test]
+fn r15_who_has_most_reservations_leaves_room_to_others() {
+    let mut settings = settings(vec![pattern("a/**", vec![]), pattern("a", vec![])]);
+    settings.max_reservations = 20;
+    let world = World::with(settings);
+    let one_more = |path| {
+        let asked = world.reserve(crate::common::ask(path, crate::common::exactly(tokens(1))));
+        world.ledger.look_for_crowd();
+        asked.map(|_| ())
+    };
+    let full = LedgerError::ReservationLimit { max: 10 };
+    for number in 0..11 {
+        one_more(["a/x/1", "a/x/2"][number % 2]).unwrap();
+    }
+    assert_eq!(one_more("a/x/3").unwrap_err(), full, "it is that of all below it");
+    assert_eq!(world.record("a/x", tokens(1)).unwrap_err(), full);
+    for path in ["a", "a/y", "a/xx"] {
+        one_more(path).unwrap();
+    }
+    // What is over is forgotten, and room for its account again.
+    world.wait(TTL + RETENTION);
+    world.ledger.tick(world.now());
+    world.wait(RETENTION);
+    world.ledger.tick(world.now());
+    world.ledger.look_for_crowd();
+    one_more("a/x/3").unwrap();
+}
+
+#[test]
 fn r15_accounts_are_bounded_in_all_and_below_each_parent() {
     let mut settings = settings(["a", "a/*", "a/*/*"].map(|text| pattern(text, vec![])).into());
     (settings.max_accounts, settings.max_children) = (5, 3);

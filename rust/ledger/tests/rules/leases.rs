@@ -3,8 +3,8 @@
 use bursar_ledger::lease::{Attach, Counts, Leased, Pages, Pumped};
 use bursar_ledger::rates::{Rate, Usage};
 use bursar_ledger::{
-    Admission, Advice, Amounts, BudgetSpec, Ending, LedgerError, Period, PeriodKind, ReservationId,
-    State, Unit, Verdict, Wish,
+    Admission, Advice, Amounts, BudgetSpec, Channel, Debiting, Ending, LedgerError, Period,
+    PeriodKind, ReservationId, State, Unit, Verdict, Wish,
 };
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -405,4 +405,27 @@ fn r11_a_lease_that_is_topped_up_in_other_windows_hears_of_their_verdict() {
     world.ledger.pump(id, false, world.now());
     assert_eq!(world.ledger.changes(), changes, "nobody else says so");
     assert_ne!(page.told().verdict, Some(Verdict::Ok));
+}
+
+#[test]
+fn of_the_open_reservations_leases_come_first_and_then_the_newest() {
+    let world = World::tokens(&[("a", 100)]);
+    let ids: Vec<_> = (1..=5).map(|amount| world.held("a", amount)).collect();
+    let (_page, _) = attach(&world, ids[1], 0, 0);
+    world.ledger.claim(ids[0], Channel::Meter(7)).unwrap();
+    world.release(ids[4]);
+    let open = |limit| {
+        let open = world.ledger.open_reservations(limit, world.now());
+        let shown: Vec<_> = open.shown.iter().map(|(view, by)| (view.id, *by)).collect();
+        (shown, open.count)
+    };
+    let all = vec![
+        (ids[1], Debiting::Leased),
+        (ids[0], Debiting::Metered),
+        (ids[3], Debiting::Calls),
+        (ids[2], Debiting::Calls),
+    ];
+    assert_eq!(open(9), (all.clone(), 4));
+    assert_eq!(open(2), (all[..2].to_vec(), 4));
+    assert_eq!(open(0), (vec![], 4));
 }

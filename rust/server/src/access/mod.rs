@@ -25,12 +25,14 @@ use crate::config::ConfigError;
 use crate::convert;
 use crate::engine::{Engine, OpenError};
 use crate::error::ApiError;
+use crate::history::Whose;
+use crate::maker::{self, Maker};
 use crate::peer::{self, Peer};
 use crate::v1::{self, ErrorReason};
 pub(crate) use known::AccessSection;
 use reserved::Reserved;
-pub(crate) use vault::sha256;
 use vault::{PREFIX, Token, Vault};
+pub(crate) use vault::{random, sha256};
 
 /// What a principal may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,14 +226,13 @@ impl Access {
         }
     }
 
-    /// The account that a call of the proxy may spend on, and those below it; `None`: all. What is no
-    /// token of ours may be meant for the upstream.
+    /// Who spends by a call of the proxy. What is no token of ours may be meant for the upstream.
     pub(crate) fn spender(
         &self,
         shown: Option<&str>,
         peer: &Peer,
         now_ms: i64,
-    ) -> Result<Option<String>, ApiError> {
+    ) -> Result<Caller, ApiError> {
         let caller = match shown {
             Some(shown) if shown.starts_with(PREFIX) => self.by_token(shown, now_ms),
             _ if self.section.enforces() && peer.certificate.is_none() => {
@@ -240,7 +241,7 @@ impl Access {
             _ => self.by_peer(peer, now_ms),
         }?;
         caller.may_act(Act::Spend)?;
-        Ok((!caller.account.is_empty()).then(|| caller.account.to_string()))
+        Ok(caller)
     }
 
     /// Notes what a caller has reserved, so that it ends with its token.
@@ -249,6 +250,15 @@ impl Access {
             && let Ok(id) = convert::parse_reservation_id(engine.store_id, reservation)
         {
             self.reserved.note(&token.id, id);
+        }
+    }
+
+    /// Notes what tokens have reserved before the daemon was started.
+    pub(crate) fn recall_reserved(&self, engine: &Engine) {
+        for (id, label) in engine.ledger.pending_labelled(maker::LABEL) {
+            if let Maker::Token(token) = Maker::of(Some(&label)) {
+                self.reserved.note(token, id);
+            }
         }
     }
 
@@ -303,10 +313,11 @@ impl Caller {
         reservation: &str,
     ) -> Result<(), ApiError> {
         self.may_act(act)?;
-        if self.account.is_empty() || reservation.is_empty() {
+        if reservation.is_empty() || self.may_use_any(act) {
             return Ok(());
         }
-        engine.account_of(reservation)?.map_or(Ok(()), |account| self.may_see(&account))
+        let whose = engine.whose(reservation)?.ok_or(LedgerError::ReservationNotFound)?;
+        self.may_use_one(act, &whose)
     }
 
     /// As `may_use`, for one that only the store still has.
@@ -317,20 +328,27 @@ impl Caller {
         reservation: &str,
     ) -> Result<(), ApiError> {
         self.may_act(act)?;
-        if self.account.is_empty() {
+        if self.may_use_any(act) {
             return Ok(());
         }
-        let request = v1::GetReservationRequest { reservation: reservation.to_owned() };
-        let found = engine.get_reservation(&request)?.body.reservation.unwrap_or_default();
-        self.may_see(&found.account)
+        self.may_use_one(act, &engine.whose_stored(reservation)?)
     }
 
-    /// Another's reservation is answered like one that does not exist.
-    fn may_see(&self, account: &str) -> Result<(), ApiError> {
-        if self.is_bound_to(account) {
-            return Ok(());
+    fn may_use_any(&self, act: Act) -> bool {
+        self.account.is_empty() && (act == Act::Read || self.role == Role::Operator)
+    }
+
+    /// Another's reservation is answered like one that does not exist. What the sidecar holds to meter
+    /// an agent, that agent only reads: it would say that nothing was used.
+    fn may_use_one(&self, act: Act, whose: &Whose) -> Result<(), ApiError> {
+        if !self.is_bound_to(&whose.account) {
+            return Err(LedgerError::ReservationNotFound.into());
         }
-        Err(LedgerError::ReservationNotFound.into())
+        if act != Act::Read && self.role != Role::Operator && whose.is_sidecars {
+            let message = "the sidecar made the reservation to meter what it sees: it ends it";
+            return Err(ApiError::new(ErrorReason::NotTheOwner, message));
+        }
+        Ok(())
     }
 
     /// The accounts that it may ask about of those it asks about.
@@ -340,6 +358,14 @@ impl Caller {
         }
         self.may(Act::Read, account)?;
         Ok(account.to_owned())
+    }
+
+    /// What is noted of it as the maker of a reservation.
+    pub(crate) fn maker(&self) -> Maker<'_> {
+        match &self.shown {
+            Shown::Token(token) => Maker::Token(&token.id),
+            _ => Maker::Other,
+        }
     }
 
     /// When what it came with expires; `None`: it came without.

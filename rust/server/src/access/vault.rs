@@ -216,7 +216,8 @@ fn write(path: &Path, tokens: &HashMap<String, Arc<Token>>) -> io::Result<()> {
     fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn random<const N: usize>() -> Result<String, ApiError> {
+/// So many random bytes, in hexadecimal digits.
+pub(crate) fn random<const N: usize>() -> Result<String, ApiError> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).map_err(|_unspecified| {
         ApiError::new(ErrorReason::StoreUnavailable, "the system gives no random numbers")

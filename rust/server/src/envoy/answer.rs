@@ -116,7 +116,9 @@ pub(super) fn response(statuses: &[Status], wall_ms: i64) -> RateLimitResponse {
         response.response_headers_to_add.push(HeaderValue { key: key.into(), value });
     };
     if let Some(failure) = statuses.iter().find_map(|status| status.failure(wall_ms)) {
-        failure.headers().into_iter().for_each(|(key, value)| add(key, value));
+        for (key, value) in failure.headers() {
+            add(key, value);
+        }
         response.overall_code = Code::OverLimit.into();
         response.raw_body = failure.body(Api::OpenAi).to_string().into();
         return response;

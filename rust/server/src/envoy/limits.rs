@@ -118,9 +118,10 @@ impl Call<'_> {
                 return;
             }
             Err(why) => {
-                return charges
-                    .into_iter()
-                    .for_each(|(.., status)| *status = Status::refused(&why.to_string()));
+                for (.., status) in charges {
+                    *status = Status::refused(&why.to_string());
+                }
+                return;
             }
             Ok(Some(Admission::Refused(refusal, _))) => Some(refusal),
             Ok(None) => None,

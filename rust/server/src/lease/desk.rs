@@ -250,7 +250,7 @@ impl Inside {
                 }
             };
             let Ok(credentials) = Credentials::of(&fd) else { continue };
-            if self.connections.len() >= self.max_connections {
+            if self.connections.len() >= self.max_connections && !self.make_room() {
                 continue;
             }
             let peer = Peer::from_credentials(&credentials, self.access.knows_cgroups());
@@ -267,6 +267,14 @@ impl Inside {
                 self.connections.insert(number, connection);
             }
         }
+    }
+
+    /// Closes the connection that has been without a lease for longest, if there is one: nobody keeps
+    /// others out by saying nothing.
+    fn make_room(&mut self) -> bool {
+        let idle = self.connections.iter().filter(|(_, one)| one.leases.is_empty());
+        let oldest = idle.map(|(number, _)| *number).min();
+        oldest.is_some_and(|number| self.connections.remove(&number).is_some())
     }
 
     /// Answers what a connection has sent.

@@ -11,6 +11,7 @@ use super::desk::open;
 use super::pump::Pump;
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::maker::Maker;
 use crate::{convert, v1};
 
 const LIMIT: i64 = 1_000;
@@ -22,7 +23,12 @@ pub fn lease_pages(data: &[u8]) {
     let amounts = vec![v1::Amount { unit: "tokens".into(), value: GRANTED }];
     let request =
         v1::ReserveRequest { account: "acme/a".into(), amounts, ..v1::ReserveRequest::default() };
-    let made = engine.reserve(&request, None).expect("it fits").body.reservation.expect("granted");
+    let made = engine
+        .reserve(&request, None, Maker::Other)
+        .expect("it fits")
+        .body
+        .reservation
+        .expect("granted");
     let id = convert::parse_reservation_id(engine.store_id, &made.id).expect("its own");
     let (count, mut pump, mut lease) = (Arc::<AtomicUsize>::default(), Pump::default(), None);
     let mut seen = 0;

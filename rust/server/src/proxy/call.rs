@@ -75,7 +75,11 @@ async fn try_answer(
     }
     let nobody = Peer::default();
     let peer = parts.extensions.get().unwrap_or(&nobody);
-    let spender = |shown: Option<&str>| proxy.spender(shown, peer);
+    let mut caller = None;
+    let spender = |shown: Option<&str>| {
+        let account = caller.insert(proxy.spender(shown, peer)?).account();
+        Ok(Some(account.to_owned()).filter(|account| !account.is_empty()))
+    };
     let account = route.account(&parts.headers, &proxy.settings, spender)?;
     let body = read(proxy, body).await?;
     if route.endpoint.is_free() {
@@ -88,6 +92,9 @@ async fn try_answer(
         None => None,
     };
     let (call, upstream, hold, input) = admit(proxy, parts, call, account).await?;
+    if let Some(caller) = caller {
+        proxy.access.note_reserved(&caller, &proxy.engine, &hold.name);
+    }
     let sending = Sending { proxy, parts, path: route.path, upstream, input, place, repeatable };
     sending.forward(call, hold).await
 }
@@ -286,8 +293,8 @@ async fn terms(
 fn parent_of(proxy: &Proxy, parts: &Parts, account: &str) -> Result<String, Failure> {
     let Some(value) = parts.headers.get(PARENT) else { return Ok(String::new()) };
     let name = value.to_str().unwrap_or_default();
-    match proxy.engine.account_of(name) {
-        Ok(Some(owner)) if &*owner == account => Ok(name.to_owned()),
+    match proxy.engine.whose(name) {
+        Ok(Some(whose)) if &*whose.account == account => Ok(name.to_owned()),
         _ => Err(Failure::invalid(format!("{PARENT}: {account} has no such reservation"))),
     }
 }

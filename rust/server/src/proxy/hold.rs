@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::velocity;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::maker::Maker;
 use crate::{convert, v1};
 
 /// More tokens than any call has: a provider that tells more is not believed.
@@ -65,7 +66,7 @@ pub(crate) struct Terms {
 pub(crate) struct Hold {
     engine: Arc<Engine>,
     id: ReservationId,
-    name: String,
+    pub(super) name: String,
     rate: Option<Arc<Rate>>,
     /// The output that was asked for, and that it covers.
     pub(crate) asked: i64,
@@ -106,7 +107,7 @@ impl Hold {
             parent_reservation: terms.parent.clone(),
             ..v1::ReserveRequest::default()
         };
-        let Answer { body, ticket, hold, .. } = engine.reserve(&request, None)?;
+        let Answer { body, ticket, hold, .. } = engine.reserve(&request, None, Maker::Sidecar)?;
         let Some(reservation) = body.reservation else {
             let refusal = body.refusal.unwrap_or_default();
             let soon = velocity::retry_after(&refusal, &body.balances, engine.now().wall_ms);

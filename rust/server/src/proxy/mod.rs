@@ -4,7 +4,7 @@
 //! upstream is asked, debited with each event of its stream, and settled at what the upstream says in
 //! the end; at the limit the answer is cut, and ended as one that its length has ended.
 //!
-//! `door` owns the listener and its thread, `call` one call, `stream` one stream, `hold` its
+//! `door` owns the thread (and `web` its connections), `call` one call, `stream` one stream, `hold` its
 //! reservation. `openai`, `anthropic` and `responses` know the interfaces; `sse` and `members` take
 //! apart what passes, and leave alone what nobody has to read. Nothing here takes the GIL, and a
 //! provider's key is known to `upstream` alone.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::access::Access;
+use crate::access::{Access, Caller};
 use crate::config::ConfigError;
 use crate::engine::Engine;
 use crate::peer::Peer;
@@ -45,6 +45,7 @@ mod velocity;
 pub(crate) use door::run;
 pub(crate) use failure::Failure;
 use replay::Replays;
+pub(crate) use reply::Reply;
 pub(crate) use settings::{Api, ProxySection};
 use upstream::{Upstream, Upstreams};
 pub(crate) use velocity::retry_after;
@@ -76,12 +77,8 @@ impl Proxy {
         Ok(Arc::new(Proxy { engine, access, settings, tls, upstreams, calls, replays }))
     }
 
-    /// The account that a token, or else a certificate, may spend on; `None`: all.
-    fn spender(
-        &self,
-        shown: Option<&str>,
-        peer: &Peer,
-    ) -> Result<Option<String>, failure::Failure> {
+    /// Whose a token is, or else a certificate.
+    fn spender(&self, shown: Option<&str>, peer: &Peer) -> Result<Caller, failure::Failure> {
         Ok(self.access.spender(shown, peer, self.engine.now().wall_ms)?)
     }
 

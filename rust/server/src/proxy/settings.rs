@@ -2,15 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::config::ConfigError;
-use crate::engine::OpenError;
-use crate::handed::Handed;
-use crate::listen::Guard;
+use crate::listen::Beside;
 
 /// All of it.
 #[derive(Debug, Clone, Deserialize)]
@@ -117,18 +114,9 @@ impl fmt::Debug for Key {
 }
 
 impl ProxySection {
-    /// Listens where it says.
-    pub(crate) fn bind(
-        &self,
-        guard: &Guard,
-        handed: &mut Handed,
-    ) -> Result<TcpListener, OpenError> {
-        if self.tls && guard.tls.is_none() {
-            let message = "proxy.tls is true, and there is no [server.tls] to take it from";
-            return Err(ConfigError::new(message).into());
-        }
-        let guard = Guard { tls: guard.tls.clone().filter(|_| self.tls), ..*guard };
-        guard.bind_tcp("proxy.listen", self.listen, handed)
+    /// Where it listens.
+    pub(crate) fn beside(&self) -> Beside<'static> {
+        Beside { section: "proxy", address: self.listen, tls: self.tls }
     }
 }
 

@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// The time at which everything starts: 2026-01-01.
 pub(crate) const T0: i64 = 1_767_225_600_000;
 
+/// How many ids a start passes over where the store was not closed.
+pub(crate) const PASSED_OVER: u64 = 1 << 24;
+
 /// A folder in memory where there is one: these tests sync a lot.
 pub(crate) fn folder() -> TempDir {
     let shm = Path::new("/dev/shm");

@@ -1,0 +1,27 @@
+// One budget as the live picture has it: a tuple (see `look.rs`) turned into words.
+
+import { nowMs } from "./store.js";
+import { exhaustedIn, length, show } from "./units.js";
+
+/** What the columns say of a budget. */
+export function standing([unit, period, limit, held, spent, end, rolls, thresholds, rate]) {
+  const left = limit - spent;
+  const resets = end ? Math.max(0, end - nowMs()) : rolls || null;
+  const isCapacity = unit === "vram_bytes" || unit === "concurrency";
+  const inMs = isCapacity ? null : exhaustedIn(left, rate, resets);
+  return { unit, period, limit, held, spent, end, thresholds, rate, left: left - held, inMs, isCapacity };
+}
+
+export function barLabel({ unit, limit, held, spent, thresholds }) {
+  const marks = thresholds.map(([permille]) => `${permille / 10} %`).join(", ");
+  return `${show(unit, spent)} spent and ${show(unit, held)} held of ${show(unit, limit)}` +
+    (marks ? `; marks at ${marks}` : "");
+}
+
+/** A forecast in words; empty: nothing is known, or it does not apply. */
+export function forecast({ left, inMs, rate, isCapacity }, isBrief = false) {
+  if (isCapacity) return left <= 0 ? "full" : "";
+  if (inMs === 0) return "used up";
+  if (inMs != null) return `empty in ${length(inMs, isBrief)}`;
+  return rate == null ? "" : "lasts";
+}
