@@ -321,7 +321,8 @@ def test_the_program_in_go_is_formatted_and_vetted(go: Workshop) -> None:
 def test_lock_files_name_no_registry(project: Path) -> None:
     folder = project / "tests/clients"
     assert '"resolved"' not in (folder / "node/package-lock.json").read_text(encoding="utf-8")
-    assert "://" not in (folder / "go/go.sum").read_text(encoding="utf-8")
+    for program in ("go", "envoy"):
+        assert "://" not in (folder / program / "go.sum").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_fetched_skips_and_what_cannot_be_made_fails(

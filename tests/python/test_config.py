@@ -29,6 +29,10 @@ def budget(body: str) -> str:
     return f'[[accounts]]\npath = "acme"\n[[accounts.budgets]]\n{body}'
 
 
+def envoy_rule(entries: str, account: str, more: str = "") -> str:
+    return f'[[envoy.rules]]\nentries = {entries}\naccount = "{account}"\n{more}'
+
+
 ADVICE = ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model", "notice")
 
 
@@ -253,6 +257,15 @@ COMPLAINTS = [
     ('[store]\ndurability = "extreme"', 'write "process" (kill -9), "power" (a power cut too)'),
     ('[reservations]\ndefault_ttl = "2h"\nmax_ttl = "1h"', "default_ttl is longer than max_ttl"),
     ('[rates]\nallow_unpriced = "yes"', "write true or false"),
+    ('[envoy]\nunmatched = "maybe"', 'write "refuse" or "allow"'),
+    ("[[envoy.rules]]\nentries = []", "write keys, with values or without"),
+    (envoy_rule('["a", "a"]', "{a}"), "{a} in account is not the key of exactly one entry"),
+    (envoy_rule('["a*"]', "{a*}"), "{a*} in account is not the key of exactly one entry"),
+    (envoy_rule('["a"]', "x/{b}"), "{b} in account is not the key of exactly one entry"),
+    (envoy_rule('["a"]', "x/{a"), "is not a name: 1 to 64 letters"),
+    (envoy_rule('["a"]', "{a}", 'unit = "vram_bytes"'), "write a unit that is spent"),
+    (envoy_rule('["a"]', "{a}", 'over = "shrug"'), 'write "refuse", or "record" where it'),
+    (envoy_rule('["a"]', "{a}", "per_hit = 0"), "write an integer from 1 to 1_000_000_000"),
     ('[rates]\nfile = "no-such-file.toml"', "cannot be read: No such file or directory"),
     (
         '[[rates.models]]\nname = "m"\ninput_nanos_per_million = 0.5',
@@ -399,10 +412,11 @@ def test_the_example_is_valid(project: Path) -> None:
 
 def test_every_key_of_the_configuration_is_in_the_example(project: Path) -> None:
     text = (project / "sidecar/config.example.toml").read_text(encoding="utf-8")
-    for name in ("server", "store", "limits", "reservations", "rates", "runaway", "watchdog"):
+    names = ("server", "store", "limits", "reservations", "rates", "runaway", "watchdog", "envoy")
+    for name in names:
         section = type(getattr(Config(), name))
         for key in section.model_fields:
-            if key not in {"models", "containers"}:  # tables of their own
+            if key not in {"models", "containers", "rules"}:  # tables of their own
                 assert f"{key} = " in text, f"{name}.{key}"
 
 

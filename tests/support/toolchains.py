@@ -97,6 +97,16 @@ def go(project: Path) -> Workshop:
     return shop
 
 
+def go_envoy(project: Path) -> Workshop:
+    """Builds `client` on the stubs of Envoy's project, and `client_cmd` of its own service."""
+    shop = Workshop(project, "envoy", "go")
+    shop.fetch("go", "mod", "download")
+    shop.make("go", "build", "-buildvcs=false", "-o", "client", ".")
+    client_cmd = "github.com/envoyproxy/ratelimit/src/client_cmd"
+    shop.make("go", "build", "-buildvcs=false", "-o", "client_cmd", client_cmd)
+    return shop
+
+
 def node(project: Path, program: str = "node") -> Workshop:
     """Installs the packages of a program; nothing is compiled."""
     shop = Workshop(project, program, "node", "npm")

@@ -2,9 +2,9 @@
 
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
 rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy,
-`_dashboard` the page, `_metrics` what the sidecar tells of itself, `_listen` what guards a
-listener. `_explain` turns what is wrong into sentences. Relative paths are relative to the
-configuration file's folder.
+`_dashboard` the page, `_metrics` what the sidecar tells of itself, `_envoy` Envoy's rate limit
+service, `_listen` what guards a listener. `_explain` turns what is wrong into sentences. Relative
+paths are relative to the configuration file's folder.
 """
 
 import json
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from bursar.daemon._access import AccessSection
 from bursar.daemon._accounts import AccountPattern
 from bursar.daemon._dashboard import DashboardSection
+from bursar.daemon._envoy import EnvoySection
 from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
 from bursar.daemon._metrics import LogSection, MetricsSection
@@ -268,6 +269,9 @@ class Config(Section):
         default_factory=MetricsSection, description="the endpoint for Prometheus"
     )
     log: LogSection = Field(default_factory=LogSection, description="how events are written")
+    envoy: EnvoySection = Field(
+        default_factory=EnvoySection, description="the rate limit service of Envoy"
+    )
     runaway: RunawaySection = Field(
         default_factory=RunawaySection, description="what is a runaway, and what follows"
     )
@@ -384,6 +388,8 @@ class Config(Section):
                 core["dashboard"] = self.dashboard.to_core()
             if self.metrics.listen is not None:
                 core["metrics"] = self.metrics.model_dump()
+            if self.envoy.rules:
+                core["envoy"] = self.envoy.model_dump(mode="json")
         return json.dumps(core)
 
     def _listen_to_core(self) -> dict[str, Any]:

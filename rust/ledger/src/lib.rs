@@ -47,6 +47,7 @@ pub mod rolling;
 pub mod runaway;
 mod settle;
 mod slots;
+mod spend;
 mod survey;
 mod sync;
 mod tick;

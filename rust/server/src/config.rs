@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::access::AccessSection;
 use crate::dashboard::DashboardSection;
+use crate::envoy::EnvoySection;
 use crate::metrics::MetricsSection;
 use crate::proxy::ProxySection;
 use crate::tls::TlsSection;
@@ -53,6 +54,9 @@ pub struct Config {
     /// Where metrics are served; absent: nowhere.
     #[serde(default)]
     pub(crate) metrics: Option<MetricsSection>,
+    /// Envoy's rate limit service; absent: none.
+    #[serde(default)]
+    pub(crate) envoy: Option<EnvoySection>,
     /// Bounds.
     pub limits: Limits,
     /// Times.

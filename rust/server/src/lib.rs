@@ -1,8 +1,8 @@
 //! The daemon's inside: the ledger with its store behind gRPC.
 //!
 //! `engine` joins ledger, rates and store and speaks protobuf messages; `grpc` puts it on the wire;
-//! `dashboard` shows it in a browser; `process` carries the calls that the watchdog answers; `serve`
-//! owns sockets, threads and the drain. Nothing here knows Python.
+//! `dashboard` shows it in a browser; `envoy` is Envoy's rate limit service; `process` carries the calls
+//! that the watchdog answers; `serve` owns sockets, threads and the drain. Nothing here knows Python.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -17,6 +17,7 @@ mod dashboard;
 mod durable;
 mod embedded;
 mod engine;
+mod envoy;
 pub mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

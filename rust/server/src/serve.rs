@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::access::Access;
 use crate::config::{Config, ConfigError, Listen};
 use crate::engine::{Engine, OpenError};
+use crate::envoy::{self, EnvoySection, RateLimitServiceServer, RateLimits};
 use crate::grpc::Api;
 use crate::handed::Handed;
 use crate::health;
@@ -73,6 +74,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
     let others = Others::bind(&config, &guard, &mut handed)?;
+    let rules = config.envoy.as_ref().map(EnvoySection::rules).transpose()?.map(Arc::new);
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
     access.recall_reserved(&engine);
@@ -99,9 +101,10 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     for (number, incoming) in incoming.into_iter().enumerate() {
         let api = api.clone();
         let (listen, door) = (listen.clone(), door.take());
+        let rate_limits = rules.clone().map(|rules| RateLimits { api: api.clone(), rules });
         let timed = Timed(others.has_metrics().then(|| calls.shard()));
         let layers = (timed, Bounded(Arc::clone(&room)));
-        let run = move || run_thread(door, incoming, api, layers, &listen);
+        let run = move || run_thread(door, incoming, api, rate_limits, layers, &listen);
         threads.push(thread(format!("bursar-{number}"), run)?);
     }
     let (of_others, leases) = (others.addresses(), desk.as_ref().map(Desk::figures));
@@ -239,6 +242,7 @@ fn run_thread(
     door: Option<Door>,
     incoming: mpsc::Receiver<Accepted>,
     api: Api,
+    rate_limits: Option<RateLimits>,
     (timed, bounded): (Timed, Bounded),
     listen: &Listen,
 ) {
@@ -255,16 +259,20 @@ fn run_thread(
         }
         let incoming = ReceiverStream::new(adopted(incoming));
         let health = health::service(&api.engine).await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
-            .build_v1()
-            .expect("the descriptors are compiled in");
+        let reflection = || {
+            let own = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS);
+            match &rate_limits {
+                Some(_) => own.register_encoded_file_descriptor_set(envoy::DESCRIPTORS),
+                None => own,
+            }
+        };
+        let reflection_v1 = reflection().build_v1().expect("the descriptors are compiled in");
         // What most tools still ask for.
-        let reflection_v1alpha = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS)
-            .build_v1alpha()
-            .expect("the descriptors are compiled in");
+        let reflection_v1alpha = reflection().build_v1alpha().expect("as above");
         let limit = listen.max_message_bytes;
+        let rate_limits = rate_limits
+            .map(|served| RateLimitServiceServer::new(served).max_decoding_message_size(limit));
         let mut stop = draining.clone();
         let served = tonic::transport::Server::builder()
             .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
@@ -276,8 +284,9 @@ fn run_thread(
             .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(AccessServiceServer::new(api.clone()).max_decoding_message_size(limit))
             .add_service(ProcessServiceServer::new(api).max_decoding_message_size(limit))
+            .add_optional_service(rate_limits)
             .add_service(health)
-            .add_service(reflection)
+            .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
             .serve_with_incoming_shutdown(incoming.map(io::Result::Ok), async move {
                 let _drain = stop.wait_for(|draining| *draining).await;

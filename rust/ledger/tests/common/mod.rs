@@ -153,8 +153,12 @@ pub fn commit(actual: &[(Unit, i64)]) -> Ending {
 impl World {
     /// A ledger whose accounts `a/**` and `b/**` come to be on first use.
     pub fn new() -> World {
+        World::with(World::plain())
+    }
+
+    pub fn plain() -> Settings {
         let any = ["a", "a/**", "b", "b/**"].map(|text| pattern(text, Vec::new()));
-        World::with(settings(any.into()))
+        settings(any.into())
     }
 
     pub fn with(settings: Settings) -> World {

@@ -18,5 +18,6 @@ mod rollover;
 mod runaways;
 mod settlement;
 mod slices;
+mod spending;
 mod threads;
 mod velocity;

@@ -1,7 +1,7 @@
 //! What goes wrong, and how each interface says it: status, words, and the shape its clients know.
 
 use bytes::Bytes;
-use hyper::{Response, StatusCode, header};
+use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::reply::Reply;
@@ -136,26 +136,32 @@ impl Failure {
     /// As an answer.
     pub(crate) fn response(&self, api: Api) -> Response<Reply> {
         let body = Bytes::from(self.body(api).to_string());
-        let repeats = self.retry_after.is_some_and(|seconds| seconds <= WAITED_FOR_S);
-        let mut builder = Response::builder()
-            .status(self.status)
-            .header(header::CONTENT_TYPE, "application/json")
-            .header("x-should-retry", if repeats { "true" } else { "false" });
-        if let Some(seconds) = self.retry_after {
-            builder = builder.header(header::RETRY_AFTER, seconds);
+        let mut builder = Response::builder().status(self.status);
+        for (name, value) in self.headers() {
+            builder = builder.header(name, value);
         }
+        builder.body(Reply::whole(body)).expect("names and values are header text")
+    }
+
+    /// The headers of the answer.
+    pub(crate) fn headers(&self) -> Vec<(&'static str, String)> {
+        let repeats = self.retry_after.is_some_and(|seconds| seconds <= WAITED_FOR_S);
+        let mut headers = vec![
+            ("content-type", "application/json".to_owned()),
+            ("x-should-retry", repeats.to_string()),
+        ];
+        headers.extend(self.retry_after.map(|seconds| ("retry-after", seconds.to_string())));
         if let Some(details) = &self.details {
             for (header, member) in [
                 ("x-budget-account", "account"),
                 ("x-budget-unit", "unit"),
                 ("x-budget-reset", "reset_time"),
             ] {
-                if let Some(text) = details[member].as_str().filter(|text| !text.is_empty()) {
-                    builder = builder.header(header, text);
-                }
+                let text = details[member].as_str().filter(|text| !text.is_empty());
+                headers.extend(text.map(|text| (header, text.to_owned())));
             }
         }
-        builder.body(Reply::whole(body)).expect("names and values are header text")
+        headers
     }
 
     /// As the interface's clients know it.

@@ -44,10 +44,12 @@ mod upstream;
 mod velocity;
 
 pub(crate) use door::run;
+pub(crate) use failure::Failure;
 use replay::Replays;
 pub(crate) use reply::Reply;
-pub(crate) use settings::ProxySection;
+pub(crate) use settings::{Api, ProxySection};
 use upstream::{Upstream, Upstreams};
+pub(crate) use velocity::retry_after;
 
 /// What all calls share.
 #[derive(Debug)]
