@@ -143,7 +143,8 @@ audit: $(TOOLS)/.built
 # sources. With WHEEL='--zig --compatibility manylinux_2_28' zig links for an older glibc.
 wheel: build
 	rm -rf dist
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --quiet --release --locked --sdist --out dist $(WHEEL)
+	$(BIN)/maturin sdist --quiet --out dist
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --quiet --release --locked --out dist $(WHEEL)
 	ls -l dist
 
 # What the wheel is made of and what it asks for, as CycloneDX: the wheel brings that of its crates.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from packaging.utils import canonicalize_name
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,7 +45,7 @@ with bursar.connect() as client:
     with client.reserve("acme/agent", tokens=60) as hold:
         hold.debit(used={"tokens": 20})
         print(hold.commit(tokens=50).spent)
-    print(client.count_tokens("gpt-4o", text="Hello, world").token_count)
+    print(client.count_tokens("o200k_base", text="Hello, world").token_count)
 """
 USER = """
 import bursar
@@ -88,16 +89,17 @@ def dist(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (target / "release/lib_core.so").exists():
         pytest.skip("there is nothing to pack: `make build` compiles it")
     folder = tmp_path_factory.mktemp("dist")
-    maturin = [sys.executable, "-m", "maturin", "build", "--release", "--locked", "--sdist"]
-    ran = subprocess.run(
-        [*maturin, "--out", str(folder)],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=PACK_S,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    for command in (["sdist"], ["build", "--release", "--locked"]):
+        ran = subprocess.run(
+            [sys.executable, "-m", "maturin", *command, "--out", str(folder)],
+            cwd=project,
+            env=os.environ | {"VIRTUAL_ENV": sys.prefix},  # as `make build`: all is compiled
+            capture_output=True,
+            text=True,
+            timeout=PACK_S,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
     return folder
 
 
@@ -140,8 +142,8 @@ def serving(scripts: Path, folder: Path) -> Iterator[dict[str, str]]:
     ) as process:
         assert process.stderr is not None
         try:
-            said = [line for line in iter(process.stderr.readline, "") if "listening on" in line]
-            assert said
+            lines = iter(process.stderr.readline, "")
+            assert any("listening on" in line for line in lines), "it has ended"
             yield without_a_toolchain() | {"BURSAR_TARGET": f"unix:{folder}/b.sock"}
         finally:
             process.terminate()
@@ -170,13 +172,13 @@ def test_the_sources_have_all_that_a_build_reads(dist: Path, project: Path) -> N
 def test_installing_it_is_light(installed: tuple[Path, float]) -> None:
     scripts, _ = installed
     listed = json.loads(run(scripts / "pip", "list", "--format", "json"))
-    assert {one["name"].replace("_", "-") for one in listed} - {"pip", "setuptools"} <= LIGHT
+    assert {canonicalize_name(one["name"]) for one in listed} - {"pip", "setuptools"} <= LIGHT
     sizes = {
         path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         for path in (scripts.parent / "lib").glob("python3*/site-packages/*")
         if path.name.partition("-")[0] not in {"pip", "setuptools"}
     }
-    print(f"installed: {sum(sizes.values()) / 2**20:.0f} MiB in {len(listed)} packages")
+    print({name: f"{size / 2**20:.1f} MiB" for name, size in sizes.items()}, sum(sizes.values()))
     assert sum(sizes.values()) < INSTALLED_BYTES_MAX
 
 
@@ -211,7 +213,7 @@ def test_what_users_write_is_type_checked(installed: tuple[Path, float], tmp_pat
     scripts, _ = installed
     program = tmp_path / "user.py"
     mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull]
-    mypy += ["--cache-dir", str(tmp_path / "cache"), "--python-executable", str(scripts / "python")]
+    mypy += ["--cache-dir", os.devnull, "--python-executable", str(scripts / "python")]
     for text, complaint in (
         (USER, ""),
         (USER.replace("tokens=60", 'tokens="60"'), 'has incompatible type "str"'),
