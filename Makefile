@@ -143,7 +143,7 @@ audit: $(TOOLS)/.built
 # sources. With WHEEL='--zig --compatibility manylinux_2_28' zig links for an older glibc.
 wheel: build
 	rm -rf dist
-	$(BIN)/maturin sdist --quiet --out dist
+	$(BIN)/maturin sdist --out dist
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --quiet --release --locked --out dist $(WHEEL)
 	ls -l dist
 

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from support.bare import amounts, budget
 from support.daemon import Daemon
-from support.wire import Kept, today
+from support.released import Kept, today
 
 from bursar.v1 import access_pb2 as ax
 from bursar.v1 import account_pb2 as ac

@@ -19,7 +19,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 from support.daemon import Daemon
-from support.wire import Kept, breaks, facts, replay, today
+from support.released import Kept, breaks, facts, replay, today
 
 WIRE: Final = Path(__file__).parent / "wire"
 UNASKED: Final = {"rpc bursar.v1.ProcessService.WatchProcesses"}  # silent until something happens

@@ -1,221 +1,265 @@
-"""The wire as a release knew it: its types, what it asked, and what it was answered.
+"""HTTP/2 and gRPC as raw bytes on a Unix socket.
 
-`breaks` compares two interfaces. `Kept` is a client that knows nothing but kept types: what a later
-release adds, it does not see. Used by tests/packaging, which also writes what is kept.
+For what no gRPC library sends (half a frame, garbage), and for sending thousands of calls at once:
+a library needs 100 microseconds for a call, this needs 10. It reads what the answers hold, not
+their headers: a call that failed has no message.
 """
 
-import json
-import os
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+import selectors
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Self
 
-import grpc
-from google.protobuf import descriptor_pool, json_format, message_factory
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    EnumDescriptorProto,
-    FieldDescriptorProto,
-    FileDescriptorSet,
-)
 from google.protobuf.message import Message
 
-from bursar._grpc import channel_options
-from bursar.v1 import access_pb2, account_pb2, errors_pb2, ledger_pb2, process_pb2
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
+_WINDOW: Final = 2**30
+_DEFAULT_WINDOW: Final = 65_535
 
-from .bare import failed
-
-PACKAGE: Final = "bursar.v1"
-TIMEOUT_S: Final = 10
-VARIES: Final = {
-    *("sequence", "secret"),
-    *("hint", "detail", "message"),  # for people to read; they may be worded anew
-    *("watchdog", "devices", "processes", "metered"),  # of this host
-}
-"""What no client may rely on, besides times."""
-
-Kind = FieldDescriptorProto
+Call = tuple[str, bytes]
+"""A method, as in "LedgerService/Reserve", and a serialized request."""
 
 
-def today() -> FileDescriptorSet:
-    """The interface of this source tree."""
-    modules = (access_pb2, account_pb2, errors_pb2, ledger_pb2, process_pb2)
-    pool = descriptor_pool.Default()
-    found = FileDescriptorSet()
-    seen: set[str] = set()
-
-    def add(name: str) -> None:
-        if name not in seen:
-            seen.add(name)
-            file = pool.FindFileByName(name)
-            for needed in file.dependencies:
-                add(needed.name)
-            copied = found.file.add()
-            file.CopyToProto(copied)
-            _name_fields(copied.message_type)
-
-    for module in modules:
-        add(module.DESCRIPTOR.name)
-    return found
+def call(method: str, request: Message) -> Call:
+    """A call, ready to be sent."""
+    return method, request.SerializeToString()
 
 
-def _name_fields(messages: Iterable[DescriptorProto]) -> None:
-    """Their names in JSON, which generated code leaves out and `buf breaking` compares."""
-    for message in messages:
-        for one in message.field:
-            first, *rest = one.name.split("_")
-            one.json_name = first + "".join(word.capitalize() for word in rest)
-        _name_fields(message.nested_type)
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One HTTP/2 frame."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def facts(files: FileDescriptorSet) -> dict[str, object]:
-    """All that a client may have been built on, by name."""
-    found: dict[str, object] = {}
-    for file in files.file:
-        if file.package != PACKAGE:
-            continue
-        for enum in file.enum_type:
-            found.update(_of_enum(PACKAGE, enum))
-        for message in file.message_type:
-            found.update(_of_message(PACKAGE, message))
-        for service in file.service:
-            for one in service.method:
-                streams = (one.client_streaming, one.server_streaming)
-                name = f"rpc {PACKAGE}.{service.name}.{one.name}"
-                found[name] = (one.input_type, one.output_type, *streams)
-    return found
+def _text(value: bytes) -> bytes:
+    """An HPACK string without Huffman coding."""
+    assert len(value) < 2**14
+    if len(value) < 127:
+        return bytes([len(value)]) + value
+    rest = len(value) - 127
+    return bytes([127, rest & 127 | 128, rest >> 7]) + value
 
 
-def _of_enum(within: str, enum: EnumDescriptorProto) -> Iterator[tuple[str, object]]:
-    for value in enum.value:
-        yield f"value {within}.{enum.name} {value.number}", value.name
-    for gone in enum.reserved_range:
-        yield f"reserved {within}.{enum.name} {gone.start} to {gone.end}", True
+def header(name: bytes, value: bytes) -> bytes:
+    """One header field, outside of the compression's table."""
+    return b"\x00" + _text(name) + _text(value)
 
 
-def _of_message(within: str, message: DescriptorProto) -> Iterator[tuple[str, object]]:
-    full = f"{within}.{message.name}"
-    yield f"message {full}", message.options.map_entry
-    for one in message.field:
-        choice = message.oneof_decl[one.oneof_index].name if one.HasField("oneof_index") else ""
-        kind, label = Kind.Type.Name(one.type), Kind.Label.Name(one.label)
-        field = (one.name, one.json_name, kind, one.type_name, label, choice)
-        yield f"field {full} {one.number}", field
-    for gone in message.reserved_range:
-        yield f"reserved {full} {gone.start} to {gone.end}", True
-    for enum in message.enum_type:
-        yield from _of_enum(full, enum)
-    for nested in message.nested_type:
-        yield from _of_message(full, nested)
+def headers(path: str, *, extra: bytes = b"") -> bytes:
+    """The header block of a gRPC call."""
+    return (
+        b"\x83\x86"  # :method POST, :scheme http
+         b"\x04" + _text(path.encode())
+        + b"\x01" + _text(b"localhost")  # :authority
+        + b"\x0f\x10" + _text(b"application/grpc")  # content-type
+        + header(b"te", b"trailers")
+        + extra
+    )  # fmt: skip
 
 
-def breaks(old: FileDescriptorSet, new: FileDescriptorSet) -> list[str]:
-    """What a client of the old interface would miss in the new one, or read wrongly."""
-    before, after = facts(old), facts(new)
-    return [
-        f"{name} was {fact}, and {f'is {after[name]}' if name in after else 'is gone'}"
-        for name, fact in before.items()
-        if after.get(name) != fact
-    ]
+def start() -> bytes:
+    """What a client says first: it takes as much as the server can send."""
+    settings = struct.pack(">HI", 4, 2**31 - 1)  # SETTINGS_INITIAL_WINDOW_SIZE
+    window = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _WINDOW))
+    return PREFACE + frame(SETTINGS, 0, 0, settings) + window
 
 
-class Kept:
-    """The types of a kept set of descriptors, and one channel that speaks by them."""
+class Connection:
+    """One connection: calls go in by `send`, answers come out of `receive`, none blocks."""
 
-    def __init__(self, files: FileDescriptorSet, target: str) -> None:
-        self._pool = descriptor_pool.DescriptorPool()
-        for file in files.file:
-            self._pool.Add(file)
-        self._channel: Any = grpc.insecure_channel(target, options=channel_options(target))
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))
+        self.socket.setblocking(False)
+        self.open_calls = 0
+        self._out = bytearray(start())
+        self._window = _DEFAULT_WINDOW
+        self._waiting: list[tuple[int, bytes]] = []
+        self._in = bytearray()
+        self._next = 1
+        self._messages: dict[int, bytes] = {}
+        self._consumed = 0
+        self._blocks: dict[str, bytes] = {}
+
+    def send(self, one: Call) -> int:
+        """Starts a call; returns its stream."""
+        method, message = one
+        block = self._blocks.get(method)
+        if block is None:
+            block = self._blocks[method] = headers(f"/bursar.v1.{method}")
+        stream, self._next = self._next, self._next + 2
+        body = b"\x00" + struct.pack(">I", len(message)) + message
+        self.open_calls += 1
+        frames = frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, body)
+        self._waiting.append((len(body), frames))
+        return stream
+
+    def flush(self) -> None:
+        """Sends what the peer and the kernel take."""
+        sent = 0
+        for length, frames in self._waiting:
+            if length > self._window:
+                break
+            self._window -= length
+            self._out += frames
+            sent += 1
+        del self._waiting[:sent]
+        if self._out:
+            try:
+                del self._out[: self.socket.send(self._out)]
+            except BlockingIOError:
+                return
+
+    def receive(self) -> list[tuple[int, bytes | None]]:
+        """The calls that have ended since: stream, and the message or None."""
+        try:
+            got = self.socket.recv(1 << 18)
+        except BlockingIOError:
+            return []
+        if not got:
+            raise ConnectionResetError
+        self._in += got
+        ended: list[tuple[int, bytes | None]] = []
+        at, buffer = 0, self._in
+        while len(buffer) - at >= 9:
+            length = buffer[at] << 16 | buffer[at + 1] << 8 | buffer[at + 2]
+            if len(buffer) - at - 9 < length:
+                break
+            kind, flags = buffer[at + 3], buffer[at + 4]
+            stream = int.from_bytes(buffer[at + 5 : at + 9], "big")
+            self._frame(kind, flags, stream, bytes(buffer[at + 9 : at + 9 + length]), ended)
+            at += 9 + length
+        del buffer[:at]
+        return ended
+
+    def _frame(
+        self, kind: int, flags: int, stream: int, payload: bytes,
+        ended: list[tuple[int, bytes | None]],
+    ) -> None:  # fmt: skip
+        if kind == DATA:
+            self._messages[stream] = self._messages.get(stream, b"") + payload
+            self._consumed += len(payload)
+            if self._consumed > _WINDOW // 2:
+                update = struct.pack(">I", self._consumed)
+                self._out += frame(WINDOW_UPDATE, 0, 0, update)
+                self._consumed = 0
+        elif kind == SETTINGS and not flags & ACK:
+            self._out += frame(SETTINGS, ACK, 0)
+        elif kind == PING and not flags & ACK:
+            self._out += frame(PING, ACK, 0, payload)
+        elif kind == WINDOW_UPDATE and stream == 0:
+            self._window += int.from_bytes(payload, "big")
+        elif kind == GOAWAY:
+            raise ConnectionResetError
+        if (kind in (DATA, HEADERS) and flags & END_STREAM) or kind == RST_STREAM:
+            message = self._messages.pop(stream, None)
+            ended.append((stream, message[5:] if message is not None else None))
+            self.open_calls -= 1
 
     def close(self) -> None:
         """Hangs up."""
-        self._channel.close()
-
-    def request(self, method: str, content: bytes) -> Message:
-        """The request of "LedgerService/Reserve" out of its bytes."""
-        return _of(self._method(method).input_type, content)
-
-    def ask(self, method: str, request: bytes) -> dict[str, Any]:
-        """The answer as far as a client may rely on it; of a stream, the first one."""
-        found, path = self._method(method), f"/{PACKAGE}.{method}"
-        patience = {"timeout": TIMEOUT_S}
-        try:
-            if found.client_streaming:
-                answers = self._channel.stream_stream(path)(iter([request]), **patience)
-                content = next(answers)
-            elif found.server_streaming:
-                answers = self._channel.unary_stream(path)(request, **patience)
-                content = next(answers)
-                answers.cancel()
-            else:
-                content = self._channel.unary_unary(path)(request, **patience)
-        except grpc.RpcError as error:
-            told = failed(error)
-            return {"error": {"code": told.code, "reason": told.reason, **told.metadata}}
-        answer = _of(found.output_type, content)
-        plain: dict[str, Any] = _plain(json_format.MessageToDict(answer))
-        return plain
-
-    def _method(self, method: str) -> Any:
-        service, _, name = method.partition("/")
-        found = self._pool.FindServiceByName(f"{PACKAGE}.{service}")
-        return found.methods_by_name[name]
+        self.socket.close()
 
 
-def _of(kind: Any, content: bytes) -> Message:
-    message: Message = message_factory.GetMessageClass(kind).FromString(content)
-    return message
+class Wire:
+    """Many connections to one daemon, driven by one thread."""
+
+    def __init__(self, path: Path, *, connections: int) -> None:
+        self.connections = [Connection(path) for _ in range(connections)]
+        self._selector = selectors.DefaultSelector()
+        for number, connection in enumerate(self.connections):
+            connection.flush()
+            self._selector.register(connection.socket, selectors.EVENT_READ, number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        for connection in self.connections:
+            connection.close()
+
+    def all_at_once(
+        self, calls: Sequence[Call], *, held: AbstractContextManager[object] | None = None
+    ) -> list[bytes | None]:
+        """Sends the calls, spread over the connections, and waits for all answers, in order.
+
+        None of them waits for another one's answer. `held`: what surrounds the sending, to keep the
+        daemon from answering before it has everything.
+        """
+        for connection in self.connections:
+            connection.receive()  # the daemon's settings, if it has come to send them
+            connection.flush()
+        places: dict[tuple[int, int], int] = {}
+        for index, one in enumerate(calls):
+            number = index % len(self.connections)
+            places[number, self.connections[number].send(one)] = index
+        with held or nullcontext():
+            for connection in self.connections:
+                connection.flush()
+        answers: list[bytes | None] = [None] * len(calls)
+        while places:
+            for number, stream, message in self._events():
+                answers[places.pop((number, stream))] = message
+        return answers
+
+    def keep_busy(
+        self,
+        feed: Callable[[str, bytes, bytes | None], Iterable[Call]],
+        first: Iterator[Call],
+        *,
+        in_flight: int,
+    ) -> int:
+        """Keeps so many calls under way until `first` is exhausted; returns how many were made.
+
+        Args:
+            feed: Takes a call and its answer, and returns the calls that follow from it.
+            first: The calls that follow from nothing.
+            in_flight: How many calls are under way, over all connections.
+        """
+        pending: dict[tuple[int, int], Call] = {}
+        count = 0
+        share = max(1, in_flight // len(self.connections))
+
+        def fill(number: int) -> None:
+            connection = self.connections[number]
+            while connection.open_calls < share:
+                one = next(first, None)
+                if one is None:
+                    break
+                pending[number, connection.send(one)] = one
+            connection.flush()
+
+        for number in range(len(self.connections)):
+            fill(number)
+        while pending:
+            touched = set()
+            for number, stream, message in self._events():
+                count += 1
+                touched.add(number)
+                for one in feed(*pending.pop((number, stream)), message):
+                    pending[number, self.connections[number].send(one)] = one
+            for number in touched:
+                fill(number)
+        return count
+
+    def _events(self) -> Iterator[tuple[int, int, bytes | None]]:
+        ready = self._selector.select(30)
+        if not ready:
+            raise TimeoutError("no answer for 30 s")
+        for key, _ in ready:
+            connection = self.connections[key.data]
+            for stream, message in connection.receive():
+                yield key.data, stream, message
+            connection.flush()
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _plain(one)
-            for key, one in value.items()
-            if key not in VARIES and not key.endswith(("time", "Time"))
-        }
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return "user UID" if value == f"user {os.getuid()}" else value
-
-
-def replay(kept: Kept, conversation: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Asks all of it again; returns it with today's answers, and the old names of what has ids.
-
-    A request goes out as the bytes that were kept, unless it names a reservation or a token: those
-    have other ids today.
-    """
-    names: dict[str, str] = {}
-    again = []
-    for one in conversation:
-        method, content = one["method"], bytes.fromhex(one["request"])
-        request = kept.request(method, content)
-        text = json_format.MessageToJson(request)
-        if any(name in text for name in names):
-            json_format.Parse(_renamed(text, names), request)
-            content = request.SerializeToString()
-        answer = kept.ask(method, content)
-        names |= dict(zip(_ids(one["answer"]), _ids(answer), strict=False))
-        back = {new: old for old, new in names.items()}
-        said = json.loads(_renamed(json.dumps(answer), back))
-        again.append({"method": method, "request": one["request"], "answer": said})
-    return again
-
-
-def _ids(answer: Any) -> Iterator[str]:
-    """The ids in an answer, in its order: some are given out by it, the others are known."""
-    if isinstance(answer, list):
-        for one in answer:
-            yield from _ids(one)
-    elif isinstance(answer, dict):
-        for key, one in answer.items():
-            if key in {"id", "reservation"} and isinstance(one, str):
-                yield one
-            else:
-                yield from _ids(one)
-
-
-def _renamed(text: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        text = text.replace(f'"{old}"', f'"{new}"')
-    return text
+def chopped(bytes_: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    """The bytes in pieces."""
+    for begin, end in pairwise((0, *sorted(cuts), len(bytes_))):
+        yield bytes_[begin:end]
