@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 DESKTOP: Final = {"width": 1280, "height": 800}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """Chromium without a window."""
+    """Chromium without a window, for one module: as long as it is there an event loop runs in this
+    thread, beside which other tests could not have their own.
+    """
     path = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
     if path is None:
         pytest.skip("there is no Chromium here: install Debian's `chromium`")

@@ -313,5 +313,5 @@ def test_no_descriptor_page_or_thread_is_left_behind(client: bursar.Client, daem
         before = left(os.getpid()), left(daemon.pid)
         for _ in range(rounds):
             reservation.lease().detach()
-        # What earlier tests have left to end by itself may end meanwhile.
-        eventually(lambda: max(now_left(before)), 0)
+        # What earlier tests have left to end by itself may end meanwhile, and what waits for work.
+        eventually(lambda: max(now_left(before)), 0, timeout_s=20)

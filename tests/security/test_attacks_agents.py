@@ -411,14 +411,18 @@ def test_who_is_gone_is_not_taken_for_who_has_its_pid_now(daemon: Daemon) -> Non
         os.waitpid(child, 0)
 
 
+def reserve_without_end(client: bursar.Client) -> None:
+    for number in range(200):
+        client.reserve(f"acme/a/{number % 7}", tokens=1).release()
+        time.sleep(0.015)
+
+
 def test_who_reserves_without_end_leaves_room_to_others() -> None:
     """Spread over as many accounts as it likes: what is below an account counts with it."""
     with Daemon(limits={"max_reservations": 200}, **ENFORCE) as daemon, daemon.client() as operator:
         with bursar.connect(daemon.target, token=agent_secret(operator), attempts=1) as agent:
             with pytest.raises(bursar.LimitReached) as full:
-                for number in range(200):
-                    agent.reserve(f"acme/a/{number % 7}", tokens=1).release()
-                    time.sleep(0.015)
+                reserve_without_end(agent)
             assert full.value.reason == "RESERVATION_LIMIT_REACHED"
             with pytest.raises(bursar.LimitReached):
                 agent.record("acme/a", tokens=1)

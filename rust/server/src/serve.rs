@@ -84,10 +84,9 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     access.recall_reserved(&engine);
     let desk = Desk::open(&engine, &access, &listen, lease_connections, &mut handed)?;
     handed.nothing_is_left()?;
-    let unix = listeners.made.clone();
     let (drain, draining) = watch::channel(false);
     let places = Places::new(connections);
-    let addresses = listeners.addresses();
+    let (unix, addresses) = (listeners.made.clone(), listeners.addresses());
     let (lanes, incoming): (Vec<_>, Vec<_>) =
         (0..listen.runtime_threads.max(1)).map(|_| Lane::new()).unzip();
     let with_cgroups = access.knows_cgroups();

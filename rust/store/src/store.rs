@@ -234,13 +234,16 @@ impl Store {
     }
 }
 
+/// What a thread does.
+type Work = Box<dyn FnOnce(&Arc<Shared>) + Send>;
+
 /// Starts the threads.
 fn start(
     importing: &Arc<Mutex<Importing>>,
     shared: &Arc<Shared>,
 ) -> Result<Vec<JoinHandle<()>>, StoreError> {
     let mut threads = Vec::new();
-    let mut spawn = |name: &str, work: Box<dyn FnOnce(&Arc<Shared>) + Send>| {
+    let mut spawn = |name: &str, work: Work| {
         let own = Arc::clone(shared);
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(&own));
         let thread = thread.at("start a thread for", &shared.config.path);

@@ -123,13 +123,12 @@ impl Asked<'_> {
             (true, "/api/live") => self.watch(),
             (false, "/api/session") => self.sign_in(&body),
             (false, "/api/session/end") => Ok(self.sign_out()),
-            (is_get, path) => match calls::answer(self, is_get, path, &body).await? {
-                Some(value) => Ok(answer_of(StatusCode::OK, &value)),
-                None => {
-                    let message = "there is nothing here: see /";
-                    Err(Failure::new(StatusCode::NOT_FOUND, "INVALID_FIELD", message))
-                }
-            },
+            (is_get, path) => {
+                let found = calls::answer(self, is_get, path, &body).await?;
+                let found = found.map(|value| answer_of(StatusCode::OK, &value));
+                let message = "there is nothing here: see /";
+                found.ok_or(Failure::new(StatusCode::NOT_FOUND, "INVALID_FIELD", message))
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 //! its key, which is kept where pages of other ports do not come: cookies know no ports.
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::{Response, StatusCode, Uri};
 
 use super::answer::Failure;
@@ -55,7 +56,7 @@ impl Border<'_> {
         }
         let named = uri
             .authority()
-            .map(|authority| authority.as_str())
+            .map(Authority::as_str)
             .or_else(|| headers.get(header::HOST).and_then(|host| host.to_str().ok()));
         let host = without_port(named.unwrap_or_default());
         let is_ours = ["localhost", "[::1]"].contains(&host)

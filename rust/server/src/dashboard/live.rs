@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_message_has_a_bounded_number_of_rows() {
-        let rows: Picture = (0..ROWS * 2 + 1)
+        let rows: Picture = (0..=ROWS * 2)
             .map(|number| {
                 let key = Arc::from(number.to_string());
                 (("a", key), Arc::new(Row { account: None, text: "0".into() }))

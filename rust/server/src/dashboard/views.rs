@@ -121,7 +121,10 @@ pub(super) fn incident(incident: &v1::Incident) -> Value {
             "detail": step.detail,
         })
     };
-    let victim = |victim: &v1::incident::Victim| json!({"pid": victim.pid, "command": victim.command, "vram": victim.vram_bytes});
+    let victim = |victim: &v1::incident::Victim| {
+        let (pid, command, vram) = (victim.pid, &victim.command, victim.vram_bytes);
+        json!({"pid": pid, "command": command, "vram": vram})
+    };
     json!({
         "state": word(incident.state().as_str_name(), "STATE_"),
         "account": incident.account,

@@ -150,7 +150,7 @@ export class Incidents {
     });
     for (const key of this.items.keys()) if (!tables.incident.has(key)) this.items.delete(key);
     const off = tables.watchdog.get("")?.state === "off" ? tables.watchdog.get("").detail : null;
-    put(this.count, !live.ready ? "Loading…" : off ?? (all.length ? `The latest ${all.length}, newest first` : "Nothing was stopped, and nothing would have been."));
+    put(this.count, !live.ready ? "Loading…" : off ?? (all.length ? `${all.length} incident${all.length === 1 ? "" : "s"}, newest first` : "Nothing was stopped, and nothing would have been."));
     if (elements.length !== this.list.childElementCount || elements.some((element, at) => element !== this.list.children[at])) {
       this.list.replaceChildren(...elements);
     }
@@ -160,7 +160,7 @@ export class Incidents {
 function incident(row) {
   const word = row.state.replaceAll("_", " ");
   const what = row.unit ? ` ${show(row.unit, row.used)} of ${show(row.unit, row.limit)}` : "";
-  const step = (one) => el("li", {}, el("time", {}, momentOf(one.time_ms)), ` ${one.state.replaceAll("_", " ")} ${one.detail}`);
+  const step = (one) => el("li", {}, el("time", {}, momentOf(one.time_ms)), ` ${one.state.replaceAll("_", " ")}: ${one.detail}`);
   const victim = (one) => el("li", {}, `${one.pid} ${one.command}${one.vram ? `, ${show("vram_bytes", one.vram)}` : ""}`);
   return el(
     "details", { class: "card" },
