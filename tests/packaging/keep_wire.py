@@ -1,8 +1,9 @@
-"""Writes what a release understands, to be kept: its types, and a conversation with its daemon.
+"""Writes what a release understands, to be kept: its types, its settings, and a conversation.
 
 `PYTHONPATH=python:tests python tests/packaging/keep_wire.py`, once for each release, as
-sidecar/RELEASING.md says. `wire/bursar-v1.binpb` is then what later interfaces may add to and never
-take from; `wire/conversation.json` is asked again of every later daemon (test_wire.py).
+sidecar/RELEASING.md says; until there is one, whenever it pleases. `wire/bursar-v1.binpb` is what
+later interfaces add to and never take from, `wire/settings.json` the same of the configuration, and
+`wire/conversation.json` is asked again of every later daemon (test_wire.py).
 """
 
 import json
@@ -13,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from support.bare import amounts, budget
 from support.daemon import Daemon
-from support.released import Kept, today
+from support.released import Kept, settings, today
 
 from bursar.v1 import access_pb2 as ax
 from bursar.v1 import account_pb2 as ac
@@ -153,6 +154,8 @@ def main() -> None:
             part(ask)
         kept.close()
     (FOLDER / "bursar-v1.binpb").write_bytes(files.SerializeToString(deterministic=True))
+    kept_settings = json.dumps(settings(), indent=1) + "\n"
+    (FOLDER / "settings.json").write_text(kept_settings, encoding="utf-8")
     said = {"config": CONFIG, "said": ask.said}
     (FOLDER / "conversation.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 

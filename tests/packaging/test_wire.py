@@ -1,8 +1,8 @@
 """Clients of the last release: what they were built on is there, and they are answered alike.
 
-`wire/` holds the interface of that release and a conversation with its daemon: requests in bytes,
-answers as far as a client may rely on it (keep_wire.py). What differs breaks agents that nobody
-can upgrade at once: take the change back, and leave the files.
+`wire/` holds the interface of that release, its settings, and a conversation with its daemon:
+requests in bytes, answers as far as a client may rely on them (keep_wire.py). What differs breaks
+agents that nobody can upgrade at once: take the change back, and leave the files.
 """
 
 import json
@@ -19,7 +19,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 from support.daemon import Daemon
-from support.released import Kept, breaks, facts, replay, today
+from support.released import Kept, breaks, facts, replay, settings, today
 
 WIRE: Final = Path(__file__).parent / "wire"
 UNASKED: Final = {"rpc bursar.v1.ProcessService.WatchProcesses"}  # silent until something happens
@@ -55,6 +55,13 @@ def test_requests_of_the_last_release_are_answered_as_they_were(
         again = replay(kept, conversation["said"])
     for before, now in zip(conversation["said"], again, strict=True):
         assert now == before
+
+
+def test_no_setting_has_gone_or_has_another_default() -> None:
+    kept = json.loads((WIRE / "settings.json").read_text(encoding="utf-8"))
+    now = settings()
+    assert {name: now.get(name, "gone") for name in kept} == kept
+    assert len(kept) > 50
 
 
 def ledger(files: FileDescriptorSet) -> FileDescriptorProto:

@@ -1,4 +1,4 @@
-"""The wire as a release knew it: its types, what it asked, and what it was answered.
+"""The wire as a release knew it: its types, what it asked, and what it was answered; its settings.
 
 `breaks` compares two interfaces. `Kept` is a client that knows nothing but kept types: what a later
 release adds, it does not see. Used by tests/packaging, which also writes what is kept.
@@ -20,6 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 from google.protobuf.message import Message
 
 from bursar._grpc import channel_options
+from bursar.daemon.config import Config
 from bursar.v1 import access_pb2, account_pb2, errors_pb2, ledger_pb2, process_pb2
 
 from .bare import failed
@@ -56,6 +57,17 @@ def today() -> FileDescriptorSet:
     for module in modules:
         add(module.DESCRIPTOR.name)
     return found
+
+
+def settings() -> dict[str, Any]:
+    """Every setting with its default, but for the two that depend on the user."""
+    return {
+        f"{name}.{key}": default
+        for name, section in Config().model_dump(mode="json").items()
+        if isinstance(section, dict)
+        for key, default in section.items()
+        if f"{name}.{key}" not in {"server.socket", "store.path"}
+    }
 
 
 def _name_fields(messages: Iterable[DescriptorProto]) -> None:
