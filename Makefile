@@ -7,7 +7,7 @@ TOOLS := target/tools
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust proto -type f -not -path '*/target/*')
 
 .PHONY: demo test test-rust test-loom test-simulation test-canary test-miri test-python test-long test-heavy
-.PHONY: fuzz audit sbom lock bench lint fmt build clean
+.PHONY: fuzz audit sbom wheel lock bench lint fmt build clean
 
 build: $(STAMP)
 
@@ -139,9 +139,16 @@ audit: $(TOOLS)/.built
 	$(TOOLS)/bin/python requirements/vulnerable.py requirements/dev.txt
 	$(TOOLS)/bin/python requirements/vulnerable.py requirements/tools.txt
 
+# What a release uploads: the wheel, which wants the glibc of this machine or a newer one, and the
+# sources. With WHEEL='--zig --compatibility manylinux_2_28' zig links for an older glibc.
+wheel: build
+	rm -rf dist
+	$(BIN)/maturin sdist --out dist
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --quiet --release --locked --out dist $(WHEEL)
+	ls -l dist
+
 # What the wheel is made of and what it asks for, as CycloneDX: the wheel brings that of its crates.
-sbom: build $(TOOLS)/.built
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin build --quiet --release --locked --out dist
+sbom: wheel $(TOOLS)/.built
 	cd dist && unzip -o -q -j bursar-*.whl '*/sboms/*.json'
 	$(TOOLS)/bin/cyclonedx-py requirements requirements/dev.txt --pyproject pyproject.toml --validate \
 		--output-reproducible -o dist/python.cyclonedx.json

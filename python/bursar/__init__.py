@@ -13,9 +13,9 @@ process. A refusal raises `BudgetExceeded`; every other failure is a `BursarErro
 """
 
 from bursar._away import Away, FailOpen
+from bursar._core import version as __version__
 from bursar._open import connect, connect_async, open  # noqa: A004 -- always used as bursar.open
 from bursar._tls import Tls
-from bursar._version import __version__
 from bursar.access import NewToken, Principal, Role, Token
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client

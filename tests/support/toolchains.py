@@ -26,23 +26,25 @@ COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 OUR_FAULT: Final = (
     *("EUSAGE", "EINTEGRITY", "EJSONPARSE"),  # npm: the lock does not fit
     *("SECURITY ERROR", "errors parsing", "missing go.sum"),  # go
-    *("Non-parseable POM", "The project has"),  # mvn
+    *("Non-parseable POM", "The project has", "COMPILATION ERROR"),  # mvn
 )
 """What says that a fetch failed by what is in the tree, and not for want of a registry."""
 
 
 class Workshop:
-    """A copy of one language's sources in a build folder of its own."""
+    """A copy of one language's sources in a build folder of its own, below `target`."""
 
-    def __init__(self, project: Path, language: str, *tools: str) -> None:
+    def __init__(
+        self, project: Path, language: str, *tools: str, sources: str = "tests/clients"
+    ) -> None:
         for tool in tools:
             if shutil.which(tool) is None:
                 pytest.skip(f"{language}: {tool} is not installed")
         self.language = language
         self.proto = project / "proto"
-        self.folder = project / "target/clients" / language
+        self.folder = project / "target" / sources.removeprefix("tests/") / language
         shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(project / "tests/clients" / language, self.folder)
+        shutil.copytree(project / sources / language, self.folder)
 
     def fetch(self, *command: str) -> None:
         """Fetches what the sources need; skips where that cannot be had."""
