@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from standardwebhooks import Webhook as Verifier
 
@@ -83,7 +83,7 @@ class Hook:
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 -- as http.server calls it
+            def do_POST(self) -> None:
                 hook._answer(self)
 
             def log_message(self, *_: Any) -> None:
@@ -149,7 +149,7 @@ class Hook:
             handler.send_header(key, value)
         handler.end_headers()
 
-    def __enter__(self) -> "Hook":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -1,4 +1,4 @@
-"""`bursar notify`: whether those are told who are to be told. On the sidecar's host, as its user."""
+"""`bursar notify`: whether those are told who are to be. On the sidecar's host, as its user."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ import click
 
 from bursar.cli._output import Cell, echo_json, echo_table, safe, show_time
 from bursar.cli._shared import EXIT_ERROR, config_option, json_option
-from bursar.daemon._receivers import CommandConfig, WebhookConfig
+from bursar.daemon._receivers import ReceiverConfig
 from bursar.daemon.config import Config, load_config
 from bursar.exceptions import BursarError
 from bursar.notify.events import TEST, Event, Waiting
@@ -50,7 +50,7 @@ def list_(config_path: Path, *, store: Path | None, as_json: bool) -> None:
         found = {one.name: one for one in standings(path)} if path.exists() else {}
     except OSError as error:
         raise BursarError(str(error)) from None
-    receivers = [*config.notify.webhooks, *config.notify.commands]
+    receivers = config.notify.receivers
     if as_json:
         echo_json([_plain(one, found.get(one.name)) for one in receivers])
     else:
@@ -82,12 +82,11 @@ def test(name: str, *, config_path: Path, as_json: bool) -> None:
         sys.exit(EXIT_ERROR)
 
 
-def _named(config: Config, name: str) -> WebhookConfig | CommandConfig:
-    receivers = [*config.notify.webhooks, *config.notify.commands]
-    for one in receivers:
+def _named(config: Config, name: str) -> ReceiverConfig:
+    for one in config.notify.receivers:
         if one.name == name:
             return one
-    known = ", ".join(one.name for one in receivers) or "none"
+    known = ", ".join(one.name for one in config.notify.receivers) or "none"
     raise click.UsageError(f"there is no receiver {name}; the configuration has: {known}")
 
 
@@ -106,17 +105,13 @@ def _state(standing: Standing | None) -> str:
     return "failing" if standing.failures else "ok"
 
 
-def _kind(receiver: WebhookConfig | CommandConfig) -> str:
-    return "webhook" if isinstance(receiver, WebhookConfig) else "command"
-
-
-def _plain(receiver: WebhookConfig | CommandConfig, standing: Standing | None) -> dict[str, object]:
-    about = {"name": receiver.name, "kind": _kind(receiver), "state": _state(standing)}
+def _plain(receiver: ReceiverConfig, standing: Standing | None) -> dict[str, object]:
+    about = {"name": receiver.name, "kind": receiver.kind, "state": _state(standing)}
     return about | (dataclasses.asdict(standing) if standing else {})
 
 
-def _cells(receiver: WebhookConfig | CommandConfig, standing: Standing | None) -> list[Cell]:
-    about = [receiver.name, _kind(receiver), _state(standing)]
+def _cells(receiver: ReceiverConfig, standing: Standing | None) -> list[Cell]:
+    about = [receiver.name, receiver.kind, _state(standing)]
     if standing is None:
         return [*about, "0", "0", "0", "", "", ""]
     counts = [f"{one:,}" for one in (standing.waiting, standing.told, standing.lost)]

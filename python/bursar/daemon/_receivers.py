@@ -9,7 +9,7 @@ import re
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -20,10 +20,7 @@ from bursar.daemon._model import DurationMs, Section, right
 from bursar.notify.events import Selection, expand
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from bursar.notify.command import Command
-    from bursar.notify.webhook import Webhook
+    from bursar.notify.sender import Receiver
 
 RECEIVERS_MAX: Final = 20
 _ARGUMENTS_MAX: Final = 100
@@ -33,6 +30,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 class ReceiverConfig(Section):
     """What webhooks and commands have in common."""
+
+    kind: ClassVar[str]
 
     name: str = Field(
         description="what messages and `bursar notify` call it",
@@ -87,13 +86,19 @@ class ReceiverConfig(Section):
         """What it wants."""
         return Selection(expand(self.events), self.accounts)
 
-    def unusable(self, key: str, why: str) -> ConfigError:
-        """What is wrong with it on this host."""
-        return ConfigError([Problem(f"{key} ({self.name})", why)])
+    def to_receiver(self) -> "Receiver":
+        """The same as a receiver; raises ConfigError where it cannot be one on this host."""
+        raise NotImplementedError
+
+    def unusable(self, why: str) -> ConfigError:
+        """Why not."""
+        return ConfigError([Problem(f"notify.{self.kind}s ({self.name})", why)])
 
 
 class WebhookConfig(ReceiverConfig):
     """`[[notify.webhooks]]`: who is told by HTTP."""
+
+    kind = "webhook"
 
     url: str = Field(
         min_length=1,
@@ -153,8 +158,8 @@ class WebhookConfig(ReceiverConfig):
         paths = {key: str((folder / path).absolute()) for key, path in files.items() if path}
         return self.model_copy(update=paths)
 
-    def to_receiver(self) -> "Webhook":
-        """The same as a receiver; raises ConfigError where secrets or authorities are not there."""
+    def to_receiver(self) -> "Receiver":
+        """The same as a receiver, if its secrets and authorities are there."""
         from bursar.notify.webhook import Secret, SecretError, Webhook, check_ca
 
         secret = Secret(self.secret_file, self.secret_env)
@@ -162,10 +167,10 @@ class WebhookConfig(ReceiverConfig):
             secret.keys()
             check_ca(self.ca_file)
         except SecretError as error:
-            raise self.unusable("notify.webhooks", str(error)) from None
+            raise self.unusable(str(error)) from None
         except OSError as error:
             why = f"{self.ca_file} cannot be used: {error.strerror or error}"
-            raise self.unusable("notify.webhooks", why) from None
+            raise self.unusable(why) from None
         return Webhook(
             name=self.name,
             url=self.url,
@@ -178,6 +183,8 @@ class WebhookConfig(ReceiverConfig):
 
 class CommandConfig(ReceiverConfig):
     """`[[notify.commands]]`: what is started for each event."""
+
+    kind = "command"
 
     run: tuple[str, ...] = Field(
         min_length=1,
@@ -196,13 +203,13 @@ class CommandConfig(ReceiverConfig):
             raise ValueError(f"an argument has a zero byte, or more than {_CHARACTERS_MAX}")
         return value
 
-    def to_receiver(self) -> "Command":
-        """The same as a receiver; raises ConfigError where the program is not there."""
+    def to_receiver(self) -> "Receiver":
+        """The same as a receiver, if the program is there."""
         from bursar.notify.command import Command
 
         if not (Path(self.run[0]).is_file() and os.access(self.run[0], os.X_OK)):
             why = f"{self.run[0]} is not a program that the sidecar may start"
-            raise self.unusable("notify.commands", why)
+            raise self.unusable(why)
         return Command(
             name=self.name,
             run=self.run,
@@ -251,16 +258,16 @@ class NotifySection(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = Counter(one.name for one in (*self.webhooks, *self.commands))
+        names = Counter(one.name for one in self.receivers)
         for name, count in names.items():
             if count > 1:
                 raise ValueError(f"{count} receivers are called {name}; give each its own name")
         return self
 
     @property
-    def has_receivers(self) -> bool:
-        """Whether anybody is told."""
-        return bool(self.webhooks or self.commands)
+    def receivers(self) -> tuple[ReceiverConfig, ...]:
+        """Those who are told."""
+        return (*self.webhooks, *self.commands)
 
     @property
     def named_source(self) -> str:
@@ -271,11 +278,6 @@ class NotifySection(Section):
         """The same section with absolute paths."""
         webhooks = tuple(one.resolved(folder) for one in self.webhooks)
         return self.model_copy(update={"webhooks": webhooks})
-
-    def receivers(self) -> "Iterator[Webhook | Command]":
-        """Those who are told; raises ConfigError where one cannot be used on this host."""
-        yield from (one.to_receiver() for one in self.webhooks)
-        yield from (one.to_receiver() for one in self.commands)
 
 
 def _is_loopback(host: str) -> bool:

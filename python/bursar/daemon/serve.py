@@ -107,10 +107,10 @@ def _watch(config: Config, server: "Server", say: Callable[[str], None]) -> "Wat
 
 def _receivers(config: Config) -> "list[Receiver]":
     """Those who are told of what happens."""
-    if config.notify.has_receivers and config.store.path is None:
+    if config.notify.receivers and config.store.path is None:
         text = "what happens is read from the store, and there is none: set store.path"
         raise ConfigError([Problem("notify", text)])
-    return list(config.notify.receivers())
+    return [one.to_receiver() for one in config.notify.receivers]
 
 
 def _notify(
