@@ -125,9 +125,12 @@ class Hook:
         """What arrived, each id once, in the order in which it came first."""
         return list({one["id"]: one for one in reversed(self.events)}.values())[::-1]
 
-    def saw(self, count: int, what: str = "") -> list[dict[str, Any]]:
+    def saw(
+        self, count: int, what: str = "", *, patience_s: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """Waits until so many events have arrived, each counted once."""
-        until(lambda: len(self.unique) >= count, f"{count} events {what}: {self.names}")
+        enough = f"{count} events {what}"
+        until(lambda: len(self.unique) >= count, enough, patience_s=patience_s)
         return self.unique
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:

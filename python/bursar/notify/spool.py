@@ -139,7 +139,8 @@ class Spool:
         """Closes the file."""
         with self._lock:
             if self._db is not self._file:
-                self._db.close()
+                self._return()
+            self._db.close()
             self._file.close()
 
     def known(self) -> frozenset[str]:
@@ -169,6 +170,7 @@ class Spool:
     def places(self) -> dict[str, Any]:
         """Source → the place that it was read up to."""
         with self._lock:
+            self._try_to_return()
             rows = self._db.execute("SELECT source, place FROM places").fetchall()
         return {source: json.loads(place) for source, place in rows}
 
@@ -291,8 +293,7 @@ class Spool:
     def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
         """Makes a change in one transaction, in the file if it can be, else in memory."""
         with self._lock:
-            if self._db is not self._file and time.monotonic() >= self._retry_s:
-                self._return()
+            self._try_to_return()
             try:
                 _transact(self._db, change)
             except sqlite3.OperationalError as error:
@@ -307,6 +308,11 @@ class Spool:
         self._file.backup(memory)
         self._db, self._retry_s = memory, time.monotonic() + _RETRY_S
         self._say(f"{self._path} cannot be written, notifications go on in memory: {error}")
+
+    def _try_to_return(self) -> None:
+        """Every now and then sees whether the file can be written again."""
+        if self._db is not self._file and time.monotonic() >= self._retry_s:
+            self._return()
 
     def _return(self) -> None:
         """Writes what is in memory into the file, if that works again."""
