@@ -110,6 +110,7 @@ def speaking(says: bytes, *, pause_s: float = 0, then_waits: bool = False) -> It
     def answer(connection: socket.socket) -> None:
         with connection:
             try:
+                connection.recv(65_536)
                 for index in range(len(says)):
                     connection.sendall(says[index : index + 1])
                     if stop.wait(pause_s):
@@ -131,20 +132,20 @@ def speaking(says: bytes, *, pause_s: float = 0, then_waits: bool = False) -> It
 
 
 HANGING = [
-    pytest.param(b"", 0, True, id="says nothing"),
-    pytest.param(b"HTTP/1.1 200 OK\r\n", 0, True, id="stops in its headers"),
-    pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" * 200, 0.01, False, id="always goes on"),
-    pytest.param(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1_000, 0.05, False, id="drips"),
-    pytest.param(b"HTTP/1.1 500 No\r\n\r\n" + b"z" * 1_000, 0.05, False, id="drips its text"),
+    pytest.param(b"", 0, id="says nothing"),
+    pytest.param(b"HTTP/1.1 200 OK\r\n", 0, id="stops in its headers"),
+    pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" * 200, 0.01, id="always goes on"),
+    pytest.param(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1_000, 0.05, id="drips"),
+    pytest.param(b"HTTP/1.1 500 No\r\n\r\n" + b"z" * 1_000, 0.05, id="drips its text"),
 ]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize(("says", "pause_s", "then_waits"), HANGING)
+@pytest.mark.parametrize(("says", "pause_s"), HANGING)
 def test_no_receiver_holds_longer_than_the_timeout(
-    tmp_path: Path, scheme: str, says: bytes, pause_s: float, then_waits: bool
+    tmp_path: Path, scheme: str, says: bytes, pause_s: float
 ) -> None:
-    with speaking(says, pause_s=pause_s, then_waits=then_waits) as address:
+    with speaking(says, pause_s=pause_s, then_waits=True) as address:
         began_s = time.monotonic()
         outcome = told(f"{scheme}://{address}/", tmp_path, timeout_s=1)
         took_s = time.monotonic() - began_s
