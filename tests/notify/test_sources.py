@@ -228,7 +228,7 @@ def test_names_and_groups_of_events() -> None:
 def test_pauses_grow_to_a_bound_and_nobody_is_pressed(
     failures: int, chance: float, asked_s: float
 ) -> None:
-    step, pause_s = after(Outcome(Answer.AWAY, "", asked_s), failures, chance)
+    step, pause_s = after(Outcome(Answer.AWAY, "", asked_s), failures, 0, chance)
     assert step is Step.AGAIN
     assert min(2.0 ** min(failures - 1, 30), LONGEST_S) / 2 <= max(pause_s, asked_s)
     assert pause_s <= max(LONGEST_S, min(asked_s, RETRY_AFTER_S_MAX))
@@ -236,7 +236,8 @@ def test_pauses_grow_to_a_bound_and_nobody_is_pressed(
 
 
 def test_what_follows_each_answer() -> None:
-    assert after(Outcome(Answer.TAKEN, ""), 1, 0)[0] is Step.GO_ON
-    assert after(Outcome(Answer.GONE, ""), 1, 0)[0] is Step.END
-    refused = [after(Outcome(Answer.REFUSED, ""), one, 0)[0] for one in range(1, REFUSALS_MAX + 1)]
+    assert after(Outcome(Answer.TAKEN, ""), 1, 0, 0)[0] is Step.GO_ON
+    assert after(Outcome(Answer.GONE, ""), 1, 0, 0)[0] is Step.END
+    times = range(1, REFUSALS_MAX + 1)
+    refused = [after(Outcome(Answer.REFUSED, ""), 1_000, one, 0)[0] for one in times]
     assert refused == [Step.AGAIN] * (REFUSALS_MAX - 1) + [Step.LOSE]

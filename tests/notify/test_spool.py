@@ -1,6 +1,7 @@
 """The spool alone: bounded, kept over crashes, and in memory where the file cannot be written."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bursar.notify.events import Event
+from bursar.notify.events import Event, Waiting
+from bursar.notify.outcomes import Outcome
 from bursar.notify.spool import Spool, standings
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -17,8 +19,12 @@ NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 @dataclass(frozen=True)
 class Receiver:
     name: str
-    address: str = "x"
     only: str = ""
+    address: str = "x"
+    kind: str = "receiver"
+
+    def deliver(self, waiting: Waiting, stop: threading.Event) -> Outcome:
+        raise NotImplementedError
 
     def wants(self, name: str, account: str) -> bool:
         return self.only in {"", name}

@@ -20,7 +20,7 @@ from bursar.daemon._model import DurationMs, Section, right
 from bursar.notify.events import Selection, expand
 
 if TYPE_CHECKING:
-    from bursar.notify.sender import Receiver
+    from bursar.notify.outcomes import Receiver
 
 RECEIVERS_MAX: Final = 20
 _ARGUMENTS_MAX: Final = 100

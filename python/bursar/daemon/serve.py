@@ -22,7 +22,7 @@ from bursar.exceptions import BursarError
 if TYPE_CHECKING:
     from bursar._core import Server
     from bursar.notify.notifier import Notifier
-    from bursar.notify.sender import Receiver
+    from bursar.notify.outcomes import Receiver
     from bursar.watchdog.loop import Watchdog
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

@@ -87,10 +87,9 @@ class Command:
         """Waits for its end, and sees to it."""
         end_s = time.monotonic() + self.timeout_s
         assert process.stderr is not None  # noqa: S101 -- a pipe, as asked for
-        said = _Said(process.stderr)
-        pidfd = os.pidfd_open(process.pid)
+        said, pidfd, ended = _Said(process.stderr), -1, False
         try:
-            ended = False
+            pidfd = os.pidfd_open(process.pid)
             while not (ended or stop.is_set()) and (left_s := end_s - time.monotonic()) > 0:
                 ended = said.listen(pidfd, min(left_s, _LOOK_S))
         finally:
@@ -98,8 +97,9 @@ class Command:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
-            os.close(pidfd)
             said.close()
+            if pidfd >= 0:
+                os.close(pidfd)
         if not ended:
             if stop.is_set():
                 return Outcome(Answer.AWAY, "its process group was killed: the sidecar drains")
@@ -107,8 +107,13 @@ class Command:
             return Outcome(Answer.REFUSED, f"its process group was killed: {why}")
         if code == 0:
             return Outcome(Answer.TAKEN, "ended with 0")
-        end = f"ended with {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+        end = f"ended with {code}" if code > 0 else f"was ended by {_signal_name(-code)}"
         return Outcome(Answer.REFUSED, end + (f": {said.text}" if said.text else ""))
+
+
+def _signal_name(number: int) -> str:
+    names = {one.value: one.name for one in signal.Signals}
+    return names.get(number, f"signal {number}")
 
 
 class _Said:

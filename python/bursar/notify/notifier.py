@@ -16,14 +16,14 @@ from typing import Any, Final
 
 from bursar.exceptions import BursarError
 from bursar.notify.events import Event
-from bursar.notify.sender import Receiver, Sender
+from bursar.notify.outcomes import Receiver
+from bursar.notify.sender import Sender
 from bursar.notify.sources import Call, Entries, Incidents, Source
 from bursar.notify.spool import Spool
 
 __all__ = ["Notifier", "State", "forget", "spool_path"]
 
 _PERIOD_S: Final = 0.5
-_BROKEN_S: Final = 5.0
 _JOIN_S: Final = 2.0
 """How long the end waits for answers that are under way; what is not answered is told again."""
 
@@ -106,7 +106,6 @@ class Notifier:
     def _run(self) -> None:
         begun, complained = False, ""
         while not self._stop.is_set():
-            pause_s = _PERIOD_S
             try:
                 self._tell_states()
                 begun = begun or self._begin()
@@ -117,8 +116,8 @@ class Notifier:
                 text = str(error) if isinstance(error, BursarError) else repr(error)
                 if text != complained and not self._stop.is_set():
                     self._say(f"what has happened cannot be read for notifications: {text}")
-                complained, pause_s = text, _BROKEN_S if complained else _PERIOD_S
-            self._stop.wait(pause_s)
+                complained = text
+            self._stop.wait(_PERIOD_S)
 
     def _begin(self) -> bool:
         """Finds where to go on, and takes new receivers in, who are told what comes from now on."""
@@ -135,11 +134,12 @@ class Notifier:
         places = self._spool.places()
         events: list[Event] = []
         read: dict[str, Any] = {}
-        has_more = False
+        has_more, failure = False, None
         for name, source in self._sources.items():
             try:
                 found, place, more = source.read(places[name])
-            except sqlite3.Error:  # the journal is locked or damaged, of which the watchdog tells
+            except (BursarError, sqlite3.Error) as error:  # the others are read all the same
+                failure = error
                 continue
             events += found
             has_more = has_more or more
@@ -147,6 +147,8 @@ class Notifier:
                 read[name] = place
         if read:
             self._keep(sorted(events, key=lambda one: one.time), read)
+        if failure is not None:
+            raise failure
         return has_more
 
     def _tell_states(self) -> None:

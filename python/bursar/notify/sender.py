@@ -8,42 +8,16 @@ import random
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
-from bursar.notify.events import LOST, Event, Selection, Waiting
-from bursar.notify.outcomes import Outcome, Step, after
+from bursar.notify.events import LOST, Event, Waiting
+from bursar.notify.outcomes import Answer, Outcome, Receiver, Step, after
 from bursar.notify.spool import Spool, Standing
 
-__all__ = ["Receiver", "Sender"]
+__all__ = ["Sender"]
 
 _LOOK_S: Final = 60.0  # whoever puts something into the spool wakes it; this is for what failed
 _BROKEN_S: Final = 5.0
-
-
-class Receiver(Protocol):
-    """A webhook or a command."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def kind(self) -> str:
-        """What it is, in a word."""
-
-    @property
-    def address(self) -> str:
-        """A hash of where it is."""
-
-    @property
-    def selection(self) -> Selection:
-        """What it wants."""
-
-    def wants(self, name: str, account: str) -> bool:
-        """Whether it is told of an event."""
-
-    def deliver(self, waiting: Waiting, stop: threading.Event) -> Outcome:
-        """Tells it of an event, once; never raises for what the receiver does."""
 
 
 class Sender:
@@ -60,6 +34,7 @@ class Sender:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._failures = 0
+        self._refused = ("", 0)  # the id of the event that was refused last, and how often
         name = f"notify-{receiver.name}"[:15]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -76,10 +51,9 @@ class Sender:
         self._stop.set()
         self._wake.set()
 
-    def join(self, timeout_s: float) -> bool:
-        """Waits for the end of the thread; whether it has come."""
+    def join(self, timeout_s: float) -> None:
+        """Waits for the end of the thread, at most so long."""
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -111,8 +85,7 @@ class Sender:
         elif waiting is None:
             return None
         outcome = self._receiver.deliver(waiting, self._stop)
-        self._failures += 1
-        step, pause_s = after(outcome, self._failures, random.random())  # noqa: S311 -- spreads pauses
+        step, pause_s = self._step(waiting, outcome)
         if step is Step.AGAIN and self._stop.is_set():
             return 0.0
         if step in {Step.GO_ON, Step.LOSE} and not waiting.number:
@@ -124,6 +97,15 @@ class Sender:
         self._failures = 0
         self._spool.told(name, waiting.number)
         return 0.0
+
+    def _step(self, waiting: Waiting, outcome: Outcome) -> tuple[Step, float]:
+        """What follows an attempt, and for how long to pause."""
+        self._failures += 1
+        known, refusals = self._refused
+        if outcome.answer is Answer.REFUSED:
+            refusals = refusals + 1 if known == waiting.id else 1
+            self._refused = waiting.id, refusals
+        return after(outcome, self._failures, refusals, random.random())  # noqa: S311 -- spreads pauses
 
     def _loss(self, standing: Standing) -> Event:
         """Says how many events this receiver never hears of."""

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from bursar.notify.events import Event, Waiting
+from bursar.notify.outcomes import Receiver
 
 __all__ = ["Spool", "Standing", "standings"]
 
@@ -67,21 +68,6 @@ CREATE INDEX due_event ON due (event);
 """
 _DUE: Final = "SELECT count(*) FROM due WHERE receiver = ?"
 _NOBODYS: Final = "DELETE FROM events WHERE number NOT IN (SELECT event FROM due)"
-
-
-class Receiver(Protocol):
-    """What the spool knows of a receiver."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def address(self) -> str:
-        """What tells where it is, without saying it."""
-
-    def wants(self, name: str, account: str) -> bool:
-        """Whether it is told of an event."""
 
 
 @dataclass(frozen=True, slots=True)
