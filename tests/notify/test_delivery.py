@@ -94,7 +94,7 @@ def test_kills_at_any_moment_lose_nothing_and_keep_each_accounts_order(tmp_path:
     expected: dict[str, list[str]] = {}
     with (
         Hook(lambda _: Reply(rng.choice([204] * 9 + [500]))) as hook,
-        Told(webhook(tmp_path, hook)) as daemon,
+        Told(webhook(tmp_path, hook, events=["crossing.*"], accounts=["acme/*"])) as daemon,
     ):
         for turn in range(40 if LONG else 6):
             with daemon.client() as client:
@@ -121,7 +121,7 @@ def test_a_receiver_that_was_away_hears_of_all_when_it_is_back(tmp_path: Path) -
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    row = webhook(tmp_path, f"http://127.0.0.1:{port}/hook")
+    row = webhook(tmp_path, f"http://127.0.0.1:{port}/hook", accounts=["acme/*"])
     with Told(row) as daemon, daemon.client() as client:
         for number in range(10):
             client.record(f"acme/{number}", tokens=500)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,22 +87,22 @@ def test_each_entry_is_read_once_wherever_pages_end(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int]], page: int
 ) -> None:
     ledger = Ledger(tmp_path_factory.mktemp("store") / "ledger.db")
-    before, sources.PAGE = sources.PAGE, page
     try:
-        place, expected, found = ledger.entries.start(None), [], []
-        for number, (look, spent) in enumerate(steps):
-            ledger.freeze(f"a/{number}")
-            expected.append(f"a/{number}")
-            ledger.spend("other", spent)
-            if look:
-                read, place = ledger.read(place)
-                found += read
-        read, place = ledger.read(place)
-        assert found + read == expected
-        assert ledger.entries.start(place) == place
-        assert ledger.read(place) == ([], place)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sources, "PAGE", page)
+            place, expected, found = ledger.entries.start(None), [], []
+            for number, (look, spent) in enumerate(steps):
+                ledger.freeze(f"a/{number}")
+                expected.append(f"a/{number}")
+                ledger.spend("other", spent)
+                if look:
+                    read, place = ledger.read(place)
+                    found += read
+            read, place = ledger.read(place)
+            assert found + read == expected
+            assert ledger.entries.start(place) == place
+            assert ledger.read(place) == ([], place)
     finally:
-        sources.PAGE = before
         ledger.engine.close()
 
 
@@ -111,11 +112,11 @@ def test_what_is_read_passes_what_is_of_no_interest(ledger: Ledger) -> None:
     _, after_spending = ledger.read(place)
     calls: list[str] = []
 
-    def call(method: str, *rest: object) -> object:
+    def call(method: str, request: Message, response: type[Message]) -> Message:
         calls.append(method)
-        return ledger.call(method, *rest)
+        return ledger.call(method, request, response)
 
-    Entries(call).read(after_spending)  # type: ignore[arg-type]
+    Entries(call).read(after_spending)
     assert calls == ["AccountService/ListEntries"], "what was passed is not looked at again"
 
 

@@ -183,6 +183,7 @@ class Webhook:
             }
             connection.request("POST", target, body, {**own, **headers})
             with connection.getresponse() as response:
+                deadline.check()  # else what it ended would pass for the end of the headers
                 raw = b""
                 if response.status not in _OK:  # else nobody waits for what it may say
                     with contextlib.suppress(OSError, http.client.HTTPException):
@@ -238,6 +239,11 @@ class _Deadline:
     @property
     def left_s(self) -> float:
         return max(self._end_s - time.monotonic(), 0.001)
+
+    def check(self) -> None:
+        """Raises TimeoutError once the time is over."""
+        if self._over:
+            raise TimeoutError
 
     def guard(self, sock: socket.socket) -> socket.socket:
         """From now on it is this socket that ends."""
