@@ -121,7 +121,8 @@ def test_a_receiver_that_was_away_hears_of_all_when_it_is_back(tmp_path: Path) -
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    row = webhook(tmp_path, f"http://127.0.0.1:{port}/hook", accounts=["acme/*"])
+    url = f"http://127.0.0.1:{port}/hook"
+    row = webhook(tmp_path, url, events=["crossing.*"], accounts=["acme/*"])
     with Told(row) as daemon, daemon.client() as client:
         for number in range(10):
             client.record(f"acme/{number}", tokens=500)

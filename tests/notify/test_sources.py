@@ -126,9 +126,12 @@ def test_overdrafts_of_one_page_are_one_event_with_their_sum(ledger: Ledger) -> 
     request.budget.period.kind = ac.Period.KIND_TOTAL
     ledger.call("AccountService/SetBudget", request, ac.SetBudgetResponse)
     place = ledger.entries.start(None)
-    ledger.spend("a", 4)
+    ledger.spend("a/b", 4)
     [event], _, _ = ledger.entries.read(place)
-    assert (event.name, event.data["amount"], event.data["count"]) == ("overdraft", "3", "3")
+    assert (event.name, event.account) == ("overdraft", "a/b")
+    assert (event.data["amount"], event.data["count"]) == ("3", "3")
+    [passed] = event.data["balances"]
+    assert (passed["account"], passed["limit"], passed["remaining"]) == ("a", "1", "-3")
 
 
 def test_in_another_ledger_it_goes_on_by_time(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class Entries:
             if entry.kind == ac.Entry.KIND_OVERDRAFT:
                 amounts = overdrafts.pop((entry.account, entry.unit), [])
             if amounts:
-                name, data = _told(entry, amounts, self._account(entry.account))
+                name, data = self._told(entry, amounts)
                 yield Event(
                     key=f"e{sequence}-{index}-{entry.time.ToMilliseconds()}",
                     name=name,
@@ -139,6 +139,29 @@ class Entries:
                     account=entry.account,
                     data={"sequence": str(sequence), **data},
                 )
+
+    def _told(self, entry: ac.Entry, amounts: Sequence[int]) -> tuple[str, dict[str, Any]]:
+        """The name of an entry's event, and what it says; what is read of accounts is as of now."""
+        account = self._account(entry.account)
+        if entry.kind == ac.Entry.KIND_FREEZE:
+            found = account.account  # by now the freeze may have ended, and its reason with it
+            return "freeze", {"reason": found.freeze_reason if found.frozen else None}
+        if entry.kind == ac.Entry.KIND_UNFREEZE:
+            return "unfreeze", {}
+        if entry.kind == ac.Entry.KIND_RUNAWAY:
+            action, _, finding = entry.detail.partition(": ")
+            figure = {"figure": str(entry.amount), "unit": entry.unit}
+            return "runaway", {"action": action, "finding": finding, **figure}
+        balances = _balances(account, entry.unit)
+        if entry.kind == ac.Entry.KIND_CROSSING:
+            about = {"unit": entry.unit, "permille": entry.amount, "balances": balances}
+            return f"crossing.{_verdict(account, entry)}", about
+        names = entry.account.split("/")
+        for end in range(len(names) - 1, 0, -1):  # the limit that was passed may be an ancestor's
+            balances += _balances(self._account("/".join(names[:end])), entry.unit)
+        summed = {"amount": str(sum(amounts)), "count": str(len(amounts))}
+        about = {"unit": entry.unit, "reservation": entry.reservation, "balances": balances}
+        return "overdraft", {**summed, **about}
 
     def _account(self, path: str) -> ac.GetAccountResponse:
         request = ac.GetAccountRequest(account=path)
@@ -149,29 +172,10 @@ class Entries:
         return cast("ac.GetAccountResponse", answer)
 
 
-def _told(
-    entry: ac.Entry, amounts: Sequence[int], account: ac.GetAccountResponse
-) -> tuple[str, dict[str, Any]]:
-    """The name of an entry's event, and what it says; what is read of the account is as of now."""
-    if entry.kind == ac.Entry.KIND_FREEZE:
-        found = account.account  # by now the freeze may have ended, and its reason with it
-        return "freeze", {"reason": found.freeze_reason if found.frozen else None}
-    if entry.kind == ac.Entry.KIND_UNFREEZE:
-        return "unfreeze", {}
-    if entry.kind == ac.Entry.KIND_RUNAWAY:
-        action, _, finding = entry.detail.partition(": ")
-        figure = {"figure": str(entry.amount), "unit": entry.unit}
-        return "runaway", {"action": action, "finding": finding, **figure}
-    about = {"unit": entry.unit, "balances": _balances(account, entry.unit)}
-    if entry.kind == ac.Entry.KIND_OVERDRAFT:
-        summed = {"amount": str(sum(amounts)), "count": str(len(amounts))}
-        return "overdraft", {**summed, "reservation": entry.reservation, **about}
-    return f"crossing.{_verdict(account, entry)}", {"permille": entry.amount, **about}
-
-
 def _balances(account: ac.GetAccountResponse, unit: str) -> list[dict[str, str | None]]:
     return [
         {
+            "account": one.account,
             "period": one.period,
             "limit": str(one.limit),
             "spent": str(one.spent),
