@@ -114,6 +114,8 @@ def test_list_says_how_it_stands_with_each(tmp_path: Path) -> None:
             until(lambda: daemon.rows()["run"].told, "the command has run")
             found = listed(daemon)
             shown = daemon.notify("list", "--store", str(daemon.store_path)).stdout
+            daemon.terminate()
+            assert listed(daemon)["good"] == found["good"], "also while no sidecar runs"
     assert {one["state"] for one in new.values()} == {"new"}
     states = {name: (one["state"], one["waiting"]) for name, one in found.items()}
     assert states == {"good": ("ok", 0), "bad": ("failing", 1), "run": ("ok", 0)}

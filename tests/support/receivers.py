@@ -4,8 +4,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,18 +159,6 @@ class Hook:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-@contextmanager
-def closing(*hooks: Hook) -> Iterator[None]:
-    """All of them, until the end."""
-    for hook in hooks:
-        hook.__enter__()
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.__exit__()
 
 
 def webhook(folder: Path, hook: Hook | str, name: str = "hook", **about: Any) -> dict[str, Any]:
