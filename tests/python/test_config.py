@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bursar.daemon._receivers import CommandConfig, NotifySection, WebhookConfig
 from bursar.daemon.config import Config, ConfigError, load_config
+from bursar.notify.events import NAMES
 from bursar.testing import to_toml
 
 
@@ -418,6 +420,11 @@ def test_every_key_of_the_configuration_is_in_the_example(project: Path) -> None
         for key in section.model_fields:
             if key not in {"models", "containers", "rules"}:  # tables of their own
                 assert f"{key} = " in text, f"{name}.{key}"
+    told = text.partition("[notify]\n")[2].partition("\n\n")[0]
+    for row in (NotifySection, WebhookConfig, CommandConfig):
+        for key in row.model_fields:
+            assert f"{key} = " in told or f"[[notify.{key}]]" in told, f"notify: {key}"
+    assert all(f"{name}," in told or name.partition(".")[2] in told for name in NAMES)
 
 
 def test_what_the_example_shows_of_the_watchdog_is_its_default(project: Path) -> None:

@@ -14,7 +14,7 @@ __all__ = ["config_files", "file_system", "permissions", "room"]
 FULL_BYTES: Final = 1 << 20
 """With less, a log or a journal soon cannot be written."""
 LOW_BYTES: Final = 1 << 30
-_BESIDE: Final = ("", "-wal", "-shm", "-log", ".tokens", ".watchdog")
+_BESIDE: Final = ("", "-wal", "-shm", "-log", ".tokens", ".watchdog", ".notify")
 _OTHERS_WRITE: Final = stat.S_IWOTH
 _GROUP_WRITES: Final = stat.S_IWGRP
 _NOT_OWNER: Final = 0o077
@@ -49,7 +49,7 @@ def permissions(subject: Subject) -> Iterator[Finding]:
 
 
 def config_files(subject: Subject) -> Iterator[Finding]:
-    """Who else may change limits, or read the providers' keys."""
+    """Who else may change limits, or read keys and secrets."""
     if subject.config is None or subject.config_path is None:
         return
     mode = subject.config_path.stat().st_mode
@@ -58,11 +58,15 @@ def config_files(subject: Subject) -> Iterator[Finding]:
         yield Finding("configuration", Outcome.BROKEN, detail, f"chmod o-w {subject.config_path}")
     else:
         yield Finding("configuration", Outcome.OK, f"{subject.config_path} is valid")
-    for upstream in subject.config.proxy.upstreams:
-        if upstream.key_file is None:
+    secrets = [one.key_file for one in subject.config.proxy.upstreams]
+    secrets += [one.secret_file for one in subject.config.notify.webhooks]
+    for path in (Path(one) for one in secrets if one is not None):
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            detail = f"{path} cannot be read: {error.strerror}"
+            yield Finding("key file", Outcome.BROKEN, detail, "the sidecar does not start without")
             continue
-        path = Path(upstream.key_file)
-        mode = path.stat().st_mode
         if mode & _NOT_OWNER:
             detail = f"{path} is open to others ({mode & 0o777:04o})"
             yield Finding("key file", Outcome.BROKEN, detail, f"chmod go= {path}")

@@ -18,6 +18,7 @@ from bursar.cli import (
     incidents,
     kill,
     log,
+    notify,
     proxy,
     run,
     serve,
@@ -47,6 +48,7 @@ cli.add_command(accounts.account)
 cli.add_command(log.log)
 cli.add_command(watch.watch)
 cli.add_command(top.top)
+cli.add_command(notify.notify)
 cli.add_command(calibrate.calibrate)
 cli.add_command(gpu.gpu)
 cli.add_command(kill.kill)

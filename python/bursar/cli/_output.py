@@ -34,6 +34,7 @@ RIGHT_ALIGNED: Final = frozenset(
     {
         *("limit", "spent", "held", "remaining", "used", "amount", "open"),
         *("pid", "vram", "busy", "quarantined", "took"),
+        *("waiting", "told", "lost"),
         *("quantile", "claimed", "unused", "cut", "saved", "degraded", "overshoot"),
         *("checked late", "refused", "falsely", "success", "good cut", "bad cut", "saved on bad"),
     }

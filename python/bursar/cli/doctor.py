@@ -43,6 +43,7 @@ def summary(config: Config) -> list[str]:
     listeners += [f"{server.tcp} ({tls})"] if server.tcp else []
     models = len(config.rates.models)
     unpriced = "used at no cost" if config.rates.allow_unpriced else "refused"
+    told = ", ".join(f"{one.name} ({one.kind})" for one in config.notify.receivers)
     where = f"{store.path}, durability {store.durability}" if store.path else "memory only"
     return [
         "the configuration is valid",
@@ -50,6 +51,7 @@ def summary(config: Config) -> list[str]:
         *_guards(config),
         f"store: {where}",
         f"rate card: {models:,} with a price; a model without a price is {unpriced}",
+        f"tells: {told or 'nobody'}",
     ]
 
 

@@ -35,6 +35,17 @@ def check_name(name: str) -> None:
         )
 
 
+def check_pattern(value: str) -> None:
+    """Raises ValueError for what is not a pattern of paths."""
+    names = split_path(value)
+    for index, name in enumerate(names):
+        if name == "*" or (name == "**" and index == len(names) - 1):
+            continue
+        if name == "**":
+            raise ValueError("** may only be the last name")
+        check_name(name)
+
+
 class ThresholdConfig(Section):
     """A share of the limit that, once spent, changes the verdict."""
 
@@ -179,13 +190,7 @@ class AccountPattern(Section):
     @field_validator("path")
     @classmethod
     def _path(cls, value: str) -> str:
-        names = split_path(value)
-        for index, name in enumerate(names):
-            if name == "*" or (name == "**" and index == len(names) - 1):
-                continue
-            if name == "**":
-                raise ValueError("** may only be the last name")
-            check_name(name)
+        check_pattern(value)
         return value
 
     @model_validator(mode="after")

@@ -50,6 +50,8 @@ def _problem(root: type[BaseModel], error: Any) -> Problem:  # noqa: ANN401 -- p
         sentences = ["missing"]
     elif isinstance(error["input"], dict) and error["type"] == "value_error":
         sentences = []  # a rule about a whole table: the message says it all
+    elif field is not None and (field.json_schema_extra or {}).get("secret"):  # type: ignore[union-attr]
+        sentences = []
     if field is not None and field.description:
         sentences.append(field.description)
     sentences += _advice(error, field)

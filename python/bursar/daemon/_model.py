@@ -13,9 +13,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def right(text: str) -> dict[str, Any]:
-    """Notes on a field how its value is written; complaints about the field end with it."""
-    return {"right": text}
+def right(text: str, *, secret: bool = False) -> dict[str, Any]:
+    """Notes on a field how its value is written; complaints about the field end with it.
+
+    Args:
+        text: How it is written.
+        secret: Whether what is given may be a secret, which no complaint shows.
+    """
+    return {"right": text, **({"secret": True} if secret else {})}
 
 
 def _duration(value: object) -> object:

@@ -3,8 +3,8 @@
 Owns what each key means, its default and its bounds. `_accounts` holds the budgets, `_rates` the
 rate card, `_runaway` what a runaway is, `_watchdog` the watchdog, `_proxy` the proxy,
 `_dashboard` the page, `_metrics` what the sidecar tells of itself, `_envoy` Envoy's rate limit
-service, `_listen` what guards a listener. `_explain` turns what is wrong into sentences. Relative
-paths are relative to the configuration file's folder.
+service, `_listen` what guards a listener, `_receivers` who is told. `_explain` turns what is wrong
+into sentences. Relative paths are relative to the configuration file's folder.
 """
 
 import json
@@ -25,6 +25,7 @@ from bursar.daemon._metrics import LogSection, MetricsSection
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._proxy import ProxySection
 from bursar.daemon._rates import RateModels, merge_rates, read_rates
+from bursar.daemon._receivers import NotifySection
 from bursar.daemon._runaway import RunawaySection
 from bursar.daemon._watchdog import WatchdogSection
 
@@ -275,6 +276,9 @@ class Config(Section):
     runaway: RunawaySection = Field(
         default_factory=RunawaySection, description="what is a runaway, and what follows"
     )
+    notify: NotifySection = Field(
+        default_factory=NotifySection, description="who is told of what happens"
+    )
     accounts: tuple[AccountPattern, ...] = Field(
         default=(),
         strict=False,
@@ -329,10 +333,9 @@ class Config(Section):
         # A default stays one: `bursar.open` takes a store only where it was named.
         if store.path is not None and "path" in store.model_fields_set:
             store = store.model_copy(update={"path": str((folder / store.path).absolute())})
-        proxy = self.proxy.resolved(folder)
-        return self.model_copy(
-            update={"rates": rates, "server": server, "store": store, "proxy": proxy}
-        )
+        sections = {"rates": rates, "server": server, "store": store}
+        sections |= {"proxy": self.proxy.resolved(folder), "notify": self.notify.resolved(folder)}
+        return self.model_copy(update=sections)
 
     def with_overrides(
         self, *, socket: str | Path | None = None, store: str | Path | None = None

@@ -1,9 +1,10 @@
 """The process around the Rust server: start, wait for a signal, drain.
 
 The server runs on its own threads and never takes the GIL; this thread only sleeps. The watchdog
-has a thread of its own.
+and the notifier have threads of their own.
 """
 
+import functools
 import os
 import select
 import signal
@@ -12,14 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from bursar._embedded import call_core
 from bursar._errors import from_core
 from bursar._log import Say
 from bursar.daemon._notify import Manager
-from bursar.daemon.config import Config
+from bursar.daemon.config import Config, ConfigError, Problem
 from bursar.exceptions import BursarError
 
 if TYPE_CHECKING:
     from bursar._core import Server
+    from bursar.notify.notifier import Notifier
+    from bursar.notify.outcomes import Receiver
     from bursar.watchdog.loop import Watchdog
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -49,6 +53,7 @@ def run(
 
     # Whatever it was: the store, its log and the tokens are the sidecar's alone.
     os.umask(0o077)
+    receivers = _receivers(config)
     # With certificates to read again SIGHUP asks for that; without, it ends the process as ever.
     signals = (*_SIGNALS, signal.SIGHUP) if config.server.tls else _SIGNALS
     with _signals(signals) as wakeup:
@@ -58,6 +63,7 @@ def run(
         try:
             with _translated():
                 watchdog = _watch(config, server, say)
+                notifier = _notify(config, receivers, server, watchdog, say)
         except BursarError:
             server.shutdown()
             raise
@@ -71,6 +77,8 @@ def run(
         longest_s = config.server.drain_timeout / 1000
         say(f"{name}: draining for at most {longest_s:g} s", event="draining", signal=name)
         started = time.monotonic()
+        if notifier is not None:
+            notifier.stop()
         if watchdog is not None:
             watchdog.stop()
         with _translated():
@@ -111,6 +119,53 @@ def _watch(config: Config, server: "Server", say: Say) -> "Watchdog | None":
     )
     watchdog.start()
     return watchdog
+
+
+def _receivers(config: Config) -> "list[Receiver]":
+    """Those who are told of what happens."""
+    if config.notify.receivers and config.store.path is None:
+        text = "what happens is read from the store, and there is none: set store.path"
+        raise ConfigError([Problem("notify", text)])
+    return [one.to_receiver() for one in config.notify.receivers]
+
+
+def _notify(
+    config: Config,
+    receivers: "list[Receiver]",
+    server: "Server",
+    watchdog: "Watchdog | None",
+    say: Say,
+) -> "Notifier | None":
+    """Starts the notifier, if anybody is to be told."""
+    from bursar.notify import notifier
+
+    store = config.store.path
+    if store is None:
+        return None
+    if not receivers:
+        notifier.forget(store, say)
+        return None
+
+    def states() -> Iterator[notifier.State]:
+        failure = server.failure
+        names = ("store.read_only", "store.writable")
+        yield notifier.State("store", failure is not None, names, failure or "")
+        if watchdog is not None:
+            is_blind, detail = watchdog.sight
+            names = ("watchdog.blind", "watchdog.sees")
+            yield notifier.State("watchdog", is_blind, names, detail)
+
+    started = notifier.Notifier(
+        store,
+        receivers,
+        call=functools.partial(call_core, server),
+        states=states,
+        source=config.notify.named_source,
+        most=config.notify.max_backlog,
+        say=say,
+    )
+    started.start()
+    return started
 
 
 def _wait(server: "Server", wakeup: int, manager: Manager, say: Say) -> str:

@@ -96,6 +96,8 @@ class Watchdog:
         self._journal_path = journal_path
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self.sight = False, ""
+        """Whether the GPUs are there and cannot be seen, and what there is to say of it."""
 
     def start(self) -> None:
         """Starts the thread; raises OSError where the journal cannot be opened."""
@@ -309,6 +311,7 @@ class Watchdog:
             text = f"no GPUs ({sample.detail}); jobs are watched all the same"
         else:
             text = f"the GPUs cannot be seen, and what they do is unknown: {sample.detail}"
+        self.sight = sample.health is Health.BLIND, text
         kind = pb.WatchProcessesResponse.KIND_WATCHDOG
         self.tell(pb.WatchProcessesResponse(kind=kind, detail=text, watchdog=self.status()))
 
