@@ -17,7 +17,7 @@ class _Grant(Section):
     """What a caller may do, and where."""
 
     role: Literal["agent", "observer", "operator"] = Field(
-        description="what the caller may do",
+        description="what the caller may do: spend and read, read, or everything",
         json_schema_extra=right('write "agent", "observer" or "operator"'),
     )
     account: str = Field(
@@ -131,7 +131,8 @@ class AccessSection(Section):
 
     mode: Literal["open", "enforce"] = Field(
         default="open",
-        description="who may call without a token",
+        description="who may call without a token: all who reach a listener, or only root, the "
+        "sidecar's own user and those of [[access.local]]",
         json_schema_extra=right('write "open" or "enforce"'),
     )
     local: tuple[LocalCaller, ...] = Field(

@@ -44,7 +44,7 @@ class EnvoyRule(Section):
     )
     over: Literal["refuse", "record"] = Field(
         default="refuse",
-        description="what becomes of a charge that does not fit",
+        description="what becomes of a charge that does not fit: OVER_LIMIT, or it counts in full",
         json_schema_extra=right('write "refuse", or "record" where it has been used already'),
     )
     default_hits: int = Field(
@@ -85,7 +85,7 @@ class EnvoySection(Section):
 
     unmatched: Literal["refuse", "allow"] = Field(
         default="refuse",
-        description="what becomes of descriptors that no rule fits",
+        description="what becomes of descriptors that no rule fits: OVER_LIMIT, or OK",
         json_schema_extra=right('write "refuse" or "allow"'),
     )
     rules: tuple[EnvoyRule, ...] = Field(

@@ -28,7 +28,7 @@ class RunawaySection(Section):
 
     action: Literal["off", "warn", "degrade", "stop", "freeze"] = Field(
         default="warn",
-        description="what follows a finding, besides its entry",
+        description="what follows a finding besides its entry; off looks for nothing",
         json_schema_extra=right('write "off", "warn", "degrade", "stop" or "freeze"'),
     )
     interval: DurationMs = Field(

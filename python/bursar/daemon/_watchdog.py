@@ -63,7 +63,7 @@ class WatchdogSection(Section):
 
     mode: Literal["off", "observe", "enforce"] = Field(
         default="observe",
-        description="who is stopped at a hard limit: jobs that are to be enforced, or every one",
+        description="who is stopped at a hard limit: nobody, jobs to be enforced, or every job",
         json_schema_extra=right('write "observe", "enforce", or "off" for no watchdog at all'),
     )
     period: DurationMs = Field(

@@ -129,7 +129,7 @@ class StoreSection(Section):
     )
     durability: Literal["process", "power", "memory"] = Field(
         default="process",
-        description="what an answered call survives",
+        description="what an answered call survives: kill -9, a power cut too, or neither",
         json_schema_extra=right('write "process" (kill -9), "power" (a power cut too) or "memory"'),
     )
     entry_retention: DurationMs = Field(
@@ -229,7 +229,7 @@ class RatesSection(Section):
 
     file: str | None = Field(
         default=None,
-        description="a TOML file of [[models]] tables",
+        description="a TOML file of [[models]] tables, with the keys of [[rates.models]]",
         json_schema_extra=right('write a path, such as "rates.toml"'),
     )
     allow_unpriced: bool = Field(
