@@ -119,9 +119,9 @@ def test_the_middleware_of_the_vllm_command_meters_a_server(
     monkeypatch.setenv(*variable.split("=", 1))
     with Sidecar() as sidecar, sidecar.client() as client:
         target = sidecar.target
-        client.set_budget("acme/vllm", unit="tokens", limit=12)
+        client.set_budget("acme/serving/vllm", unit="tokens", limit=12)
         assert [asyncio.run(asked()) for _ in range(2)] == [200, 402]
-        assert balance(client, "acme/vllm")[:2] == (0, 12)
+        assert balance(client, "acme/serving/vllm")[:2] == (0, 12)
 
 
 @pytest.mark.timeout(120)
