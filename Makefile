@@ -7,7 +7,7 @@ TOOLS := target/tools
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust proto -type f -not -path '*/target/*')
 
 .PHONY: demo test test-rust test-loom test-simulation test-canary test-miri test-python test-long test-heavy
-.PHONY: fuzz audit sbom wheel lock bench lint fmt build clean
+.PHONY: fuzz audit sbom wheel lock bench docs lint fmt build clean
 
 build: $(STAMP)
 
@@ -164,6 +164,10 @@ lock: $(TOOLS)/.built
 # Peers are found in BURSAR_PEERS and on PATH; plots need matplotlib, of the extra `bench`.
 bench: build
 	$(BIN)/python tests/benchmarks/run.py
+
+# The pages that are made of the configuration's models and of the proto files.
+docs: build
+	$(BIN)/python sidecar/docs/generate.py
 
 lint: build $(TOOLS)/.built
 	cargo fmt --all --check
