@@ -8,6 +8,7 @@ reads it, and the middleware that it names serves before a server of a few lines
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -44,25 +45,35 @@ def defined(snippet: str, **names: Any) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.timeout(120)
-def test_a_langchain_agent_is_cut_and_then_refused(
+def until_refused(snippet: str, folder: Path, environment: dict[str, str]) -> list[str]:
+    """Runs it until it says that it was stopped. Each answer costs a third of the budget or more;
+    one that the model ends by itself is whole, any other ends with the notice."""
+    told: list[str] = []
+    while not (told and told[-1].startswith("stopped: ")):
+        assert len(told) < 4, told
+        told.append(ran(snippet, folder, environment))
+    assert len(told) > 1, "the first call fits"
+    return told
+
+
+@pytest.mark.timeout(240)
+def test_a_langchain_agent_answers_until_it_is_refused(
     folder: Path, configuration: str, llama: str, environment: Environment
 ) -> None:
     pytest.importorskip("langchain_openai")
     snippet = block(PAGE, "python", "create_agent(ChatOpenAI")
     with Sidecar(configuration, folder=folder) as sidecar, sidecar.client() as client:
-        client.set_budget(AGENT, unit="tokens", period="hour", limit=200)
+        client.set_budget(AGENT, unit="tokens", period="hour", limit=120)
         provider = {"OPENAI_BASE_URL": f"{llama}/v1", "OPENAI_API_KEY": "none"}
-        shell = environment(sidecar, **provider)
-        assert f"the compute budget of {AGENT} is exhausted.]" in ran(snippet, folder, shell)
-        assert ran(snippet, folder, shell).startswith(f"stopped: {AGENT} is short of ")
-        held, _, remaining = balance(client, AGENT)
+        told = until_refused(snippet, folder, environment(sidecar, **provider))
+        assert told[-1].startswith(f"stopped: {AGENT} is short of ")
+        held, spent, _ = balance(client, AGENT)
         assert held == 0
-        assert remaining <= 0, "the engine's usage counts, though the prompt was estimated"
+        assert spent > 100, "the engine's usage counts, though the prompt was estimated"
 
 
-@pytest.mark.timeout(120)
-def test_an_openai_client_is_cut_and_then_refused_by_the_proxy(
+@pytest.mark.timeout(240)
+def test_an_openai_client_is_answered_until_the_proxy_refuses(
     folder: Path,
     configuration: str,
     llama: str,
@@ -77,10 +88,10 @@ def test_an_openai_client_is_cut_and_then_refused_by_the_proxy(
         [url] = re.findall(r"proxy on (http://\S+)/v1", sidecar.log)
         snippet = snippet.replace("http://127.0.0.1:7412", url)
         with sidecar.client() as client:
-            client.set_budget(AGENT, unit="tokens", period="hour", limit=200)
-            shell = environment(sidecar)
-            assert "the compute budget is used up.]" in ran(snippet, folder, shell)
-            assert ran(snippet, folder, shell) == "stopped: 402 budget_exceeded\n"
+            client.set_budget(AGENT, unit="tokens", period="hour", limit=120)
+            told = until_refused(snippet, folder, environment(sidecar))
+            assert told[-1] == "stopped: 402 budget_exceeded\n"
+            assert balance(client, AGENT)[0] == 0
 
 
 def test_the_middleware_of_the_vllm_command_meters_a_server(
@@ -138,13 +149,21 @@ def test_a_training_job_saves_and_ends_when_it_passes_its_vram(
         wait_for(lambda: bool(watched.client.list_processes("acme").jobs))
         [one] = watched.client.list_processes("acme").jobs
         assert one.account.startswith("acme/research/train-1")
-        time.sleep(0.5)  # a few steps
+        wait_for(lambda: catches(one.pid, signal.SIGTERM))
+        time.sleep(0.1)  # a few steps
         watched.gpus.set_process(one.pid, watched.gpu, vram_bytes=9 * GIB)
         assert job.wait(30) == 75
         watched.ended("acme")
         told = subprocess.run(incidents, capture_output=True, check=True, **shell).stdout
     assert json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["step"] > 0
     assert "reclaimed" in told
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal by now."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    [caught] = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_a_loop_on_a_lease_ends_where_the_budget_does() -> None:
