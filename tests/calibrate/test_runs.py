@@ -111,7 +111,7 @@ def test_a_nested_reservation_is_a_run_and_its_parent_has_ended(ledger: bursar.C
 
 
 def test_a_reservation_that_expired_is_what_was_measured(ledger: bursar.Client) -> None:
-    one = ledger.reserve("acme/a", tokens=100, ttl_s=1)
+    one = ledger.reserve("acme/a", tokens=100, ttl_s=3)
     one.debit(tokens=42)
     deadline = datetime.now(UTC) + timedelta(seconds=20)
     while ledger.get_reservation(one.id).state is ReservationState.PENDING:

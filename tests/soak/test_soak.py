@@ -17,6 +17,8 @@ from support.certificates import Authority, Pair
 from support.crowd import ASKED_TOKENS, Crowd, Place
 from support.daemon import LONG
 from support.lessee import Lessee
+from support.ratelimits import rule
+from support.receivers import Hook, webhook
 from support.upstreams import RawUpstream, begin_stream, chunk, usage
 from support.watched import GIB, Watched
 
@@ -43,7 +45,7 @@ def saying(connection: Any, _head: str, _body: bytes) -> None:
     connection.sendall(b"data: [DONE]\n\n")
 
 
-def everything(upstream: str, pair: Pair) -> dict[str, Any]:
+def everything(upstream: str, pair: Pair, hook: dict[str, Any]) -> dict[str, Any]:
     """A configuration with all that there is."""
     local = [{"user": 40_001, "role": "agent", "account": "acme"}]
     upstreams = [{"name": "one", "api": "openai", "url": upstream}]
@@ -56,6 +58,10 @@ def everything(upstream: str, pair: Pair) -> dict[str, Any]:
         "reservations": {"key_retention": "5s"},
         "rates": {"allow_unpriced": True},
         "proxy": {"listen": "127.0.0.1:0", "upstreams": upstreams},
+        "dashboard": {"listen": "127.0.0.1:0"},
+        "metrics": {"listen": "127.0.0.1:0"},
+        "notify": {"webhooks": [hook]},
+        "envoy": {"rules": [rule(["team"], "acme/{team}/agent")]},
         "watchdog": {"max_incidents": JOBS, "max_incidents_per_account": JOBS},
     }
 
@@ -131,23 +137,31 @@ def test_an_hour_of_everything_leaves_nothing_behind(tmp_path: Path) -> None:
     clients were told."""
     authority = Authority(tmp_path)
     pair = authority.issue("sidecar", addresses=["127.0.0.1"], server=True)
-    with RawUpstream(saying) as upstream, Watched(**everything(upstream.url, pair)) as watched:
+    with (
+        RawUpstream(saying) as upstream,
+        Hook() as hook,
+        Watched(**everything(upstream.url, pair, webhook(tmp_path, hook))) as watched,
+    ):
         client, daemon = watched.client, watched.daemon
         client.set_budget("acme", unit="tokens", limit=LIMIT)
         client.set_budget("acme", unit="tokens", limit=LIMIT, period="hour")
         client.set_budget("acme", unit="tokens", limit=LIMIT, period="rolling:10s")
         watched.limit_vram("acme/hog", GIB)
         token = client.tokens.create("soak", role=bursar.Role.AGENT, account="acme", ttl_s=86_400)
+        observer = client.tokens.create("look", role=bursar.Role.OBSERVER, ttl_s=86_400)
         [tcp] = re.findall(r"(?<!/)127\.0\.0\.1:\d+", daemon.log)
-        proxy = re.findall(r"proxy on (http://\S+)/v1", daemon.log)[-1]
+        urls = dict(re.findall(r"(proxy|dashboard|metrics) on (http://[\d.:]+)/", daemon.log))
         place = Place(
             target=daemon.target,
             socket=daemon.socket_path,
             store=daemon.store_path,
             tcp=tcp,
             ca=authority.path,
-            proxy=proxy,
+            proxy=urls["proxy"],
             token=token.secret,
+            page=urls["dashboard"],
+            metrics=urls["metrics"],
+            observer=observer.secret,
         )
         mayflies = Mayflies(place.target, tmp_path)
         crowd = Crowd(place)
@@ -158,6 +172,8 @@ def test_an_hour_of_everything_leaves_nothing_behind(tmp_path: Path) -> None:
             crowd.kill()
         check_flat(samples, crowd.probes_us)
         check_books(client, crowd, mayflies)
+        told = {name.partition(".")[0] for name in hook.names}
+        assert told >= {"freeze", "unfreeze", "incident"}, told
 
 
 def check_flat(samples: list[dict[str, Any]], probes_us: list[list[int]]) -> None:

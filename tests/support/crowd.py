@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ import bursar
 from bursar.care import backup
 from bursar.v1 import ledger_pb2 as lg
 from support.bare import amounts
+from support.dashboard import Asker
+from support.ratelimits import OK, RateLimits
 from support.wire import Call, Wire, call
 
 PATIENCE_S: Final = 120.0
@@ -38,7 +41,8 @@ _SLICE_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where the daemon is, and what its clients by TCP and by the proxy show and trust."""
+    """Where the daemon is, what its clients by TCP and by the proxy show and trust, and where those
+    who look at it find its page and its metrics."""
 
     target: str
     socket: Path
@@ -47,6 +51,9 @@ class Place:
     ca: Path
     proxy: str
     token: str
+    page: str
+    metrics: str
+    observer: str
 
 
 def _lives(account: Callable[[int], str], stop: Event) -> Iterator[Call]:
@@ -233,19 +240,44 @@ def ask(place: Place, stop: Event, _pipe: Connection) -> int:
 
 
 def keep(place: Place, stop: Event, _pipe: Connection) -> int:
-    """Backups, each of them verified, one a minute."""
+    """Backups, each of them verified, one in ten minutes, with `nice` as operators are told."""
+    os.nice(10)
     with tempfile.TemporaryDirectory(dir=place.store.parent) as folder:
         while True:
             backup.make(place.store, Path(folder) / "backup")
             shutil.rmtree(Path(folder) / "backup")
-            if stop.wait(_SLICE_S):
+            if stop.wait(10 * _SLICE_S):
                 return 0
+
+
+def limit(place: Place, stop: Event, _pipe: Connection) -> int:
+    """An Envoy that asks for each request; every token of its hits is spent."""
+    spent = 0
+    with RateLimits(Path(__file__).parents[2], place.target) as envoy:
+        while not stop.is_set():
+            assert envoy({"team": "limit"}, hits=2).overall_code == OK
+            spent += 2
+            time.sleep(0.01)
+    return spent
+
+
+def look(place: Place, stop: Event, _pipe: Connection) -> int:
+    """A browser that watches, and a Prometheus that scrapes every five seconds."""
+    page = Asker(place.page).signed_in(place.observer)
+    metrics = Asker(place.metrics, {"authorization": f"Bearer {place.observer}"})
+    with page.watching() as watcher:
+        while not stop.is_set():
+            begun = time.monotonic()
+            assert b"bursar_accounts" in metrics.get("/metrics").body
+            while time.monotonic() < begun + 5 and not stop.is_set():
+                assert watcher.read(), "the picture ended"
+    return 0
 
 
 ASKED_TOKENS: Final = 70
 """What the upstream says of each call."""
 
-KINDS: Final = (pound, probe, lease, meter, nest, run, watch, operate, ask, keep)
+KINDS: Final = (pound, probe, lease, meter, nest, run, watch, operate, ask, limit, look, keep)
 
 
 class Crowd:

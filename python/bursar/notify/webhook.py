@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from bursar._version import __version__
+from bursar._core import version
 from bursar.notify.events import Selection, Waiting
 from bursar.notify.outcomes import Answer, Outcome
 
@@ -178,7 +178,7 @@ class Webhook:
             own = {
                 "host": parts.netloc,
                 "content-type": "application/cloudevents+json; charset=utf-8",
-                "user-agent": f"bursar/{__version__}",
+                "user-agent": f"bursar/{version}",
                 "connection": "close",
             }
             connection.request("POST", target, body, {**own, **headers})
