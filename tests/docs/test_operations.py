@@ -16,6 +16,7 @@ from support.pages import DOCS, README, ROOT, block, blocks, rows
 
 from bursar.cli import cli
 from bursar.daemon.config import Config
+from bursar.notify.events import NAMES
 from bursar.testing import Sidecar
 
 PAGE = DOCS / "operations.md"
@@ -124,3 +125,9 @@ def test_every_alert_is_there_with_what_to_do() -> None:
         for rule in group["rules"]
     ]
     assert [[name, action] for name, _, action in rows(PAGE, "Alerts")] == expected
+
+
+def test_every_event_is_there_with_its_meaning() -> None:
+    assert [tuple(row) for row in rows(PAGE, "Events")] == [
+        (f"`{name}`", meaning) for name, meaning in NAMES.items()
+    ]
