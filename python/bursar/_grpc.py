@@ -141,16 +141,14 @@ class GrpcTransport:
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
-        kind: Callable[..., grpc.Channel]
-        kind = grpc.insecure_channel if secure is None else grpc.secure_channel
+        kind: Any = grpc.insecure_channel if secure is None else grpc.secure_channel
         given = (target,) if secure is None else (target, secure)
         self._channel = kind(*given, options=channel_options(target))
         # What traces gRPC may hand back streams that can be neither cancelled nor waited for.
-        plain = inspect.unwrap(kind)
-        is_traced = plain is not kind
-        self._streams = (
-            plain(*given, options=channel_options(target)) if is_traced else self._channel
-        )
+        plain: Any = inspect.unwrap(kind)
+        self._streams = self._channel
+        if plain is not kind:
+            self._streams = plain(*given, options=channel_options(target))
         self._methods: dict[str, Callable[..., Any]] = {}
         self._closed = False
 
