@@ -6,7 +6,7 @@ is gone when the budget cuts.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import (
@@ -23,6 +23,8 @@ from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Verdict
 
 __all__ = ["Generated", "generate"]
+
+_TOLD: Final = {"provider": "transformers", "operation": "text_completion"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,7 @@ def generate(
     prompt_tokens = int(input_ids.numel() if mask is None else mask.sum())
     asked = int(said("max_new_tokens") or chosen.max_new_tokens)
     settings.pop("max_new_tokens", None)
-    generation = Generation(
-        client,
-        account,
-        policy=chosen,
-        fallbacks=(),
-        provider="transformers",
-        operation="text_completion",
-    )
+    generation = Generation(client, account, policy=chosen, fallbacks=(), **_TOLD)
     with generation:
         most = generation.on_prompt(prompt_tokens, model=name, max_new_tokens=asked * rows)
         if most < rows:
