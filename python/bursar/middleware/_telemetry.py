@@ -18,15 +18,15 @@ from bursar.models import Advice, Usage, Verdict
 
 try:
     from opentelemetry import metrics, trace
-except ImportError:  # the extra `otel` is not installed
-    IS_INSTALLED = False
+except ImportError:
+    _IS_INSTALLED = False  # the extra `otel`
 else:
-    IS_INSTALLED = True
+    _IS_INSTALLED = True
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-__all__ = ["OTHER", "Observed"]
+__all__ = ["OTHER", "Instruments", "Observed", "instruments"]
 
 OTHER: Final = "_OTHER"
 """A provider, or a kind of error, that nobody has named."""
@@ -68,7 +68,7 @@ def instruments(tracers: Any = None, meters: Any = None) -> Instruments:  # noqa
     )
 
 
-_OURS: Instruments | None = instruments() if IS_INSTALLED else None
+_OURS: Instruments | None = instruments() if _IS_INSTALLED else None
 
 
 class Observed:
@@ -178,10 +178,8 @@ class Observed:
                 ours.tokens.record(count, named | {"gen_ai.token.type": kind}, within)
 
 
-def _response(reason: str | None, model: str | None, usage: Usage | None) -> Attributes:
-    """What the conventions say of an answer; of none, nothing."""
-    if usage is None:
-        return {}
+def _response(reason: str | None, model: str | None, usage: Usage) -> Attributes:
+    """What the conventions say of an answer."""
     told: Attributes = {
         "gen_ai.response.finish_reasons": [reason or OTHER],
         "gen_ai.usage.input_tokens": usage.input_tokens,
@@ -205,12 +203,8 @@ def _error_type(reason: str | None, error: BaseException | None) -> str:
         return error.reason
     if isinstance(error, Exception):
         kind = type(error)
-        return kind.__name__ if kind.__module__ == "builtins" else _path(kind)
+        return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     return OTHER if error is None and reason == "error" else ""
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _tells_of_a_call(span: "Span") -> bool:
