@@ -10,9 +10,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::history::{Watch, Watches};
+use crate::history::{Reads, Watch, Watches};
 use crate::meter::MeterStream;
 use crate::peer::Peer;
+use crate::places::Holder;
 use crate::process::Processes;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
@@ -25,6 +26,7 @@ pub(crate) struct Api {
     pub(crate) access: Arc<Access>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) watches: Arc<Watches>,
+    pub(crate) reads: Arc<Reads>,
     /// Ends the streams when the daemon drains.
     pub(crate) draining: tokio::sync::watch::Receiver<bool>,
 }
@@ -49,6 +51,16 @@ impl Api {
         }
         self.engine.publish(answer.raised);
         Ok(Response::new(answer.body))
+    }
+
+    /// As `aside`, for a call that reads the store, when it is its turn.
+    async fn read<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let _turn = self.reads.turn(Holder::sharing(caller.account())).await?;
+        self.aside(call).await
     }
 
     /// Runs a call that may read the disk or take long, away from the data plane.
@@ -112,11 +124,10 @@ impl LedgerService for Api {
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Answered<v1::CommitResponse> {
         let caller = self.caller(&request)?;
-        if self.engine.remembers(&request.get_ref().reservation) {
-            caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
+        if caller.may_use_at_once(Act::Spend, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.commit(request.get_ref())).await;
         }
-        self.aside(move |engine| {
+        self.read(&caller.clone(), move |engine| {
             caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
             engine.commit(request.get_ref())
         })
@@ -125,11 +136,10 @@ impl LedgerService for Api {
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
         let caller = self.caller(&request)?;
-        if self.engine.remembers(&request.get_ref().reservation) {
-            caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
+        if caller.may_use_at_once(Act::Spend, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.release(request.get_ref())).await;
         }
-        self.aside(move |engine| {
+        self.read(&caller.clone(), move |engine| {
             caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
             engine.release(request.get_ref())
         })
@@ -151,11 +161,10 @@ impl LedgerService for Api {
         request: Request<v1::GetReservationRequest>,
     ) -> Answered<v1::GetReservationResponse> {
         let caller = self.caller(&request)?;
-        if self.engine.remembers(&request.get_ref().reservation) {
-            caller.may_use(Act::Read, &self.engine, &request.get_ref().reservation)?;
+        if caller.may_use_at_once(Act::Read, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.get_reservation(request.get_ref())).await;
         }
-        self.aside(move |engine| {
+        self.read(&caller.clone(), move |engine| {
             caller.may_use_stored(Act::Read, engine, &request.get_ref().reservation)?;
             engine.get_reservation(request.get_ref())
         })
@@ -248,7 +257,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListEntriesRequest { account, ..request };
-        self.aside(move |engine| engine.list_entries(&request)).await
+        self.read(&caller, move |engine| engine.list_entries(&request)).await
     }
 
     type WatchAccountsStream =

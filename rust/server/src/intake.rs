@@ -19,6 +19,9 @@ use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tower_layer::Layer;
 
+use crate::peer::Peer;
+use crate::places::spare;
+
 /// What a message takes without asking: nearly all are smaller.
 const SMALL_BYTES: usize = 16 << 10;
 /// How many of the largest messages there is room for.
@@ -58,15 +61,20 @@ impl Room {
 #[derive(Debug)]
 struct Share {
     room: Arc<Room>,
+    /// How many calls its peer has under way.
+    own: Arc<AtomicUsize>,
     bytes: AtomicUsize,
     /// Whether there was room for one more call.
     fits: bool,
 }
 
 impl Share {
-    fn of(room: &Arc<Room>) -> Share {
-        let fits = room.calls.fetch_add(1, Ordering::AcqRel) < CALLS_MAX;
-        Share { room: Arc::clone(room), bytes: AtomicUsize::new(0), fits }
+    fn of(room: &Arc<Room>, own: &Arc<AtomicUsize>) -> Share {
+        let has_most = own.fetch_add(1, Ordering::AcqRel) > CALLS_MAX / 2;
+        let spare = if has_most { spare(CALLS_MAX) } else { 0 };
+        let fits = room.calls.fetch_add(1, Ordering::AcqRel) + spare < CALLS_MAX;
+        let (room, own) = (Arc::clone(room), Arc::clone(own));
+        Share { room, own, bytes: AtomicUsize::new(0), fits }
     }
 
     /// A message of that length is coming, and the one before it is no more.
@@ -96,6 +104,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.give_back();
         self.room.calls.fetch_sub(1, Ordering::AcqRel);
+        self.own.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -228,7 +237,9 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for BoundedSe
 
     fn call(&mut self, request: http::Request<Body>) -> S::Future {
         let (mut parts, body) = request.into_parts();
-        let share = Arc::new(Share::of(&self.room));
+        let nobody = Arc::default();
+        let own = parts.extensions.get::<Peer>().map_or(&nobody, |peer| &peer.calls);
+        let share = Arc::new(Share::of(&self.room, own));
         // The body ends when its message is decoded; what a call still works on counts as well.
         parts.extensions.insert(Arc::clone(&share));
         let converses = CONVERSATIONS.iter().any(|name| parts.uri.path().ends_with(name));
@@ -254,7 +265,7 @@ mod tests {
 
     fn intake(room: &Arc<Room>, converses: bool) -> (Sender<Bytes, Status>, Intake) {
         let (sender, body) = Channel::new(8);
-        let share = Arc::new(Share::of(room));
+        let share = Arc::new(Share::of(room, &Arc::default()));
         let (borders, patience) = (Borders::default(), Duration::from_millis(50));
         let body = Body::new(body);
         (sender, Intake { body, share, borders, converses, deadline: None, patience })
@@ -302,7 +313,8 @@ mod tests {
     #[tokio::test]
     async fn one_call_too_many_is_refused_until_another_has_ended() {
         let room = Room::new(1 << 20);
-        let mut others: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room)).collect();
+        let mut others: Vec<_> =
+            (0..CALLS_MAX).map(|_| Share::of(&room, &Arc::default())).collect();
         let (_sender, mut late) = intake(&room, false);
         let full = late.frame().await.expect("a frame").expect_err("there is no room");
         assert_eq!(full.code(), tonic::Code::Unavailable);
@@ -310,6 +322,18 @@ mod tests {
         let (mut sender, mut one) = intake(&room, false);
         sender.send_data(message(4)).await.expect("room");
         one.frame().await.expect("a frame").expect("there is room again");
+    }
+
+    #[test]
+    fn who_has_most_calls_leaves_the_last_ones_to_others() {
+        let (room, crowd) = (Room::new(1 << 20), Arc::default());
+        let held: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room, &crowd)).collect();
+        assert_eq!(held.iter().filter(|share| !share.fits).count(), spare(CALLS_MAX));
+        drop(held);
+        let held: Vec<_> = (0..CALLS_MAX - 1).map(|_| Share::of(&room, &crowd)).collect();
+        assert!(Share::of(&room, &Arc::default()).fits, "of another");
+        drop(held);
+        assert_eq!((room.calls.load(Ordering::Acquire), crowd.load(Ordering::Acquire)), (0, 0));
     }
 
     #[tokio::test]
