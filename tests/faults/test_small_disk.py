@@ -128,18 +128,21 @@ with bursar.connect(sys.argv[1], token=sys.argv[2], attempts=1) as client:
 def test_an_agent_that_fills_the_disk_is_refused_while_others_end_what_they_hold(
     tmp_path: Path,
 ) -> None:
-    """Goal: nobody takes the room that ends, freezes and revocations need. Method: agents loop until
-    a small disk is nearly full; others then end holds, the operator acts; with room all goes on, and
-    the books balance, also after a kill."""
+    """Goal: nobody takes the room that ends and operators need. Method: agents loop until a small
+    disk is nearly full; others then end holds, the operator acts; with room all goes on, and the
+    books balance, also after a kill."""
     with small_disk(tmp_path / "disk", "64m") as disk, Daemon(access={"mode": "enforce"}) as daemon:
         daemon.terminate()
         daemon.store_path = disk.path / "ledger.db"
         daemon.start()
         with daemon.client(timeout_s=30, attempts=1) as operator:
             operator.set_budget("acme", unit="tokens", limit=1_000)
-            token = operator.tokens.create("x", role=bursar.Role.AGENT, account="acme/loop", ttl_s=600)
+            token = operator.tokens.create(
+                "x", role=bursar.Role.AGENT, account="acme/loop", ttl_s=600
+            )
             held = [operator.reserve("acme/other", tokens=10, ttl_s=600) for _ in range(20)]
-            lease = operator.reserve("acme/leased", tokens=100, ttl_s=600).lease()
+            leased = operator.reserve("acme/leased", tokens=100, ttl_s=600)
+            lease = leased.lease()
             leave(disk, 10 * MIB)
             for told in loops(daemon.target, token.secret):
                 assert "STORE_NEARLY_FULL RESOURCE_EXHAUSTED the store is nearly full" in told
@@ -157,7 +160,7 @@ def test_an_agent_that_fills_the_disk_is_refused_while_others_end_what_they_hold
             operator.unfreeze("acme/loop")
             operator.set_budget("acme", unit="tokens", limit=2_000)
             operator.tokens.revoke(token.token.id)
-            lease.commit()
+            leased.commit()
             assert balance(operator, "acme") == (0, 107, 1_893)
             disk.empty()
             until(lambda: "the store has room again" in daemon.log, "the operator is not told")

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -11,6 +12,7 @@ use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::history::{Reads, Watch, Watches};
+use crate::intake::Announced;
 use crate::meter::MeterStream;
 use crate::peer::Peer;
 use crate::places::Holder;
@@ -53,16 +55,6 @@ impl Api {
         Ok(Response::new(answer.body))
     }
 
-    /// As `aside`, for a call that reads the store, when it is its turn.
-    async fn read<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
-    {
-        let _turn = self.reads.turn(Holder::sharing(caller.account())).await?;
-        self.aside(call).await
-    }
-
     /// Runs a call that may read the disk or take long, away from the data plane.
     pub(crate) async fn aside<T, F>(&self, call: F) -> Answered<T>
     where
@@ -78,6 +70,33 @@ impl Api {
         let ran = tokio::task::spawn_blocking(run).await;
         let ran = ran.map_err(|_| Status::internal("the call was cut off by the shutdown"))?;
         Ok(Response::new(ran?))
+    }
+
+    /// As `aside`, for a call whose answer may be large.
+    async fn aside_large<T, F>(&self, call: F) -> Answered<T>
+    where
+        T: Message + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let run = move |engine: &Engine| {
+            let Answer { body, ticket, .. } = call(engine)?;
+            let announced = Announced(body.encoded_len());
+            Ok(Answer::new((body, announced), ticket))
+        };
+        let (body, announced) = self.aside(run).await?.into_inner();
+        let mut response = Response::new(body);
+        response.extensions_mut().insert(announced);
+        Ok(response)
+    }
+
+    /// As `aside_large`, for a call that reads the store, when it is its turn.
+    async fn read<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
+    where
+        T: Message + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let _turn = self.reads.turn(Holder::sharing(caller.account())).await?;
+        self.aside_large(call).await
     }
 }
 
@@ -211,7 +230,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListAccountsRequest { account, ..request };
-        self.aside(move |engine| engine.list_accounts(&request)).await
+        self.aside_large(move |engine| engine.list_accounts(&request)).await
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
