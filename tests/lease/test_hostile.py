@@ -224,8 +224,7 @@ def test_connections_without_end_leave_the_store_its_descriptors() -> None:
 
 
 def test_a_flood_of_connections_does_not_delay_a_freeze(daemon: Daemon) -> None:
-    """L5 beside somebody who connects and attaches what is not his, again and again. Where the host
-    is busy, what a freeze takes beside as many who only spin is the measure."""
+    """L5 beside somebody who connects and attaches what is not his, again and again."""
     flood = """
 import socket, sys
 while True:
@@ -240,15 +239,6 @@ while True:
     with daemon.client() as client, contextlib.ExitStack() as stack:
         client.set_budget("acme", unit="tokens", limit=2**40)
         lease = stack.enter_context(client.reserve("acme", tokens=2**30).lease(top_up=False))
-        spinning = beside([sys.executable, "-c", "while True: pass"], client, lease)
-        flooded = beside(command, client, lease)
-        print(f"{spinning * 1e3:.1f} ms beside busy neighbours, {flooded * 1e3:.1f} ms flooded")
-        assert flooded < max(FROZEN_WITHIN_S, 3 * spinning)
-
-
-def beside(command: list[str], client: bursar.Client, lease: bursar.Lease) -> float:
-    """The median of what a freeze takes to stop a lease, beside three who run a command."""
-    with contextlib.ExitStack() as stack:
         for _ in range(3):
             process = stack.enter_context(subprocess.Popen(command))
             stack.callback(process.kill)
@@ -263,4 +253,9 @@ def beside(command: list[str], client: bursar.Client, lease: bursar.Lease) -> fl
             client.unfreeze("acme")
             while lease.verdict is bursar.Verdict.STOP:
                 time.sleep(0.001)
-        return sorted(waits)[4]
+        # A busy host takes breaks of its own, and not from all of them; a flood that is served first
+        # delays each.
+        waits.sort()
+        print([f"{wait * 1e3:.1f} ms" for wait in waits])
+        assert waits[2] < FROZEN_WITHIN_S
+        assert waits[4] < 5 * FROZEN_WITHIN_S

@@ -58,10 +58,12 @@ NAMES = ["ledger.db", "ledger.db-wal", "ledger.db-log", "ledger.db.tokens", "led
 def test_a_link_in_place_of_a_file_of_the_store_is_not_followed(
     daemon: Daemon, victim: Path, name: str
 ) -> None:
+    content = b'{"version": 1, "tokens": []}' if name.endswith("tokens") else b"precious"
+    victim.write_bytes(content)
     (daemon.folder / name).symlink_to(victim)
     said = refused(daemon, "is a link, and everybody may write to its folder")
     assert name in said
-    untouched(victim)
+    assert victim.read_bytes() == content
 
 
 @pytest.mark.parametrize("name", NAMES)
