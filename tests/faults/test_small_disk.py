@@ -101,8 +101,7 @@ def test_a_lease_on_a_full_disk_stops_at_its_grant_and_its_count_is_kept(tmp_pat
             lease.debit(10)
             disk.fill()
             with pytest.raises(bursar.StoreUnavailable):
-                for _ in range(1_000):  # the last page of the log is there already
-                    client.record("acme", amounts={"calls": 1})
+                record_until_full(client)
             assert lease.debit(20) is bursar.Verdict.OK
             disk.empty()
             daemon.terminate()
@@ -111,6 +110,12 @@ def test_a_lease_on_a_full_disk_stops_at_its_grant_and_its_count_is_kept(tmp_pat
             assert lease.debit(70) is bursar.Verdict.OK
             assert lease.debit(1) is bursar.Verdict.STOP
             assert held.commit().spent == {"tokens": 100}
+
+
+def record_until_full(client: bursar.Client) -> None:
+    """The last page of the log is there already, and takes some."""
+    for _ in range(1_000):
+        client.record("acme", amounts={"calls": 1})
 
 
 LOOP: Final = """
