@@ -157,8 +157,8 @@ impl Vault {
         Ok((token, shown))
     }
 
-    /// Ends a token at once, also where that cannot be written: then only until the daemon ends. One that
-    /// has ended already stays as it is, and is written again.
+    /// Ends a token at once, also where that cannot be written: then only until the daemon ends. One
+    /// that has ended already stays as it is, and is written again.
     pub(crate) fn revoke(&self, token: &Token, now_ms: i64) -> Result<Arc<Token>, ApiError> {
         let ended =
             Arc::new(Token { revoked_ms: token.revoked_ms.or(Some(now_ms)), ..token.clone() });
