@@ -1,8 +1,9 @@
 //! The daemon's inside: the ledger with its store behind gRPC.
 //!
 //! `engine` joins ledger, rates and store and speaks protobuf messages; `grpc` puts it on the wire;
-//! `dashboard` shows it in a browser; `envoy` is Envoy's rate limit service; `process` carries the calls
-//! that the watchdog answers; `serve` owns sockets, threads and the drain. Nothing here knows Python.
+//! `dashboard` shows it in a browser; `envoy` is Envoy's rate limit service; `process` carries
+//! the calls that the watchdog answers; `serve` owns sockets, threads and the drain. Nothing here
+//! knows Python.
 #![forbid(unsafe_code)]
 
 mod access;
