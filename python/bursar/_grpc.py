@@ -1,6 +1,7 @@
 """The gRPC transports, sync and async."""
 
 import asyncio
+import inspect
 import os
 import re
 import threading
@@ -140,11 +141,14 @@ class GrpcTransport:
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
-        self._channel = (
-            grpc.secure_channel(target, secure, options=channel_options(target))
-            if secure is not None
-            else grpc.insecure_channel(target, options=channel_options(target))
-        )
+        kind: Any = grpc.insecure_channel if secure is None else grpc.secure_channel
+        given = (target,) if secure is None else (target, secure)
+        self._channel = kind(*given, options=channel_options(target))
+        # What traces gRPC may hand back streams that can be neither cancelled nor waited for.
+        plain: Any = inspect.unwrap(kind)
+        self._streams = self._channel
+        if plain is not kind:
+            self._streams = plain(*given, options=channel_options(target))
         self._methods: dict[str, Callable[..., Any]] = {}
         self._closed = False
 
@@ -153,7 +157,8 @@ class GrpcTransport:
             raise _closed()
         known = self._methods.get(method)
         if known is None:
-            known = getattr(self._channel, make)(
+            channel = self._channel if make == "unary_unary" else self._streams
+            known = getattr(channel, make)(
                 f"/{PACKAGE}.{method}",
                 request_serializer=_serialize,
                 response_deserializer=response.FromString,
@@ -227,6 +232,7 @@ class GrpcTransport:
         """Closes the channel; a repeat does nothing."""
         self._closed = True
         self._channel.close()
+        self._streams.close()
 
 
 class AsyncGrpcTransport:

@@ -322,7 +322,7 @@ class SidecarTimeout(SidecarError):
 
 
 class StoreUnavailable(SidecarError):
-    """The store failed; repeat with the same key once the sidecar is restarted."""
+    """The store failed, or is nearly full; repeat with the same key once it takes calls again."""
 
 
 class WatchdogUnavailable(SidecarError):
@@ -373,6 +373,7 @@ ERRORS: Final[Mapping[str, ErrorRow]] = MappingProxyType(
         "NOT_ALLOWED": ErrorRow("PERMISSION_DENIED", NotAllowed),
         "TOKEN_NOT_FOUND": ErrorRow("NOT_FOUND", TokenNotFound),
         "TOKEN_LIMIT_REACHED": ErrorRow("RESOURCE_EXHAUSTED", LimitReached),
+        "STORE_NEARLY_FULL": ErrorRow("RESOURCE_EXHAUSTED", StoreUnavailable),
     },
 )
 """ErrorReason without its prefix → gRPC code and exception. A test compares it with the proto."""

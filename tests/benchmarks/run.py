@@ -30,6 +30,7 @@ import _report
 import _results
 import _servers
 import _startup
+import _watching
 from _metrics import Metric, Series
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -238,6 +239,16 @@ def measure(
             scale = 100 if options.quick else 1
             opened = _startup.measure(programs, folder, sockets, options.rounds, scale)
             results[_startup.NAME] = _results.entry(opened, "s", "<= 1")
+        if options.only in _watching.NAME:
+            say("watched and unwatched")
+            rates = _watching.measure(programs, folder, sockets, options.rounds, options.seconds)
+            results[_watching.NAME] = _results.entry(rates, "calls/s", _watching.GOAL)
+    return results | without_servers(options, found), found
+
+
+def without_servers(options: argparse.Namespace, found: _results.Found) -> dict[str, Any]:
+    """What is measured in processes of its own."""
+    results: dict[str, Any] = {}
     if options.only in "leases":
         say("leases")
         for name, each in _lease.measure(options.rounds, quick=options.quick).items():
@@ -256,7 +267,7 @@ def measure(
         say("in process")
         for name, pairs in _inproc.measure(quick=options.quick).items():
             results[name] = _results.entry(pairs, "ns", None)
-    return results, found
+    return results
 
 
 def main() -> None:

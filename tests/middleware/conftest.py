@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.traced import Traced
 
 import bursar
+from bursar.middleware import _telemetry
 from bursar.testing import Sidecar
 
 CONFIG = """
@@ -51,3 +53,12 @@ def llama() -> Iterator[Any]:
         yield llama.start(folder)
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traced]:
+    """What generations tell OpenTelemetry."""
+    one = Traced()
+    monkeypatch.setattr(_telemetry, "_OURS", _telemetry.instruments(one.tracers, one.meters))
+    yield one
+    one.close()

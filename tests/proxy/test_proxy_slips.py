@@ -254,3 +254,23 @@ def _ask(proxied: Proxied, **more: Any) -> str:
     arguments = {"model": "m", "messages": MESSAGES, "max_tokens": 50, **more}
     stream: Any = proxied.openai(max_retries=0).chat.completions.create(stream=True, **arguments)
     return "".join(one.choices[0].delta.content or "" for one in stream if one.choices)
+
+
+def test_the_context_of_a_trace_reaches_the_upstream_as_it_came() -> None:
+    traced = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+    }
+    with (
+        RawUpstream(lambda c, _h, _b: respond(c, {"data": []})) as upstream,
+        Proxied(upstream.url, budgets=tokens(LIMIT)) as proxied,
+    ):
+        way, call = f"/a/{ACCOUNT}/v1", {"model": "m", "messages": MESSAGES}
+        request(proxied, "GET", f"{way}/models", **traced, baggage="user=alice")
+        request(proxied, "POST", f"{way}/chat/completions", call, **traced, baggage="user=alice")
+    assert len(upstream.requests) == 2
+    for head, _ in upstream.requests:
+        fields = dict(line.split(": ", 1) for line in head.lower().split("\r\n")[1:])
+        sent = {name: value.lower() for name, value in traced.items()}
+        assert {name: fields.get(name) for name in traced} == sent
+        assert "baggage" not in fields

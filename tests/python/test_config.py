@@ -45,6 +45,7 @@ def test_an_empty_file_is_valid_and_has_the_documented_defaults() -> None:
             "durability": "process",
             "entry_retention_s": 30 * 86_400,
             "sync_interval_ms": 10,
+            "min_free_bytes": 256 * 2**20,
         },
         "listen": {
             "unix": "/run/bursar/bursar.sock",

@@ -64,6 +64,7 @@ def test_open_without_anything_is_in_memory_and_takes_any_account() -> None:
         "durability": "memory",
         "entry_retention_s": 2_592_000,
         "sync_interval_ms": 10,
+        "min_free_bytes": 256 * 2**20,
     }
     assert engine.config["accounts"] == [{"path": "**", "budgets": []}]
     assert "listen" not in engine.config

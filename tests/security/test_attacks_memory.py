@@ -152,15 +152,16 @@ def test_messages_that_never_end_share_a_bound_and_small_calls_pass(daemon: Daem
             wish = lg.CountTokensRequest(model="o200k_base", text="x" * 10**6)
             refused = bare.fails("LedgerService/CountTokens", wish)
             assert refused.code == "UNAVAILABLE"
-            assert "130 MiB are under way" in refused.message
+            assert "messages of 130 MiB are under way" in refused.message
     with daemon.client(timeout_s=20) as client:  # it tries again, and there is room
         assert client.count_tokens("o200k_base", text="word " * 100_000).token_count > 0
 
 
 def test_answers_that_are_not_read_are_bounded(daemon: Daemon) -> None:
-    """Entries by the page, accounts by watch: a thousand calls at once, and nothing is taken."""
+    """Entries by the page, accounts by watch: a thousand calls at once, and nothing is taken. The
+    pages would be 300 MiB together."""
     with daemon.client(timeout_s=20) as client:
-        for number in range(300):
+        for number in range(6_000):
             client.record(f"acme/agent{number % 50}/{'x' * 60}", tokens=number)
         before = daemon.rss_bytes()
         with ExitStack() as stack:

@@ -55,6 +55,7 @@ class Told(Daemon):
         rows = [*notify["webhooks"], *notify.get("commands", ())]
         self._names = {one["name"] for one in rows}
         config = {"accounts": ACCOUNTS, "watchdog": {"mode": "off"}, "notify": notify}
+        config["store"] = {"min_free_bytes": 0}  # tests fill its disk
         self.config_path.write_text(to_toml(config), encoding="utf-8")
 
     def rows(self) -> dict[str, Standing]:

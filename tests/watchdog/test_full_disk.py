@@ -32,7 +32,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 def on(disk: Disk, what: str, **watchdog: object) -> Scene:
     """A scene whose journal, or all of whose store, is on that disk."""
-    scene = Scene(watchdog=watchdog)
+    scene = Scene(watchdog=watchdog, store={"min_free_bytes": 0})
     if what == "everything":
         scene.daemon.store_path = disk.path / "ledger.db"
     else:

@@ -146,6 +146,13 @@ class StoreSection(Section):
         description="how often the log is synced in the background",
         json_schema_extra=right('write from "1ms" to "60s"'),
     )
+    min_free_bytes: int = Field(
+        default=256 * 2**20,
+        ge=0,
+        le=2**40,
+        description="what is to stay free on its disk: below, holds are only ended and lowered",
+        json_schema_extra=right("write an integer from 0 to 1_099_511_627_776"),
+    )
 
     @field_validator("path")
     @classmethod
@@ -369,6 +376,7 @@ class Config(Section):
                 "durability": self.store.durability if self.store.path else "memory",
                 "entry_retention_s": self.store.entry_retention // 1000,
                 "sync_interval_ms": self.store.sync_interval,
+                "min_free_bytes": self.store.min_free_bytes,
             },
             "limits": self.limits.model_dump(exclude={"account_idle"}),
             "reservations": {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from bursar._embedded import call_core
 from bursar._errors import from_core
-from bursar._log import Say
+from bursar._log import Level, Say
 from bursar.daemon._notify import Manager
 from bursar.daemon.config import Config, ConfigError, Problem
 from bursar.exceptions import BursarError
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _CHECK_S: Final = 1.0  # how late it is noticed that the server stopped by itself
 _FULL: Final = "as many are open as server.max_connections and the descriptors allow"
+_NO_ROOM: Final = (
+    "the store is nearly full: nothing is held or recorded anew until its disk has "
+    "store.min_free_bytes; free some, or keep entries for less long (store.entry_retention)"
+)
 _CROWDED_S: Final = 60.0  # how often it is told at most that connections find no place
 
 
@@ -171,10 +175,10 @@ def _notify(
 def _wait(server: "Server", wakeup: int, manager: Manager, say: Say) -> str:
     """Returns the name of the signal that ends it; says what else happens meanwhile.
 
-    It takes over new certificates. That the store has failed is said once; that connections find
-    no place, once a minute.
+    It takes over new certificates. That the store has failed is said once; that it is nearly full,
+    when it becomes so and when it is over; that connections find no place, once a minute.
     """
-    failure = None
+    failure, was_full = None, False
     told, quiet_until = 0, 0.0
     while True:
         if select.select([wakeup], [], [], _CHECK_S)[0]:
@@ -187,6 +191,11 @@ def _wait(server: "Server", wakeup: int, manager: Manager, say: Say) -> str:
             text = f"{failure}; until then only reads are answered"
             say(text, level="error", event="store_failed")
             manager.status(failure)
+        if failure is None and (is_full := server.is_store_nearly_full) is not was_full:
+            level: Level = "warning" if is_full else "info"
+            text = _NO_ROOM if is_full else "the store has room again"
+            say(text, level=level, event="store_nearly_full", is_full=is_full)
+            was_full = is_full
         if (count := server.turned_away) > told and time.monotonic() >= quiet_until:
             text = f"{count - told} connections were closed at once: {_FULL}"
             say(text, level="warning", event="turned_away", count=count - told)

@@ -7,19 +7,18 @@ or remote: `bursar.Lease` hides which.
 """
 
 import asyncio
-import logging
-from collections.abc import Container, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Container, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from bursar._convert import invalid
 from bursar.aio import AsyncClient, AsyncLease, AsyncReservation
 from bursar.client import Client
-from bursar.exceptions import BudgetExceeded, BursarError, InvalidRequest, SidecarError
-from bursar.middleware._policy import BUDGET_EXHAUSTED, Capability, Policy
-from bursar.models import Advice, Amounts, CommitResult, Usage, UsageEstimate, Verdict
+from bursar.exceptions import BursarError, InvalidRequest
+from bursar.middleware._course import FALLBACKS_MAX, Course
+from bursar.middleware._policy import Capability, Policy
+from bursar.middleware._telemetry import OTHER
+from bursar.models import Advice, Usage, Verdict
 from bursar.reservation import Reservation
 
 if TYPE_CHECKING:
@@ -27,161 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncGeneration", "Generation"]
 
-_LENGTH: Final = frozenset({"length", "max_tokens", "max_output_tokens", "incomplete"})
-_LOG: Final = logging.getLogger("bursar.middleware")
 _SETTLING: Final[set[asyncio.Task[None]]] = set()  # an event loop itself would forget them
-_FALLBACKS_MAX: Final = 1  # a fallback's own advice does not lead to a third model
 
 
-@contextmanager
-def _told_later(account: str) -> Iterator[None]:
-    """What was generated within its grant is not withheld because the commit has to wait."""
-    try:
-        yield
-    except SidecarError as error:
-        if not error.kept:
-            raise
-        _LOG.warning("%s: %s", account, error)
-
-
-class _Course:
-    """What the sync and the async generation have in common: all that needs no call."""
-
-    def __init__(
-        self, account: str, policy: Policy | None, fallbacks: Container[str] | None
-    ) -> None:
-        self.account = account
-        self._fallbacks = fallbacks
-        self.policy = policy if policy is not None else Policy()
-        self.model: str | None = None
-        self.passed_over = ""
-        """Which fallback model was advised but not taken, and why; empty: none."""
-        self._needs = Capability()
-        self.prompt_tokens = 0
-        self.reason: str | None = None
-        self.result: CommitResult | None = None
-        self._wanted = self._limit = 0
-        self._last = 0  # the steps of a lease that is detached
-        self._stopped = False
-
-    @property
-    def notice(self) -> str:
-        """What to append when the reason is `BUDGET_EXHAUSTED`."""
-        return self.policy.notice(self.account)
-
-    @property
-    def limit(self) -> int:
-        """How many new tokens the engine may make in all, the latest advice included."""
-        advice = self.advice
-        if advice is None or advice.max_new_tokens is None:
-            return self._limit
-        return min(self._limit, advice.max_new_tokens)
-
-    @property
-    def remaining(self) -> int:
-        """How many new tokens the engine may still make."""
-        return 0 if self._stopped else max(0, self.limit - self.used)
-
-    @property
-    def advice(self) -> Advice | None:
-        """What to change about the running generation; None: nothing."""
-        raise NotImplementedError
-
-    @property
-    def used(self) -> int:
-        """How many new tokens are debited."""
-        raise NotImplementedError
-
-    def refusal(self, shortfall: int) -> BudgetExceeded:
-        """The error of an engine for which what was granted is too little to begin."""
-        message = f"{self.account} is short of {shortfall} tokens for a first step"
-        return BudgetExceeded(message, account=self.account, unit="tokens", shortfall=shortfall)
-
-    def _labels(self) -> dict[str, str]:
-        named = {"model": self.model} if self.model else {}
-        return named | dict(self.policy.labels)
-
-    def _begin(
-        self,
-        prompt_tokens: int,
-        model: str | None,
-        max_new_tokens: int | None,
-        needs: Capability | None,
-    ) -> None:
-        if self._wanted:
-            raise invalid("a Generation is one model call: make a new one", field="on_prompt")
-        most = self.policy.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if prompt_tokens < 0 or most < 1:
-            what = f"prompt_tokens={prompt_tokens}, max_new_tokens={most}"
-            raise invalid(f"{what}: at least 0 and 1", field="max_new_tokens")
-        self.prompt_tokens, self.model, self._wanted = prompt_tokens, model, most
-        self._needs = replace(needs or Capability(), context_tokens=prompt_tokens + most)
-
-    def _first(self) -> int:
-        first = self.policy.first_grant
-        return self._wanted if first is None else min(first, self._wanted)
-
-    def _wish(self) -> tuple[UsageEstimate | None, Amounts | None, Amounts | None]:
-        """What to reserve: a usage, or amounts and the least of them."""
-        if self.model is None:
-            least = {"tokens": self.prompt_tokens + 1}
-            return None, {"tokens": self.prompt_tokens + self._first()}, least
-        usage = UsageEstimate(
-            model=self.model,
-            input_tokens=self.prompt_tokens,
-            max_output_tokens=self._first(),
-            min_output_tokens=1,
-        )
-        return usage, None, None
-
-    def _cheaper(self, hold: Reservation | AsyncReservation) -> str | None:
-        """The model to fall back to, if the budget asks for one."""
-        advice = hold.advice
-        if self.model is None or advice is None or hold.verdict is not Verdict.DEGRADE:
-            return None
-        cheaper = advice.fallback_model
-        if cheaper is None or cheaper == self.model:
-            return None
-        if self._fallbacks is not None and cheaper not in self._fallbacks:
-            return None
-        lacking = self.policy.capabilities.get(cheaper, Capability()).lacking(self._needs)
-        if lacking:
-            self.passed_over = f"{cheaper}: {lacking}"
-            _LOG.warning("%s stays with %s, for %s", self.account, self.model, self.passed_over)
-            return None
-        return cheaper
-
-    def _admitted(self, hold: Reservation | AsyncReservation) -> None:
-        granted = hold.max_output_tokens
-        if self.model is None:
-            granted = hold.granted["tokens"] - self.prompt_tokens
-        self._limit = granted if self.policy.first_grant is None else self._wanted
-
-    def _at_most(self) -> int:
-        return self._limit if self.model is not None else self._limit + self.prompt_tokens
-
-    def _counted(self, used: int) -> int:
-        return used if self.model is not None else max(0, used - self.prompt_tokens)
-
-    def _why(self, reason: str, usage: Usage | None) -> str:
-        """The reason, or that the budget was it: a limit that was lower than the wish."""
-        used = self.used if usage is None else usage.output_tokens
-        short = reason in _LENGTH and used >= self._limit < self._wanted
-        return BUDGET_EXHAUSTED if short or self._stopped else reason
-
-    def _spending(self, usage: Usage | None) -> tuple[Amounts | None, Usage | None]:
-        """What to commit: the provider's own word if there is one, else what was counted."""
-        if self.model is None:
-            total = self.prompt_tokens + self.used
-            if usage is not None:
-                total = usage.input_tokens + usage.output_tokens
-            return {"tokens": total}, None
-        if usage is not None:
-            return None, usage
-        return None, Usage(input_tokens=self.prompt_tokens, output_tokens=self.used)
-
-
-class Generation(_Course):
+class Generation(Course):
     """One model call of an account: reserved, debited step by step, committed.
 
     ```python
@@ -200,6 +48,8 @@ class Generation(_Course):
         account: The account that spends.
         policy: How to reserve and cut; None: the defaults.
         fallbacks: The models that the caller can fall back to; None: any.
+        provider: Who generates, for traces and metrics: a `gen_ai.provider.name`.
+        operation: What the call is, for those: a `gen_ai.operation.name`.
     """
 
     def __init__(
@@ -209,8 +59,12 @@ class Generation(_Course):
         *,
         policy: Policy | None = None,
         fallbacks: Container[str] | None = None,
+        provider: str = OTHER,
+        operation: str = "chat",
     ) -> None:
-        super().__init__(account, policy, fallbacks)
+        super().__init__(
+            account, policy=policy, fallbacks=fallbacks, provider=provider, operation=operation
+        )
         self._client = client
         self._hold: Reservation | None = None
         self._lease: Lease | None = None
@@ -242,19 +96,20 @@ class Generation(_Course):
             BudgetError: The account is frozen or unknown, or the model has no price.
         """
         self._begin(prompt_tokens, model, max_new_tokens, needs)
-        hold = self._reserve()
-        for _ in range(_FALLBACKS_MAX):
-            cheaper = self._cheaper(hold)
-            if cheaper is not None:
-                hold.release()
-                self.model = cheaper
-                hold = self._reserve()
+        with self._beginning():
+            hold = self._reserve()
+            for _ in range(FALLBACKS_MAX):
+                cheaper = self._cheaper(hold)
+                if cheaper is not None:
+                    hold.release()
+                    self._take(cheaper)
+                    hold = self._reserve()
         self._hold = hold
         self._admitted(hold)
         try:
             self._attach(hold)
-        except BaseException:
-            self.abandon()
+        except BaseException as error:
+            self.abandon(error)
             raise
         return self.limit
 
@@ -280,36 +135,42 @@ class Generation(_Course):
         if self._lease is None:
             raise _no_prompt()
         verdict = self._lease.debit(n)
-        if verdict is Verdict.STOP:
-            self._stopped = True
+        if verdict is not self._verdict:
+            self._turned(verdict)
         return verdict
 
-    def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
+    def on_end(
+        self, reason: str, *, usage: Usage | None = None, error: BaseException | None = None
+    ) -> str:
         """Commits, once; a repeat changes nothing.
 
         Args:
             reason: Why the engine ended: "stop", "length", "error", …
             usage: What the provider says was used; it wins over what was counted.
+            error: What failed, for traces; None: nothing that is known.
 
         Returns:
             The reason, or `BUDGET_EXHAUSTED`.
         """
         if self._hold is not None and self.reason is None:
-            self._detach()
-            self.reason = self._why(reason, usage)
-            actual, spent = self._spending(usage)
-            with _told_later(self.account):
+            with self._ending(usage, error):
+                self._detach()
+                self.reason = self._why(reason, usage)
+                actual, spent = self._spending(usage)
                 self.result = self._hold.commit(actual=actual, usage=spent)
         return self.reason or reason
 
-    def abandon(self) -> None:
-        """Ends it where no compute has happened: everything goes back."""
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Ends it where no compute has happened: everything goes back.
+
+        Args:
+            error: What failed, for traces; None: nothing that is known.
+        """
         if self._hold is not None and self.reason is None:
-            self._detach()
-            self.reason = "error"
-            amounts = {"tokens": 0} if self.model is None else None
-            usage = Usage() if amounts is None else None
-            with _told_later(self.account):
+            with self._ending(None, error, made=False):
+                self._detach()
+                self.reason = "error"
+                amounts, usage = self._nothing()
                 self.result = self._hold.commit(actual=amounts, usage=usage)
 
     def _detach(self) -> None:
@@ -340,14 +201,14 @@ class Generation(_Course):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self.on_end("stop" if error is None else "error")
+            self.on_end("stop" if error is None else "error", error=error)
         except BursarError as failure:
             if error is None:
                 raise
             error.add_note(f"the generation was not settled: {failure}")
 
 
-class AsyncGeneration(_Course):
+class AsyncGeneration(Course):
     """As `Generation`, for an event loop."""
 
     def __init__(
@@ -357,8 +218,12 @@ class AsyncGeneration(_Course):
         *,
         policy: Policy | None = None,
         fallbacks: Container[str] | None = None,
+        provider: str = OTHER,
+        operation: str = "chat",
     ) -> None:
-        super().__init__(account, policy, fallbacks)
+        super().__init__(
+            account, policy=policy, fallbacks=fallbacks, provider=provider, operation=operation
+        )
         self._client = client
         self._hold: AsyncReservation | None = None
         self._lease: AsyncLease | None = None
@@ -374,19 +239,20 @@ class AsyncGeneration(_Course):
     ) -> int:
         """As `Generation.on_prompt`."""
         self._begin(prompt_tokens, model, max_new_tokens, needs)
-        hold = await self._reserve()
-        for _ in range(_FALLBACKS_MAX):
-            cheaper = self._cheaper(hold)
-            if cheaper is not None:
-                await hold.release()
-                self.model = cheaper
-                hold = await self._reserve()
+        with self._beginning():
+            hold = await self._reserve()
+            for _ in range(FALLBACKS_MAX):
+                cheaper = self._cheaper(hold)
+                if cheaper is not None:
+                    await hold.release()
+                    self._take(cheaper)
+                    hold = await self._reserve()
         self._hold = hold
         self._admitted(hold)
         try:
             await self._attach(hold)
-        except BaseException:
-            await self.abandon()
+        except BaseException as error:
+            await self.abandon(error)
             raise
         return self.limit
 
@@ -412,20 +278,22 @@ class AsyncGeneration(_Course):
         if self._lease is None:
             raise _no_prompt()
         verdict = await self._lease.debit(n)
-        if verdict is Verdict.STOP:
-            self._stopped = True
+        if verdict is not self._verdict:
+            self._turned(verdict)
         return verdict
 
-    async def on_end(self, reason: str, *, usage: Usage | None = None) -> str:
+    async def on_end(
+        self, reason: str, *, usage: Usage | None = None, error: BaseException | None = None
+    ) -> str:
         """As `Generation.on_end`."""
         if self._hold is not None and self.reason is None:
-            await self._once(self._end(self._hold, reason, usage))
+            await self._once(self._end(self._hold, reason, usage, error))
         return self.reason or reason
 
-    async def abandon(self) -> None:
+    async def abandon(self, error: BaseException | None = None) -> None:
         """As `Generation.abandon`."""
         if self._hold is not None and self.reason is None:
-            await self._once(self._give_back(self._hold))
+            await self._once(self._give_back(self._hold, error))
 
     async def _once(self, settle: Coroutine[Any, Any, None]) -> None:
         """Settles once, and to the end: who waits for it may be cancelled, and more than once."""
@@ -437,19 +305,24 @@ class AsyncGeneration(_Course):
             settle.close()
         await asyncio.shield(self._settling)
 
-    async def _end(self, hold: AsyncReservation, reason: str, usage: Usage | None) -> None:
-        await self._detach()
-        self.reason = self._why(reason, usage)
-        actual, spent = self._spending(usage)
-        with _told_later(self.account):
+    async def _end(
+        self,
+        hold: AsyncReservation,
+        reason: str,
+        usage: Usage | None,
+        error: BaseException | None,
+    ) -> None:
+        with self._ending(usage, error):
+            await self._detach()
+            self.reason = self._why(reason, usage)
+            actual, spent = self._spending(usage)
             self.result = await hold.commit(actual=actual, usage=spent)
 
-    async def _give_back(self, hold: AsyncReservation) -> None:
-        await self._detach()
-        self.reason = "error"
-        amounts = {"tokens": 0} if self.model is None else None
-        usage = Usage() if amounts is None else None
-        with _told_later(self.account):
+    async def _give_back(self, hold: AsyncReservation, error: BaseException | None) -> None:
+        with self._ending(None, error, made=False):
+            await self._detach()
+            self.reason = "error"
+            amounts, usage = self._nothing()
             self.result = await hold.commit(actual=amounts, usage=usage)
 
     async def _detach(self) -> None:
@@ -480,7 +353,7 @@ class AsyncGeneration(_Course):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self.on_end("stop" if error is None else "error")
+            await self.on_end("stop" if error is None else "error", error=error)
         except BursarError as failure:
             if error is None:
                 raise

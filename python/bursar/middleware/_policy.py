@@ -68,6 +68,8 @@ class Policy:
         labels: Names for the history, on every reservation.
         capabilities: Fallback model → what it can do; one that is not there takes texts only, and
             a call that needs more stays with its own model.
+        metrics_by_account: Whether OpenTelemetry's metrics have the account as an attribute: a time
+            series of each for every account.
     """
 
     first_grant: int | None = None
@@ -77,6 +79,7 @@ class Policy:
     ttl_s: float = 600.0
     labels: Mapping[str, str] = field(default_factory=dict)
     capabilities: Mapping[str, Capability] = field(default_factory=dict)
+    metrics_by_account: bool = False
 
     def __post_init__(self) -> None:
         if self.first_grant is not None and self.first_grant < 1:

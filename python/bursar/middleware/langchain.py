@@ -25,11 +25,21 @@ from bursar.exceptions import GenerationTerminated
 from bursar.middleware._generation import Generation
 from bursar.middleware._hosted import Metered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
+from bursar.middleware._telemetry import OTHER
 from bursar.models import Usage
 
 __all__ = ["BudgetCallback", "BudgetMiddleware"]
 
 _CALLS_MAX: Final = 10_000
+_PROVIDERS: Final = {
+    "amazon_bedrock": "aws.bedrock",
+    "azure": "azure.ai.openai",
+    "google_genai": "gcp.gemini",
+    "google_vertexai": "gcp.vertex_ai",
+    "ibm": "ibm.watsonx.ai",
+    "mistral": "mistral_ai",
+    "xai": "x_ai",
+}
 
 
 class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -72,10 +82,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]
     ) -> Any:  # noqa: ANN401 -- the framework's own union
         """One model call."""
-        with self._generation() as generation:
+        with self._generation(request.model) as generation:
             asked, callback = self._prepare(generation, request)
             try:
-                response = handler(asked)
+                with generation.current():
+                    response = handler(asked)
             except GenerationTerminated as cut:
                 generation.on_end("stop")
                 return _cut_short(cut.partial_text, generation)
@@ -88,11 +99,12 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:  # noqa: ANN401 -- the framework's own union
         """One model call; what asks the sidecar runs in a thread."""
-        generation = self._generation()
+        generation = self._generation(request.model)
         try:
             asked, callback = await asyncio.to_thread(self._prepare, generation, request)
             try:
-                response = await handler(asked)
+                with generation.current():
+                    response = await handler(asked)
             except GenerationTerminated as cut:
                 await asyncio.to_thread(generation.on_end, "stop")
                 return _cut_short(cut.partial_text, generation)
@@ -101,9 +113,13 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             await asyncio.to_thread(_settle_failed, generation, error)
             raise
 
-    def _generation(self) -> Generation:
+    def _generation(self, model: BaseChatModel) -> Generation:
         return Generation(
-            self._client, self._account, policy=self._policy, fallbacks=self._fallbacks
+            self._client,
+            self._account,
+            policy=self._policy,
+            fallbacks=self._fallbacks,
+            provider=_provider(model._get_ls_params()),  # noqa: SLF001 -- what callbacks are told
         )
 
     def _prepare(
@@ -205,7 +221,13 @@ class BudgetCallback(BaseCallbackHandler):
         tokenizer = self._tokenizers.of(self._client, name)
         said = kwargs.get("invocation_params") or {}
         asked = said.get("max_completion_tokens") or said.get("max_tokens")
-        generation = Generation(self._client, self._account, policy=self._policy, fallbacks=())
+        generation = Generation(
+            self._client,
+            self._account,
+            policy=self._policy,
+            fallbacks=(),
+            provider=_provider(metadata or {}),
+        )
         prompt = sum(count(_plain(batch), said.get("tools") or (), tokenizer) for batch in messages)
         generation.on_prompt(prompt, model=name, max_new_tokens=asked)
         with self._lock:
@@ -268,9 +290,9 @@ class BudgetCallback(BaseCallbackHandler):
 def _settle_failed(generation: Generation, error: BaseException) -> None:
     # Who cancels pays for the prompt that was sent.
     if generation.used or not isinstance(error, Exception):
-        generation.on_end("error")
+        generation.on_end("error", error=error)
     else:
-        generation.abandon()
+        generation.abandon(error)
 
 
 def _cut_short(text: str, generation: Generation) -> AIMessage:
@@ -282,6 +304,12 @@ def _cut_short(text: str, generation: Generation) -> AIMessage:
 def _name(model: BaseChatModel) -> str | None:
     name = getattr(model, "model_name", None) or getattr(model, "model", None)
     return name if isinstance(name, str) else None
+
+
+def _provider(told: Mapping[str, Any]) -> str:
+    """Who generates, in the names of OpenTelemetry's conventions."""
+    name = str(told.get("ls_provider") or OTHER)
+    return _PROVIDERS.get(name, name)
 
 
 def _watched(model: BaseChatModel, callback: BudgetCallback) -> BaseChatModel:

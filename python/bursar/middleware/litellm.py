@@ -89,7 +89,12 @@ class BudgetLogger(CustomLogger):
         name = self._models.get(data["model"], data["model"])
         tokenizer = await self._tokenizers.of_async(self._client, name)
         generation = AsyncGeneration(
-            self._client, account, policy=self._policy, fallbacks=self._fallbacks
+            self._client,
+            account,
+            policy=self._policy,
+            fallbacks=self._fallbacks,
+            provider="litellm",
+            operation="text_completion" if "text" in call_type else "chat",
         )
         prompt = data.get("messages") or str(data.get("prompt", ""))
         tools = data.get("tools") or data.get("functions") or ()
@@ -177,14 +182,14 @@ class BudgetLogger(CustomLogger):
     async def async_post_call_failure_hook(
         self,
         request_data: dict[str, Any],
-        original_exception: Exception,  # noqa: ARG002 -- LiteLLM's own
+        original_exception: Exception,
         user_api_key_dict: Any,  # noqa: ANN401, ARG002 -- LiteLLM's own
         traceback_str: str | None = None,  # noqa: ARG002 -- LiteLLM's own
     ) -> None:
         """Gives back what a call that failed had reserved."""
         metered = self._calls.pop(str(request_data.get("litellm_call_id")), None)
         if metered is not None:
-            await metered.generation.abandon()
+            await metered.generation.abandon(original_exception)
 
 
 async def _generator(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:

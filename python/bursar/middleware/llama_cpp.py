@@ -96,7 +96,12 @@ class BudgetedLlama(Llama):
         room = max(1, self.n_ctx() - len(tokens))
         asked = min(self._asked or room, room)
         generation = self._last = Generation(
-            self._client, self._account, policy=self._policy, fallbacks=self._fallbacks
+            self._client,
+            self._account,
+            policy=self._policy,
+            fallbacks=self._fallbacks,
+            provider="llama.cpp",
+            operation="text_completion",
         )
         with generation:
             generation.on_prompt(len(tokens), model=self._model_name, max_new_tokens=asked)

@@ -91,18 +91,19 @@ class BudgetedModel(Model):
                 generation, system_instructions, input, model_settings, [*tools, *handoffs]
             )
             try:
-                answer = await self._of(generation).get_response(
-                    system_instructions,
-                    input,
-                    settings,
-                    tools,
-                    output_schema,
-                    handoffs,
-                    *rest,
-                    **more,
-                )
-            except Exception:  # who cancels pays for the prompt that was sent
-                await generation.abandon()
+                with generation.current():
+                    answer = await self._of(generation).get_response(
+                        system_instructions,
+                        input,
+                        settings,
+                        tools,
+                        output_schema,
+                        handoffs,
+                        *rest,
+                        **more,
+                    )
+            except Exception as error:  # who cancels pays for the prompt that was sent
+                await generation.abandon(error)
                 raise
             used = answer.usage
             cached = used.input_tokens_details.cached_tokens
@@ -134,12 +135,12 @@ class BudgetedModel(Model):
             )
             try:
                 # Closed before this generator is, or the SDK closes it while it runs.
-                async with aclosing(_generator(stream)) as events:
+                async with aclosing(_generator(stream, generation)) as events:
                     async for event in self._metered(events, metered, settings.max_tokens or 0):
                         yield event
-            except Exception:
+            except Exception as error:
                 if not generation.used:
-                    await generation.abandon()
+                    await generation.abandon(error)
                 raise
 
     async def _metered(
@@ -170,7 +171,11 @@ class BudgetedModel(Model):
 
     def _generation(self) -> AsyncGeneration:
         return AsyncGeneration(
-            self._client, self._account, policy=self._policy, fallbacks=self._fallbacks
+            self._client,
+            self._account,
+            policy=self._policy,
+            fallbacks=self._fallbacks,
+            provider="openai",
         )
 
     async def _begin(
@@ -210,9 +215,15 @@ def _schema(tool: Any) -> dict[str, Any]:  # noqa: ANN401 -- the SDK's own union
     return {"name": name, "parameters": schema}
 
 
-async def _generator(stream: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+async def _generator(
+    stream: AsyncIterator[Any], generation: AsyncGeneration
+) -> AsyncGenerator[Any, None]:
     """The stream, so that closing it closes what is beneath."""
     try:
+        with generation.current():  # the call upstream is made for the first event
+            first = await anext(stream, None)
+        if first is not None:
+            yield first
         async for event in stream:
             yield event
     finally:

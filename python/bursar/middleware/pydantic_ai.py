@@ -6,7 +6,7 @@ package's own usage limits are checked after a response is there. A run that doe
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,10 @@ class _BudgetedModel(WrapperModel):
             )
             model = self._of(generation)
             try:
-                response = await model.request(messages, settings, model_request_parameters)
-            except Exception:  # who cancels pays for the prompt that was sent
-                await generation.abandon()
+                with generation.current():
+                    response = await model.request(messages, settings, model_request_parameters)
+            except Exception as error:  # who cancels pays for the prompt that was sent
+                await generation.abandon(error)
                 raise
             reason = await generation.on_end(
                 response.finish_reason or "stop", usage=_usage(response.usage)
@@ -127,22 +128,32 @@ class _BudgetedModel(WrapperModel):
             )
             model = self._of(generation)
             try:
-                async with model.request_stream(
-                    messages, settings, model_request_parameters, run_context
-                ) as stream:
+                async with AsyncExitStack() as opened:
+                    with generation.current():
+                        stream = await opened.enter_async_context(
+                            model.request_stream(
+                                messages, settings, model_request_parameters, run_context
+                            )
+                        )
                     _watch(stream, metered)
                     yield stream
                     told = _usage(stream.usage()) if callable(stream.usage) else None
                     await generation.on_end(stream.finish_reason or "stop", usage=told)
-            except Exception:
+            except Exception as error:
                 if not generation.used:
-                    await generation.abandon()
+                    await generation.abandon(error)
                 raise
 
     def _generation(self) -> AsyncGeneration:
         own = self._capability
         fallbacks = own.fallbacks or {}
-        return AsyncGeneration(own.client, own.account, policy=own.policy, fallbacks=fallbacks)
+        return AsyncGeneration(
+            own.client,
+            own.account,
+            policy=own.policy,
+            fallbacks=fallbacks,
+            provider=self.wrapped.system,
+        )
 
     def _of(self, generation: AsyncGeneration) -> Model:
         return (self._capability.fallbacks or {}).get(generation.model or "", self.wrapped)

@@ -6,7 +6,7 @@ is gone when the budget cuts.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import (
@@ -23,6 +23,8 @@ from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
 from bursar.models import Verdict
 
 __all__ = ["Generated", "generate"]
+
+_TOLD: Final = {"provider": "transformers", "operation": "text_completion"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,13 @@ def generate(
     prompt_tokens = int(input_ids.numel() if mask is None else mask.sum())
     asked = int(said("max_new_tokens") or chosen.max_new_tokens)
     settings.pop("max_new_tokens", None)
-    generation = Generation(client, account, policy=chosen, fallbacks=())
+    generation = Generation(client, account, policy=chosen, fallbacks=(), **_TOLD)
     with generation:
         most = generation.on_prompt(prompt_tokens, model=name, max_new_tokens=asked * rows)
         if most < rows:
-            generation.abandon()
-            raise generation.refusal(rows - most)
+            refusal = generation.refusal(rows - most)
+            generation.abandon(refusal)
+            raise refusal
         meter = _Meter(generation, rows, input_ids.shape[1])
         cache = DynamicCache(config=model.config)
         steps = most // rows
@@ -102,8 +105,9 @@ def generate(
         tokens = sequences if isinstance(sequences, torch.Tensor) else sequences.sequences
         full = tokens.shape[1] - input_ids.shape[1] >= steps or generation.remaining < rows
         is_cut = full and steps < asked and generation.limit >= steps * rows
-        reason = generation.on_end("length" if full else "stop")
-        if is_cut or reason == BUDGET_EXHAUSTED:
+        ended = "length" if full else "stop"
+        reason = generation.on_end(BUDGET_EXHAUSTED if is_cut else ended)
+        if reason == BUDGET_EXHAUSTED:
             cache.reset()
             return Generated(tokens, BUDGET_EXHAUSTED, generation.notice, generation.used, cache)
         return Generated(tokens, reason, "", generation.used, cache)

@@ -118,7 +118,12 @@ class BudgetMiddleware:
         body.pop("prompt" if path == _CHAT else "messages", None)
         account = dict(scope["headers"]).get(self._header, b"").decode("latin-1") or self._account
         async with AsyncGeneration(
-            self._client, account, policy=self._policy, fallbacks=()
+            self._client,
+            account,
+            policy=self._policy,
+            fallbacks=(),
+            provider="vllm",
+            operation="chat" if path == _CHAT else "text_completion",
         ) as generation:
             await self._serve(generation, body, scope, receive, send)
 

@@ -105,7 +105,12 @@ class BudgetedServer:
             asked = None  # llama.cpp's "no limit"; for 0 it makes 1 token all the same
         fallbacks = self._fallbacks
         generation = Generation(
-            self._client, self._account, policy=self._policy, fallbacks=fallbacks
+            self._client,
+            self._account,
+            policy=self._policy,
+            fallbacks=fallbacks,
+            provider="llama.cpp",
+            operation="chat" if is_chat else "text_completion",
         )
         with generation:
             prompt_tokens = self._engine.count_prompt(body, is_chat=is_chat)
@@ -121,7 +126,8 @@ class BudgetedServer:
                 try:
                     call.run(runner.handler(is_chat=is_chat))
                 finally:
-                    if generation.on_end(call.ended, usage=call.usage()) == BUDGET_EXHAUSTED:
+                    reason = generation.on_end(call.ended, usage=call.usage(), error=call.failure)
+                    if reason == BUDGET_EXHAUSTED:
                         runner.erase(slot)
                 call.finish()
 
@@ -158,7 +164,7 @@ class _Call:
         self._text = ""
         self._parts: list[Chunk] = []
         self._frame: Chunk = {}
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._applied = self._sampling(generation.advice)
         self._again = False
         self.ended = "error"
@@ -175,8 +181,8 @@ class _Call:
         while True:
             self._made, self._again = 0, False
             handle(self._request(), self._on_chunk)
-            if self._failure is not None:
-                raise self._failure
+            if self.failure is not None:
+                raise self.failure
             if not self._again:
                 return
 
@@ -206,14 +212,15 @@ class _Call:
         try:
             return self._take(chunk)
         except BaseException as error:  # noqa: BLE001 -- raised again by `run`
-            self._failure = error
+            self.failure = error
             return True
 
     def _take(self, chunk: Chunk) -> bool:
         if "error" in chunk:
+            failure = BursarError(f"llama.cpp: {chunk['error'].get('message')}", reason="ENGINE")
             if not self._generation.used:
-                self._generation.abandon()
-            raise BursarError(f"llama.cpp: {chunk['error'].get('message')}", reason="ENGINE")
+                self._generation.abandon(failure)
+            raise failure
         verdict = self._debit(chunk)
         choices = chunk.get("choices")
         if not choices:

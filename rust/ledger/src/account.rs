@@ -38,6 +38,8 @@ pub(crate) struct Account {
     pub(crate) retired: AtomicBool,
     /// Accounts directly below.
     pub(crate) children: AtomicI64,
+    /// Accounts below, however deep.
+    pub(crate) below: AtomicI64,
     /// Pending reservations on this very account.
     pub(crate) open: AtomicI64,
     /// When it was last charged, to the coarseness of `tick`.
@@ -68,6 +70,7 @@ impl Account {
             freeze_reason: Mutex::default(),
             retired: AtomicBool::new(false),
             children: AtomicI64::new(0),
+            below: AtomicI64::new(0),
             open: AtomicI64::new(0),
             last_used_ms: AtomicI64::new(now_ms),
             budgets: Mutex::default(),
@@ -79,6 +82,14 @@ impl Account {
     /// The account and its ancestors, upwards.
     pub(crate) fn lineage(self: &Arc<Account>) -> impl Iterator<Item = &Arc<Account>> {
         std::iter::successors(Some(self), |account| account.parent.as_ref())
+    }
+
+    /// Counts it where it is in the tree: 1 when it comes, -1 when it goes.
+    pub(crate) fn count(self: &Arc<Account>, by: i64) {
+        if let Some(parent) = &self.parent {
+            parent.children.fetch_add(by, Ordering::Relaxed);
+        }
+        self.lineage().skip(1).for_each(|above| _ = above.below.fetch_add(by, Ordering::Relaxed));
     }
 
     /// The nearest frozen account on the way up.

@@ -1,4 +1,5 @@
-//! Who has taken most of the room for reservations, so that there is some left for others (R15).
+//! Room for one more reservation: whether the store has any, and who has taken most, so that there is
+//! some left for others (R15).
 //!
 //! Nothing is counted on the way of a call. While most of the room is taken the host has it looked at
 //! now and then; whoever has more than half of all, with what is below it, is refused until the next
@@ -21,9 +22,22 @@ pub(crate) struct Crowd {
     /// Whether one is: while none is, nobody takes the lock.
     is_there: AtomicBool,
     account: Mutex<Option<Arc<Account>>>,
+    /// Whether the store has no room for what begins.
+    is_store_full: AtomicBool,
 }
 
 impl<J: Journal> Ledger<J> {
+    /// Says whether the store is nearly full: until it is not, nothing is held or recorded anew, and
+    /// nothing raised. What ends or lowers a hold, and what operators set, is taken as ever.
+    pub fn set_store_full(&self, is_full: bool) {
+        self.crowd.is_store_full.store(is_full, Ordering::Relaxed);
+    }
+
+    /// Whether it was said to be nearly full.
+    pub fn is_store_full(&self) -> bool {
+        self.crowd.is_store_full.load(Ordering::Relaxed)
+    }
+
     /// Looks who has taken more than half of the room, if more than half is taken.
     pub fn look_for_crowd(&self) {
         let share = self.slots.max() / 2;
@@ -54,9 +68,19 @@ impl<J: Journal> Ledger<J> {
         crowds.min_by_key(|(above, _)| above.path.len()).map(|(above, _)| Arc::clone(above))
     }
 
-    /// Refuses one more reservation of an account that has most of them.
+    /// Refuses what adds to a store that is nearly full.
     #[inline]
-    pub(crate) fn check_crowd(&self, account: &Arc<Account>) -> Result<(), LedgerError> {
+    pub(crate) fn check_store(&self) -> Result<(), LedgerError> {
+        if self.is_store_full() {
+            return Err(LedgerError::StoreNearlyFull);
+        }
+        Ok(())
+    }
+
+    /// Refuses one more reservation where there is no room, or for an account that has most of it.
+    #[inline]
+    pub(crate) fn check_room(&self, account: &Arc<Account>) -> Result<(), LedgerError> {
+        self.check_store()?;
         if !self.crowd.is_there.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -195,6 +195,7 @@ impl<J: Journal> Ledger<J> {
         if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Err(NoHold::Refused(frozen(by))));
         }
+        self.check_store()?;
         if !reservation.slices.iter().any(|slice| slice.chain.id == chain.id) {
             check_slices(reservation.slices.len())?;
         }

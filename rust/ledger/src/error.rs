@@ -74,6 +74,12 @@ pub enum LedgerError {
         /// The configured maximum.
         max: usize,
     },
+    /// Nothing may be added to the store.
+    #[error(
+        "the store is nearly full: until its disk has room, holds are only ended or lowered; free \
+         some, or keep entries for less long"
+    )]
+    StoreNearlyFull,
     /// A reservation has been topped up or carved from in too many periods.
     #[error("the reservation has reached its maximum of {max} slices: end it and reserve anew")]
     SliceLimit {

@@ -203,7 +203,7 @@ impl<J: Journal> Ledger<J> {
 
     /// The wall time, held at the latest that was ever seen.
     #[inline]
-    pub(crate) fn time(&self, wall_ms: i64) -> i64 {
+    pub fn time(&self, wall_ms: i64) -> i64 {
         let seen = self.time_ms.load(Ordering::Acquire);
         if wall_ms <= seen {
             return seen;

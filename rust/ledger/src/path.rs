@@ -30,6 +30,13 @@ pub fn parent(path: &str) -> Option<&str> {
     path.rsplit_once('/').map(|(parent, _)| parent)
 }
 
+/// Of an account below a root, that account, or the one above it that is directly below the root.
+pub fn below_root(path: &str) -> Option<&str> {
+    let (root, rest) = path.split_once('/')?;
+    let name = rest.split('/').next()?;
+    Some(&path[..root.len() + 1 + name.len()])
+}
+
 /// Whether `path` is `ancestor` or lies below it.
 pub fn is_within(path: &str, ancestor: &str) -> bool {
     path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

@@ -77,7 +77,7 @@ impl<J: Journal> Ledger<J> {
         now: Now,
         now_ms: i64,
     ) -> Result<Ended, LedgerError> {
-        self.check_crowd(&chain.account)?;
+        self.check_room(&chain.account)?;
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let mut crossed = Vec::new();

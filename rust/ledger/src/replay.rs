@@ -147,9 +147,7 @@ impl<J: Journal> Replay<J> {
         let policy = self.ledger.settings.policy(path);
         let time_ms = self.time_ms;
         let account = Arc::new(Account::new(id, path, parent, automatic, policy, time_ms));
-        if let Some(parent) = &account.parent {
-            parent.children.fetch_add(1, Ordering::Relaxed);
-        }
+        account.count(1);
         let key = Arc::clone(&account.path);
         self.ledger.tree.accounts.pin().insert(key, Arc::clone(&account));
         self.accounts.insert(id, account);

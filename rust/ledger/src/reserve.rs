@@ -204,7 +204,7 @@ impl<J: Journal> Ledger<J> {
         if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Err(NoHold::Refused(frozen(by))));
         }
-        self.check_crowd(&chain.account)?;
+        self.check_room(&chain.account)?;
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let held = match ask.parent {

@@ -91,9 +91,7 @@ impl<J: Journal> Ledger<J> {
         let ticket = self.log(now_ms, || vec![Fact::AccountRetired { account: account.id }]);
         self.tree.accounts.pin().remove(&account.path);
         self.tree.chains.pin().remove(&account.path);
-        if let Some(parent) = &account.parent {
-            parent.children.fetch_sub(1, Ordering::Relaxed);
-        }
+        account.count(-1);
         *account.chain.lock() = None;
         self.tree.set_frozen(account, false);
         Ok(ticket)

@@ -63,6 +63,7 @@ impl<J: Journal> Ledger<J> {
                 return Ok(Admission::Refused(*refusal, Scope(Some(Arc::clone(chain)))));
             }
         }
+        chains.iter().try_for_each(|chain| self.check_room(&chain.account))?;
         let takings = all_takings(chains, &spendings)?;
         let slots = self.take_slots(spendings.len())?;
         if let Err(shortage) = self.charge_all(&takings, now_ms) {

@@ -234,6 +234,9 @@ impl<J: Journal> Ledger<J> {
             .take_while(|path| self.tree.find(path).is_none())
             .collect();
         self.check_bounds(&missing)?;
+        if opening == Opening::ByUse {
+            self.check_share(&missing)?;
+        }
         for path in missing.iter().rev() {
             self.create(&mut next, path, opening, now_ms)?;
         }
@@ -266,6 +269,23 @@ impl<J: Journal> Ledger<J> {
         Ok(())
     }
 
+    /// Leaves half of the accounts to others than are below one account below a root. What operators
+    /// open is not asked about.
+    fn check_share(&self, missing: &[&str]) -> Result<(), LedgerError> {
+        let max = self.settings.max_accounts / 2;
+        let parent = missing.last().and_then(|path| path::parent(path));
+        let parent = parent.and_then(|path| self.tree.find(path));
+        let shared =
+            parent.as_ref().and_then(|it| it.lineage().filter(|it| it.parent.is_some()).last());
+        let below = shared.map_or(0, |shared| shared.below.load(Ordering::Relaxed));
+        if usize::try_from(below).is_ok_and(|below| shared.is_some() && below + missing.len() > max)
+        {
+            let what = "the number of accounts below one account below a root";
+            return Err(LedgerError::AccountLimit { what, max });
+        }
+        Ok(())
+    }
+
     fn create(
         &self,
         next: &mut NextIds,
@@ -285,9 +305,7 @@ impl<J: Journal> Ledger<J> {
         for spec in self.pattern_budgets(path) {
             self.add_budget(next, &account, spec.0, spec.1, spec.2, now_ms)?;
         }
-        if let Some(parent) = &account.parent {
-            parent.children.fetch_add(1, Ordering::Relaxed);
-        }
+        account.count(1);
         self.tree.accounts.pin().insert(Arc::clone(&account.path), account);
         Ok(())
     }

@@ -71,6 +71,12 @@ impl PyServer {
         self.running.engine().failure()
     }
 
+    /// Whether so little room is left for the store that nothing is held anew.
+    #[getter]
+    fn is_store_nearly_full(&self) -> bool {
+        self.running.engine().is_store_nearly_full()
+    }
+
     /// How many connections found no place.
     #[getter]
     fn turned_away(&self) -> u64 {

@@ -85,6 +85,8 @@ pub struct StoreSection {
     pub entry_retention_s: i64,
     /// How often the log is synced in the background.
     pub sync_interval_ms: u64,
+    /// What is to stay free on its disk; below, holds are only ended and lowered. 0: nothing.
+    pub min_free_bytes: u64,
 }
 
 /// What may be lost in a crash.

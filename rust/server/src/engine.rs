@@ -80,6 +80,8 @@ pub struct Engine {
     /// Ended reservations that were fetched back from the store, by sequence.
     pub(crate) recalled: Mutex<HashMap<u64, ReservationId>>,
     pub(crate) max_leases: usize,
+    /// What is to stay free on the store's disk.
+    min_free_bytes: u64,
     pub(crate) reserves: Reserves,
     /// Pid and start time of the processes that NVML lists.
     gpu_processes: Mutex<HashSet<(u32, u64)>>,
@@ -120,6 +122,7 @@ impl Engine {
             store_id,
             recalled: Mutex::default(),
             max_leases: config.limits.max_leases,
+            min_free_bytes: config.store.min_free_bytes,
             reserves: Reserves::default(),
             gpu_processes: Mutex::default(),
             clock,
@@ -142,6 +145,11 @@ impl Engine {
         self.durable.check().err().map(|error| error.message)
     }
 
+    /// Whether so little room is left for the store that nothing is held anew.
+    pub fn is_store_nearly_full(&self) -> bool {
+        self.ledger.is_store_full()
+    }
+
     /// Stops the ticker and leaves a clean store. Holds are kept: they are in the store.
     pub fn close(&self) -> Result<(), ApiError> {
         if self.closing.swap(true, Ordering::AcqRel) {
@@ -159,8 +167,10 @@ impl Engine {
         }
     }
 
+    /// The time, held at the latest that the ledger ever saw: nothing that has expired is good again.
     pub(crate) fn now(&self) -> Now {
-        self.clock.now()
+        let now = self.clock.now();
+        Now { wall_ms: self.ledger.time(now.wall_ms), ..now }
     }
 
     /// Refuses work that could not be kept.
@@ -216,6 +226,7 @@ impl Engine {
         if self.durable.check().is_err() {
             return;
         }
+        self.look_for_room();
         let now = self.now();
         self.ledger.tick(now);
         if count.is_multiple_of(2) {
@@ -231,6 +242,13 @@ impl Engine {
             }
         }
         self.write();
+    }
+
+    /// Where the store's disk cannot be looked at, what was seen last counts.
+    fn look_for_room(&self) {
+        if let Some(Ok(room)) = self.store.as_ref().map(|store| store.room()) {
+            self.ledger.set_store_full(room.is_below(self.min_free_bytes));
+        }
     }
 
     /// Names the processes that NVML lists, by pid and start time: what they hold is not returned, even

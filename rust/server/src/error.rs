@@ -95,7 +95,8 @@ impl ApiError {
             | ErrorReason::LeaseLimitReached
             | ErrorReason::SliceLimitReached
             | ErrorReason::JobLimitReached
-            | ErrorReason::TokenLimitReached => Code::ResourceExhausted,
+            | ErrorReason::TokenLimitReached
+            | ErrorReason::StoreNearlyFull => Code::ResourceExhausted,
             ErrorReason::StoreUnavailable
             | ErrorReason::ShuttingDown
             | ErrorReason::WatchdogUnavailable => Code::Unavailable,
@@ -149,6 +150,7 @@ impl From<LedgerError> for ApiError {
             LedgerError::ReservationLimit { max } => {
                 new(ErrorReason::ReservationLimitReached).with("max", max.to_string())
             }
+            LedgerError::StoreNearlyFull => new(ErrorReason::StoreNearlyFull),
             LedgerError::SliceLimit { max } => {
                 new(ErrorReason::SliceLimitReached).with("max", max.to_string())
             }

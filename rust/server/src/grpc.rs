@@ -4,15 +4,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::history::{Watch, Watches};
+use crate::history::{Reads, Watch, Watches};
+use crate::intake::Announced;
 use crate::meter::MeterStream;
 use crate::peer::Peer;
+use crate::places::Holder;
 use crate::process::Processes;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
@@ -25,6 +28,7 @@ pub(crate) struct Api {
     pub(crate) access: Arc<Access>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) watches: Arc<Watches>,
+    pub(crate) reads: Arc<Reads>,
     /// Ends the streams when the daemon drains.
     pub(crate) draining: tokio::sync::watch::Receiver<bool>,
 }
@@ -66,6 +70,33 @@ impl Api {
         let ran = tokio::task::spawn_blocking(run).await;
         let ran = ran.map_err(|_| Status::internal("the call was cut off by the shutdown"))?;
         Ok(Response::new(ran?))
+    }
+
+    /// As `aside`, for a call whose answer may be large.
+    async fn aside_large<T, F>(&self, call: F) -> Answered<T>
+    where
+        T: Message + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let run = move |engine: &Engine| {
+            let Answer { body, ticket, .. } = call(engine)?;
+            let announced = Announced(body.encoded_len());
+            Ok(Answer::new((body, announced), ticket))
+        };
+        let (body, announced) = self.aside(run).await?.into_inner();
+        let mut response = Response::new(body);
+        response.extensions_mut().insert(announced);
+        Ok(response)
+    }
+
+    /// As `aside_large`, for a call that reads the store, when it is its turn.
+    async fn read<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
+    where
+        T: Message + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let _turn = self.reads.turn(Holder::sharing(caller.account())).await?;
+        self.aside_large(call).await
     }
 }
 
@@ -112,11 +143,10 @@ impl LedgerService for Api {
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Answered<v1::CommitResponse> {
         let caller = self.caller(&request)?;
-        if self.engine.remembers(&request.get_ref().reservation) {
-            caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
+        if caller.may_use_at_once(Act::Spend, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.commit(request.get_ref())).await;
         }
-        self.aside(move |engine| {
+        self.read(&caller.clone(), move |engine| {
             caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
             engine.commit(request.get_ref())
         })
@@ -125,11 +155,10 @@ impl LedgerService for Api {
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
         let caller = self.caller(&request)?;
-        if self.engine.remembers(&request.get_ref().reservation) {
-            caller.may_use(Act::Spend, &self.engine, &request.get_ref().reservation)?;
+        if caller.may_use_at_once(Act::Spend, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.release(request.get_ref())).await;
         }
-        self.aside(move |engine| {
+        self.read(&caller.clone(), move |engine| {
             caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
             engine.release(request.get_ref())
         })
@@ -151,11 +180,10 @@ impl LedgerService for Api {
         request: Request<v1::GetReservationRequest>,
     ) -> Answered<v1::GetReservationResponse> {
         let caller = self.caller(&request)?;
-        if self.engine.remembers(&request.get_ref().reservation) {
-            caller.may_use(Act::Read, &self.engine, &request.get_ref().reservation)?;
+        if caller.may_use_at_once(Act::Read, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.get_reservation(request.get_ref())).await;
         }
-        self.aside(move |engine| {
+        self.read(&caller.clone(), move |engine| {
             caller.may_use_stored(Act::Read, engine, &request.get_ref().reservation)?;
             engine.get_reservation(request.get_ref())
         })
@@ -202,7 +230,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListAccountsRequest { account, ..request };
-        self.aside(move |engine| engine.list_accounts(&request)).await
+        self.aside_large(move |engine| engine.list_accounts(&request)).await
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
@@ -248,7 +276,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListEntriesRequest { account, ..request };
-        self.aside(move |engine| engine.list_entries(&request)).await
+        self.read(&caller, move |engine| engine.list_entries(&request)).await
     }
 
     type WatchAccountsStream =

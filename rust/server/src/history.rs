@@ -15,6 +15,7 @@ use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::maker::{self, Maker};
+use crate::places::{Holder, Places, Taken};
 use crate::v1::{self, ErrorReason};
 
 /// The page that a caller gets who names none, and the largest.
@@ -53,17 +54,20 @@ impl Engine {
 
     /// Whose a reservation is, in memory or in the store.
     pub(crate) fn whose_stored(&self, name: &str) -> Result<Whose, ApiError> {
-        if let Some(found) = self.whose(name)? {
-            return Ok(found);
-        }
-        let missing = || ApiError::from(LedgerError::ReservationNotFound);
         let id = convert::parse_reservation_id(self.store_id, name)?;
-        let reader = self.reader()?.ok_or_else(missing)?;
-        let (reserved, ..) = reader.reservation(id.sequence)?.ok_or_else(missing)?;
-        let account = reader.account(reserved.account)?.ok_or_else(missing)?;
+        // Also for one in memory: how long it takes does not tell that there is one.
+        let stored = self.stored_whose(id.sequence)?;
+        let found = self.whose(name)?.or(stored);
+        found.ok_or_else(|| ApiError::from(LedgerError::ReservationNotFound))
+    }
+
+    fn stored_whose(&self, sequence: u64) -> Result<Option<Whose>, ApiError> {
+        let Some(reader) = self.reader()? else { return Ok(None) };
+        let Some((reserved, ..)) = reader.reservation(sequence)? else { return Ok(None) };
+        let Some(account) = reader.account(reserved.account)? else { return Ok(None) };
         let mut labels = reserved.labels.iter();
         let label = labels.find(|(name, _)| name == maker::LABEL).map(|(_, text)| text.as_str());
-        Ok(Whose::of(account.into(), label))
+        Ok(Some(Whose::of(account.into(), label)))
     }
 
     /// The reservation of that name in memory; one that has ended long ago is fetched back from the
@@ -240,6 +244,36 @@ fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
         Some(Cursor { sequence, row: u32::from_str_radix(row, 16).ok()? })
     };
     parse().ok_or_else(|| ApiError::field("page_token", "is not one out of an answer"))
+}
+
+/// Calls that read the store: how many may wait, and how many read at a time, so that other calls find
+/// threads as well.
+#[derive(Debug)]
+pub(crate) struct Reads {
+    places: Arc<Places>,
+    turns: Semaphore,
+}
+
+impl Reads {
+    const MOST: usize = 256;
+    const AT_A_TIME: usize = 2;
+
+    /// Waits for one's turn, if not too many do.
+    pub(crate) async fn turn(&self, who: Holder) -> Result<(Taken, SemaphorePermit<'_>), Status> {
+        let place = self.places.take(who).ok_or_else(|| {
+            let message =
+                format!("{} calls that read the store wait, the most: try again", Self::MOST);
+            Status::unavailable(message)
+        })?;
+        let turn = self.turns.acquire().await.map_err(|_| Status::internal("nobody has a turn"))?;
+        Ok((place, turn))
+    }
+}
+
+impl Default for Reads {
+    fn default() -> Reads {
+        Reads { places: Places::new(Self::MOST), turns: Semaphore::new(Self::AT_A_TIME) }
+    }
 }
 
 /// The watches that there may be; each looks at all of its accounts again and again.

@@ -1,14 +1,15 @@
-//! What requests may take of the memory before they are answered.
+//! What requests may take of the memory before they are answered, and answers before they are sent.
 //!
 //! A call that has announced a large message is given room for it; all that are under way share one
 //! bound, across connections. A message that was begun has to be complete in time, so that nobody sits
-//! on what is shared. Small messages need no room. Never looks into a message.
+//! on what is shared. So does a large answer until it is sent. Small messages need no room. Never looks
+//! into a message.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -18,6 +19,9 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tower_layer::Layer;
+
+use crate::peer::Peer;
+use crate::places::spare;
 
 /// What a message takes without asking: nearly all are smaller.
 const SMALL_BYTES: usize = 16 << 10;
@@ -56,17 +60,22 @@ impl Room {
 
 /// What one call has of the room; it goes back when the call has its answer.
 #[derive(Debug)]
-struct Share {
+pub(crate) struct Share {
     room: Arc<Room>,
+    /// How many calls its peer has under way.
+    own: Arc<AtomicUsize>,
     bytes: AtomicUsize,
     /// Whether there was room for one more call.
     fits: bool,
 }
 
 impl Share {
-    fn of(room: &Arc<Room>) -> Share {
-        let fits = room.calls.fetch_add(1, Ordering::AcqRel) < CALLS_MAX;
-        Share { room: Arc::clone(room), bytes: AtomicUsize::new(0), fits }
+    fn of(room: &Arc<Room>, own: &Arc<AtomicUsize>) -> Share {
+        let has_most = own.fetch_add(1, Ordering::AcqRel) > CALLS_MAX / 2;
+        let spare = if has_most { spare(CALLS_MAX) } else { 0 };
+        let fits = room.calls.fetch_add(1, Ordering::AcqRel) + spare < CALLS_MAX;
+        let (room, own) = (Arc::clone(room), Arc::clone(own));
+        Share { room, own, bytes: AtomicUsize::new(0), fits }
     }
 
     /// A message of that length is coming, and the one before it is no more.
@@ -79,7 +88,7 @@ impl Share {
         }
         if !self.room.take(bytes) {
             let all = self.room.all >> 20;
-            let message = format!("requests of {all} MiB are under way, the most: try again");
+            let message = format!("messages of {all} MiB are under way, the most: try again");
             return Err(Status::unavailable(message));
         }
         self.bytes.store(bytes, Ordering::Release);
@@ -96,6 +105,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.give_back();
         self.room.calls.fetch_sub(1, Ordering::AcqRel);
+        self.own.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -217,24 +227,91 @@ pub(crate) struct BoundedService<S> {
     inner: S,
 }
 
-impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for BoundedService<S> {
+impl<S> Service<http::Request<Body>> for BoundedService<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Future: Unpin>,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = BoundedCall<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> S::Future {
-        let (mut parts, body) = request.into_parts();
-        let share = Arc::new(Share::of(&self.room));
-        // The body ends when its message is decoded; what a call still works on counts as well.
-        parts.extensions.insert(Arc::clone(&share));
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        let nobody = Arc::default();
+        let own = parts.extensions.get::<Peer>().map_or(&nobody, |peer| &peer.calls);
+        let share = Arc::new(Share::of(&self.room, own));
         let converses = CONVERSATIONS.iter().any(|name| parts.uri.path().ends_with(name));
         let (borders, deadline) = (Borders::default(), None);
-        let intake = Intake { body, share, borders, converses, deadline, patience: PATIENCE };
-        self.inner.call(http::Request::from_parts(parts, Body::new(intake)))
+        // The body ends when its message is decoded; what a call still works on counts as well.
+        let of_body = Arc::clone(&share);
+        let intake =
+            Intake { body, share: of_body, borders, converses, deadline, patience: PATIENCE };
+        let inner = self.inner.call(http::Request::from_parts(parts, Body::new(intake)));
+        BoundedCall { share, inner }
+    }
+}
+
+/// A call under way.
+pub(crate) struct BoundedCall<F> {
+    share: Arc<Share>,
+    inner: F,
+}
+
+impl<F, E> Future for BoundedCall<F>
+where
+    F: Future<Output = Result<http::Response<Body>, E>> + Unpin,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let answered = ready!(Pin::new(&mut self.inner).poll(context));
+        Poll::Ready(answered.map(|answer| outgoing(&self.share, answer)))
+    }
+}
+
+/// In an answer: how long its message is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Announced(pub(crate) usize);
+
+/// The answer, with what it takes of the room until it is sent; a refusal where there is none.
+fn outgoing(share: &Arc<Share>, answer: http::Response<Body>) -> http::Response<Body> {
+    let announced = answer.extensions().get().map_or(0, |Announced(length)| *length);
+    if announced <= SMALL_BYTES {
+        return answer;
+    }
+    match share.expect(announced) {
+        Ok(()) => answer.map(|body| Body::new(Outgoing { body, _share: Arc::clone(share) })),
+        Err(full) => full.into_http(),
+    }
+}
+
+/// The body of a large answer.
+struct Outgoing {
+    body: Body,
+    _share: Arc<Share>,
+}
+
+impl hyper::body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -254,7 +331,7 @@ mod tests {
 
     fn intake(room: &Arc<Room>, converses: bool) -> (Sender<Bytes, Status>, Intake) {
         let (sender, body) = Channel::new(8);
-        let share = Arc::new(Share::of(room));
+        let share = Arc::new(Share::of(room, &Arc::default()));
         let (borders, patience) = (Borders::default(), Duration::from_millis(50));
         let body = Body::new(body);
         (sender, Intake { body, share, borders, converses, deadline: None, patience })
@@ -302,7 +379,8 @@ mod tests {
     #[tokio::test]
     async fn one_call_too_many_is_refused_until_another_has_ended() {
         let room = Room::new(1 << 20);
-        let mut others: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room)).collect();
+        let mut others: Vec<_> =
+            (0..CALLS_MAX).map(|_| Share::of(&room, &Arc::default())).collect();
         let (_sender, mut late) = intake(&room, false);
         let full = late.frame().await.expect("a frame").expect_err("there is no room");
         assert_eq!(full.code(), tonic::Code::Unavailable);
@@ -310,6 +388,38 @@ mod tests {
         let (mut sender, mut one) = intake(&room, false);
         sender.send_data(message(4)).await.expect("room");
         one.frame().await.expect("a frame").expect("there is room again");
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_takes_room_until_it_is_sent() {
+        let room = Room::new(1 << 20);
+        let answer = |length| {
+            let share = Arc::new(Share::of(&room, &Arc::default()));
+            let mut answer = http::Response::new(Body::empty());
+            answer.extensions_mut().insert(Announced(length));
+            outgoing(&share, answer)
+        };
+        let sent: Vec<_> = (0..LARGE_MESSAGES).map(|_| answer(1 << 20)).collect();
+        let code = |answer: &http::Response<Body>| {
+            Status::from_header_map(answer.headers()).map(|status| status.code())
+        };
+        assert!(sent.iter().all(|one| code(one).is_none()));
+        assert_eq!(code(&answer(SMALL_BYTES + 1)), Some(tonic::Code::Unavailable));
+        assert_eq!(code(&answer(SMALL_BYTES)), None);
+        drop(sent);
+        assert_eq!(room.left.load(Ordering::Acquire), room.all);
+    }
+
+    #[test]
+    fn who_has_most_calls_leaves_the_last_ones_to_others() {
+        let (room, crowd) = (Room::new(1 << 20), Arc::default());
+        let held: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room, &crowd)).collect();
+        assert_eq!(held.iter().filter(|share| !share.fits).count(), spare(CALLS_MAX));
+        drop(held);
+        let held: Vec<_> = (0..CALLS_MAX - 1).map(|_| Share::of(&room, &crowd)).collect();
+        assert!(Share::of(&room, &Arc::default()).fits, "of another");
+        drop(held);
+        assert_eq!((room.calls.load(Ordering::Acquire), crowd.load(Ordering::Acquire)), (0, 0));
     }
 
     #[tokio::test]

@@ -38,6 +38,7 @@ mod metrics;
 mod others;
 mod owner;
 mod peer;
+mod places;
 mod process;
 pub mod prompt;
 mod proxy;

@@ -3,16 +3,14 @@
 //! Owns the sockets, their names and modes, and the share of each data-plane thread. Never reads what
 //! a connection says.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +20,7 @@ use crate::engine::OpenError;
 use crate::greeting::Greeting;
 use crate::handed::Handed;
 use crate::peer::Peer;
+use crate::places::{Holder, Places, Taken};
 use crate::tls::{Inside, Tls};
 
 /// The listeners before they belong to a runtime.
@@ -197,88 +196,6 @@ pub(crate) struct Door {
     pub(crate) with_cgroups: bool,
 }
 
-/// Who has a place: a user of this host, or an address (in IPv6 a network, which one host may have all
-/// of).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Holder {
-    User(Option<u32>),
-    Address(IpAddr),
-}
-
-impl Holder {
-    pub(crate) fn at(address: SocketAddr) -> Holder {
-        Holder::Address(match address.ip().to_canonical() {
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-            address @ IpAddr::V4(_) => address,
-        })
-    }
-}
-
-/// The connections that there may be. Who has more than half of them does not get the last ones: the
-/// others, an operator among them, still find a place.
-#[derive(Debug)]
-pub(crate) struct Places {
-    most: usize,
-    /// How many the last ones are.
-    spare: usize,
-    /// How many are taken, and how many each has.
-    taken: Mutex<(usize, HashMap<Holder, usize>)>,
-    turned_away: AtomicU64,
-}
-
-impl Places {
-    pub(crate) fn new(most: usize) -> Arc<Places> {
-        const SPARE_MAX: usize = 64;
-        let (spare, taken) = ((most / 16).min(SPARE_MAX), Mutex::default());
-        Arc::new(Places { most, spare, taken, turned_away: AtomicU64::new(0) })
-    }
-
-    /// How many are taken.
-    pub(crate) fn open(&self) -> usize {
-        self.taken.lock().0
-    }
-
-    /// How many found none.
-    pub(crate) fn turned_away(&self) -> u64 {
-        self.turned_away.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take(self: &Arc<Places>, holder: Holder) -> Option<Taken> {
-        let mut taken = self.taken.lock();
-        let (all, by) = &mut *taken;
-        let own = by.get(&holder).copied().unwrap_or(0);
-        let spare = if own > self.most / 2 { self.spare } else { 0 };
-        if *all + spare >= self.most {
-            self.turned_away.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        *all += 1;
-        by.insert(holder, own + 1);
-        Some(Taken { places: Arc::clone(self), holder })
-    }
-}
-
-/// One of the places, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    places: Arc<Places>,
-    holder: Holder,
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken.lock();
-        let (all, by) = &mut *taken;
-        *all -= 1;
-        if let Some(own) = by.get_mut(&self.holder) {
-            *own -= 1;
-            if *own == 0 {
-                by.remove(&self.holder);
-            }
-        }
-    }
-}
-
 impl Door {
     /// Accepts until the drain begins.
     pub(crate) fn open(mut self, draining: &watch::Receiver<bool>) {
@@ -336,13 +253,13 @@ async fn hand_over(lanes: &[Lane], socket: StdSocket, taken: Taken) {
 /// A connection's place: it counts against the maximum, and as its thread's load, while it lives.
 pub(crate) struct Place {
     load: Arc<AtomicUsize>,
-    _taken: Taken,
+    taken: Taken,
 }
 
 impl Place {
     fn new(load: &Arc<AtomicUsize>, taken: Taken) -> Place {
         load.fetch_add(1, Ordering::Relaxed);
-        Place { load: Arc::clone(load), _taken: taken }
+        Place { load: Arc::clone(load), taken }
     }
 }
 
@@ -372,6 +289,7 @@ impl Accepted {
                 Socket::of_tcp(TcpStream::from_std(stream)?, tls.as_ref(), Inside::Http2).await?
             }
         };
+        let peer = Peer { calls: Arc::clone(&self.place.taken.calls), ..peer };
         let greeting = Greeting::default();
         Ok(Connection { socket, peer, greeting, _place: self.place })
     }
@@ -396,29 +314,4 @@ pub(crate) fn adopted(mut accepted: mpsc::Receiver<Accepted>) -> mpsc::Receiver<
 /// Out of descriptors, most likely: the next try has to wait until some are closed.
 pub(crate) async fn pause() {
     tokio::time::sleep(Duration::from_millis(50)).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_has_most_places_leaves_the_last_ones_to_others() {
-        let places = Places::new(32);
-        let crowd = Holder::at("[2001:db8::7]:1".parse().expect("an address"));
-        let neighbour = Holder::at("[2001:db8::8]:1".parse().expect("an address"));
-        assert_eq!(crowd, neighbour, "one network");
-        let mut held: Vec<Taken> = std::iter::from_fn(|| places.take(crowd)).collect();
-        assert_eq!((held.len(), places.turned_away()), (30, 1));
-        let other = Holder::at("127.0.0.1:1".parse().expect("an address"));
-        let operator = places.take(Holder::User(Some(0))).expect("a place is left");
-        let _last = places.take(other).expect("and another");
-        assert!(places.take(other).is_none(), "no more than there are");
-        drop(operator);
-        assert!(places.take(crowd).is_none());
-        held.truncate(15);
-        assert!(places.take(crowd).is_some());
-        held.clear();
-        assert_eq!(places.taken.lock().1.len(), 1, "who has none is forgotten");
-    }
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use bursar_lease::peer::Peer as Credentials;
 use bursar_ledger::Owner;
@@ -20,6 +21,8 @@ pub(crate) struct Peer {
     pub(crate) owner: Option<Owner>,
     pub(crate) local: Option<Local>,
     pub(crate) certificate: Option<Arc<Certificate>>,
+    /// How many calls its user or address has under way.
+    pub(crate) calls: Arc<AtomicUsize>,
 }
 
 /// A process on this host, by the Unix socket.
@@ -49,7 +52,7 @@ impl Peer {
         Peer {
             owner: seen.filter(is_it),
             local: Some(Local { uid, gid, cgroup: with_cgroup.then(cgroup).flatten() }),
-            certificate: None,
+            ..Peer::default()
         }
     }
 }

@@ -25,9 +25,10 @@ use crate::health;
 use crate::history::Watches;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
-use crate::listen::{Accepted, Door, Guard, Lane, Listeners, Places, adopted, until};
+use crate::listen::{Accepted, Door, Guard, Lane, Listeners, adopted, until};
 use crate::metrics::{Calls, Timed};
 use crate::others::{Addresses, Others};
+use crate::places::Places;
 use crate::process::Processes;
 use crate::tls::Tls;
 use crate::v1::access_service_server::AccessServiceServer;
@@ -96,6 +97,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         access: Arc::clone(&access),
         processes: Arc::clone(&processes),
         watches,
+        reads: Arc::default(),
         draining: draining.clone(),
     };
     for (number, incoming) in incoming.into_iter().enumerate() {

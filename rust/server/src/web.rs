@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,11 +17,12 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
 use crate::connection::Socket;
 use crate::listen::{pause, until};
+use crate::places::{Holder, Places};
 use crate::proxy::Reply;
 use crate::tls::{Inside, Tls};
 
@@ -35,41 +35,7 @@ pub(crate) struct Web {
     pub(crate) tls: Option<Arc<Tls>>,
     /// How long a client may take for the head of a request, and to take a part of the answer.
     pub(crate) patience: Duration,
-    pub(crate) seats: Arc<Seats>,
-}
-
-/// The connections that there may be.
-#[derive(Debug)]
-pub(crate) struct Seats {
-    all: u32,
-    free: Arc<Semaphore>,
-    turned_away: AtomicU64,
-}
-
-impl Seats {
-    pub(crate) fn new(all: usize) -> Arc<Seats> {
-        let all = u32::try_from(all).unwrap_or(u32::MAX);
-        let free = Arc::new(Semaphore::new(all as usize));
-        Arc::new(Seats { all, free, turned_away: AtomicU64::new(0) })
-    }
-
-    /// How many there are.
-    pub(crate) fn open(&self) -> usize {
-        (self.all as usize).saturating_sub(self.free.available_permits())
-    }
-
-    /// How many found no seat.
-    pub(crate) fn turned_away(&self) -> u64 {
-        self.turned_away.load(Ordering::Relaxed)
-    }
-
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        let seat = Arc::clone(&self.free).try_acquire_owned().ok();
-        if seat.is_none() {
-            self.turned_away.fetch_add(1, Ordering::Relaxed);
-        }
-        seat
-    }
+    pub(crate) seats: Arc<Places>,
 }
 
 impl Web {
@@ -86,7 +52,7 @@ impl Web {
     {
         let Ok(listener) = TcpListener::from_std(listener) else { return };
         until(draining.clone(), self.accept(listener, draining, answer)).await;
-        let _all_ended = self.seats.free.acquire_many(self.seats.all).await;
+        self.seats.all_free().await;
     }
 
     async fn accept<A, F>(&self, listener: TcpListener, draining: &watch::Receiver<bool>, answer: A)
@@ -95,12 +61,12 @@ impl Web {
         F: Future<Output = Response<Reply>> + Send + 'static,
     {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, address)) = listener.accept().await else {
                 pause().await;
                 continue;
             };
             // One more than allowed is closed at once: its caller learns of it and does not wait.
-            let Some(seat) = self.seats.take() else { continue };
+            let Some(seat) = self.seats.take(Holder::elsewhere(address)) else { continue };
             let _slower_without = stream.set_nodelay(true);
             let (web, draining, answer) = (self.clone(), draining.clone(), answer.clone());
             tokio::spawn(async move {

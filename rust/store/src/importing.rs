@@ -18,6 +18,7 @@ use crate::guard::Present;
 use crate::import::Importer;
 use crate::log::Mark;
 use crate::retention::Retention;
+use crate::room::spare_bytes;
 use crate::scan::{FrameReader, Next};
 use crate::shared::{Alive, Shared};
 
@@ -83,7 +84,11 @@ impl Importing {
         let there = self.present.as_ref().map_or(Ok(()), |present| present.check(shared));
         let done = there.and_then(|()| self.drain(shared, &go_on)).and_then(|()| {
             let keep_ms = shared.config.keep_ms();
-            if go_on() { self.retention.step(&mut self.importer, keep_ms) } else { Ok(()) }
+            if go_on() {
+                self.retention.step(&mut self.importer, keep_ms)?;
+            }
+            shared.spare_bytes.store(spare_bytes(&self.importer.conn)?, Ordering::Relaxed);
+            Ok(())
         });
         match done {
             // Somebody looks at the database with a lock on it: the log waits.

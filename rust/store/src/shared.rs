@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) imported: AtomicU64,
     /// The bytes of the log that are imported, of those written in this session.
     pub(crate) imported_bytes: AtomicU64,
+    /// The bytes of the database that hold nothing: rows are written there first.
+    pub(crate) spare_bytes: AtomicU64,
     /// How often the log was synced, and how long that took in all.
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_ns: AtomicU64,
@@ -81,6 +83,7 @@ impl Shared {
             synced: AtomicU64::new(last),
             imported: AtomicU64::new(last),
             imported_bytes: AtomicU64::new(0),
+            spare_bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
             sync_ns: AtomicU64::new(0),
             listener: Mutex::new(None),

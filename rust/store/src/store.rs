@@ -4,10 +4,10 @@
 //! is done by the threads; who has to know waits on their numbers. A stepped store has no
 //! threads: the caller does their work when it likes, or when it would have to wait for it.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::{fmt, io};
 
 use bursar_ledger::canary;
 use bursar_ledger::fact::Record;
@@ -20,6 +20,7 @@ use crate::files::{FILES, Files, Lock, segments};
 use crate::importing::{self, Importing};
 use crate::open::{Opened, Recovery, open};
 use crate::reader::Reader;
+use crate::room::Room;
 use crate::shared::Shared;
 use crate::syncing;
 
@@ -171,6 +172,11 @@ impl Store {
             syncs: shared.syncs.load(Ordering::Relaxed),
             sync_ns: shared.sync_ns.load(Ordering::Relaxed),
         }
+    }
+
+    /// How much it can still take.
+    pub fn room(&self) -> io::Result<Room> {
+        Room::of(&self.shared)
     }
 
     /// Why the store takes nothing more, if so.

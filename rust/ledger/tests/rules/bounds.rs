@@ -93,6 +93,55 @@ fn r15_accounts_are_bounded_in_all_and_below_each_parent() {
 }
 
 #[test]
+fn r15_who_has_most_accounts_leaves_room_to_others() {
+    let mut settings = settings(vec![pattern("a/**", vec![]), pattern("a", vec![])]);
+    settings.max_accounts = 20;
+    let world = World::with(settings);
+    for number in 0..9 {
+        world.open(&format!("a/x/{number}")).unwrap();
+    }
+    world.open("a/x/8/deeper").unwrap();
+    let what = "the number of accounts below one account below a root";
+    let full = LedgerError::AccountLimit { what, max: 10 };
+    for path in ["a/x/more", "a/x/1/2/3"] {
+        assert_eq!(world.open(path).unwrap_err(), full, "{path}");
+    }
+    world.open("a/x/1").unwrap();
+    world.limit("a/x/set", Unit::Tokens, Period::total(), 5);
+    for path in ["a/y/1", "a/xx"] {
+        world.open(path).unwrap();
+    }
+    world.wait(HOUR);
+    world.ledger.retire_idle(world.now());
+    world.open("a/x/more").unwrap();
+}
+
+#[test]
+fn r15_a_store_that_is_nearly_full_ends_holds_and_begins_none() {
+    let world = World::new();
+    world.limit("a", Unit::Tokens, Period::total(), 100);
+    let held = [world.held("a", 10), world.held("a", 10), world.held("a", 10)];
+    world.ledger.set_store_full(true);
+    let full = LedgerError::StoreNearlyFull;
+    let ask = || crate::common::ask("a", crate::common::exactly(tokens(1)));
+    assert_eq!(world.reserve(ask()).unwrap_err(), full);
+    assert_eq!(world.record("a", tokens(1)).unwrap_err(), full);
+    let wish = crate::common::exactly(tokens(11));
+    let raised = world.ledger.extend(held[0], Some(&wish), false, None, world.now());
+    assert_eq!(raised.unwrap_err(), full);
+    world.ledger.extend(held[0], None, false, Some(TTL), world.now()).unwrap();
+    world.ledger.debit(held[0], &tokens(5), world.now()).unwrap();
+    world.commit(held[0], 7);
+    world.release(held[1]);
+    world.limit("a", Unit::Tokens, Period::total(), 50);
+    world.freeze("a", true);
+    world.freeze("a", false);
+    assert_eq!(world.standing("a", Unit::Tokens), (50, 10, 7, 33));
+    world.ledger.set_store_full(false);
+    world.reserve(ask()).unwrap();
+}
+
+#[test]
 fn r15_budgets_of_one_account_are_bounded() {
     let world = World::new();
     for length in 1..=MAX_BUDGETS as i64 {

@@ -328,6 +328,23 @@ impl Caller {
         self.may_use_one(act, &whose)
     }
 
+    /// Whether it may do this to a reservation that is answered from memory. Where not, the store is
+    /// asked, and where that is another's as well, so that it takes as long as for none.
+    pub(crate) fn may_use_at_once(
+        &self,
+        act: Act,
+        engine: &Engine,
+        reservation: &str,
+    ) -> Result<bool, ApiError> {
+        if !engine.remembers(reservation) {
+            return Ok(false);
+        }
+        match self.may_use(act, engine, reservation) {
+            Err(error) if error.reason == ErrorReason::ReservationNotFound => Ok(false),
+            may => may.map(|()| true),
+        }
+    }
+
     /// As `may_use`, for one that only the store still has.
     pub(crate) fn may_use_stored(
         &self,

@@ -87,8 +87,9 @@ impl AccessService for Api {
         })?;
         let access = std::sync::Arc::clone(&self.access);
         self.aside(move |engine| {
-            let ended = access.vault.revoke(&token, engine.now().wall_ms)?;
+            let ended = access.vault.revoke(&token, engine.now().wall_ms);
             access.end_reserved(engine);
+            let ended = ended?;
             let ticket = engine.note(&caller, &token.account, &about("revoked", &token));
             Ok(Answer::new(v1::RevokeTokenResponse { token: Some(shown(&ended)) }, ticket))
         })

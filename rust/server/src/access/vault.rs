@@ -157,13 +157,23 @@ impl Vault {
         Ok((token, shown))
     }
 
-    /// Ends a token; one that has ended already stays as it is.
+    /// Ends a token at once, also where that cannot be written: then only until the daemon ends. One
+    /// that has ended already stays as it is, and is written again.
     pub(crate) fn revoke(&self, token: &Token, now_ms: i64) -> Result<Arc<Token>, ApiError> {
         let ended =
             Arc::new(Token { revoked_ms: token.revoked_ms.or(Some(now_ms)), ..token.clone() });
-        self.change(now_ms, |tokens| {
+        let insert = |tokens: &mut HashMap<_, _>| {
             tokens.insert(ended.id.clone(), Arc::clone(&ended));
             Ok(())
+        };
+        insert(&mut self.tokens.write())?;
+        self.change(now_ms, insert).map_err(|error| {
+            let message = format!(
+                "the token {} is revoked, but only until a restart: {}; revoke it again once there is \
+                 room",
+                ended.id, error.message
+            );
+            ApiError::new(error.reason, message)
         })?;
         Ok(ended)
     }
@@ -296,6 +306,25 @@ mod tests {
         let vault = Vault::open(Some(folder.path().join("gone/tokens"))).expect("no file yet");
         assert!(vault.create(order("ci"), 0).is_err());
         assert!(vault.list().is_empty());
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_revoked_on_the_disk_is_revoked_until_a_restart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, away) = (folder.path().join("a/tokens"), folder.path().join("b"));
+        fs::create_dir(folder.path().join("a")).expect("a folder");
+        let vault = Vault::open(Some(path.clone())).expect("no file yet");
+        let (token, shown) = vault.create(order("ci"), 5).expect("room");
+        let ended = |vault: &Vault| vault.find(&shown).expect("known").ended(8);
+        fs::rename(folder.path().join("a"), &away).expect("moved");
+        let told = vault.revoke(&token, 7).expect_err("there is no folder");
+        assert!(told.message.contains("only until a restart"), "{told}");
+        assert_eq!(ended(&vault), Some("was revoked"));
+        fs::rename(&away, folder.path().join("a")).expect("moved back");
+        assert_eq!(ended(&Vault::open(Some(path.clone())).expect("readable")), None);
+        vault.revoke(&token, 8).expect("writable");
+        let again = Vault::open(Some(path)).expect("readable");
+        assert_eq!(ended(&again), Some("was revoked"));
     }
 
     #[test]

@@ -13,8 +13,9 @@ use serde::Deserialize;
 
 use crate::grpc::Api;
 use crate::listen::Beside;
+use crate::places::Places;
 use crate::tls::Tls;
-use crate::web::{Seats, Web};
+use crate::web::Web;
 
 mod answer;
 mod assets;
@@ -63,7 +64,7 @@ pub(crate) struct Dashboard {
     api: Api,
     section: DashboardSection,
     tls: Option<Arc<Tls>>,
-    pub(crate) seats: Arc<Seats>,
+    pub(crate) seats: Arc<Places>,
     assets: Assets,
     sessions: Sessions,
     live: Arc<Live>,
@@ -78,7 +79,7 @@ impl Dashboard {
         let live = Live::new(section.max_connections.div_ceil(2));
         let tls = tls.filter(|_| section.tls);
         let (assets, sessions) = (Assets::new(), Sessions::default());
-        let seats = Seats::new(section.max_connections);
+        let seats = Places::new(section.max_connections);
         Arc::new(Dashboard { api, section, tls, seats, assets, sessions, live })
     }
 

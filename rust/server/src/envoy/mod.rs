@@ -1,7 +1,7 @@
 //! Envoy's rate limit service, from the same ledger.
 //!
 //! `rules` makes of a descriptor what is to be charged, `limits` charges it, `answer` writes what Envoy
-//! and its clients hear. What a request does is refused by OVER_LIMIT and never by an error: with
+//! and its clients hear. What a request does is refused by `OVER_LIMIT` and never by an error: with
 //! Envoy's defaults an error lets the request through, and descriptors carry what clients send.
 
 mod answer;

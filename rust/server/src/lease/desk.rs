@@ -32,6 +32,7 @@ use crate::error::ApiError;
 use crate::handed::Handed;
 use crate::metrics::Histogram;
 use crate::peer::Peer;
+use crate::places::{Holder, Places};
 use crate::v1::ErrorReason;
 
 /// What an event is about: the listener, the bell, else two numbers for each connection.
@@ -57,7 +58,7 @@ pub(crate) struct Desk {
 #[derive(Debug)]
 pub(crate) struct Figures {
     /// Leases that have not ended.
-    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) open: Arc<Places>,
     pub(crate) connections: AtomicUsize,
     /// When the pump's next round is due, on the monotonic clock; `i64::MAX`: none is.
     pub(crate) due_ms: AtomicI64,
@@ -82,7 +83,7 @@ impl Desk {
             let bell = Arc::new(Bell::new()?);
             let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let figures = Arc::new(Figures {
-                open: Arc::default(),
+                open: Places::new(engine.max_leases),
                 connections: AtomicUsize::new(0),
                 due_ms: AtomicI64::new(i64::MAX),
                 lag: Histogram::default(),
@@ -416,23 +417,24 @@ pub(super) struct Opened {
 
 pub(super) fn open(
     engine: &Engine,
-    open: &Arc<AtomicUsize>,
+    open: &Arc<Places>,
     owner: Option<Owner>,
     attach: &Attach,
     may_use: impl FnOnce() -> Result<(), ApiError>,
 ) -> Result<Opened, ApiError> {
     engine.check_open()?;
-    if open.load(Ordering::Relaxed) >= engine.max_leases {
-        let message = format!("the maximum of {} leases is reached", engine.max_leases);
-        let error = ApiError::new(ErrorReason::LeaseLimitReached, message);
-        return Err(error.with("max", engine.max_leases.to_string()));
-    }
     let reservation = convert::parse_reservation_id(engine.store_id, &attach.reservation)?;
     if !engine.ledger.may_attach(reservation, owner)? {
         may_use()?;
     }
     let no_memory = |error| ApiError::new(ErrorReason::LeaseLimitReached, format!("{error}"));
-    let (pages, fds) = SharedPages::create(open).map_err(no_memory)?;
+    let (account, _) = engine.ledger.account_and_label(reservation, "")?;
+    let place = open.take(Holder::sharing(&account)).ok_or_else(|| {
+        let message = format!("the maximum of {} leases is reached", engine.max_leases);
+        let error = ApiError::new(ErrorReason::LeaseLimitReached, message);
+        error.with("max", engine.max_leases.to_string())
+    })?;
+    let (pages, fds) = SharedPages::create(place).map_err(no_memory)?;
     let pages = Arc::new(pages);
     let ask = bursar_ledger::lease::Attach {
         pages: Arc::clone(&pages) as _,

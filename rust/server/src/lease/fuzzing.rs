@@ -109,7 +109,7 @@ fn balance(engine: &Engine) -> v1::Balance {
 fn config() -> Config {
     let json = format!(
         r#"{{"store": {{"path": null, "durability": "memory", "entry_retention_s": 60,
-            "sync_interval_ms": 10}},
+            "sync_interval_ms": 10, "min_free_bytes": 0}},
         "limits": {{"max_accounts": 8, "max_reservations": 8, "max_children": 8, "max_leases": 4}},
         "reservations": {{"default_ttl_ms": 60000, "max_ttl_ms": 60000, "key_retention_ms": 60000}},
         "account_idle_ms": 60000, "allow_unpriced": false, "rates": [],

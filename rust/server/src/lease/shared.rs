@@ -1,13 +1,15 @@
 //! A lease's pages of shared memory, as the ledger sees them.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bursar_lease::pages::{DaemonPages, PageFds, count};
 use bursar_lease::word::Control;
 use bursar_ledger::lease::Pages;
 use bursar_ledger::{Advice, Verdict};
+use parking_lot::Mutex;
+
+use crate::places::Taken;
 
 /// Pages in shared memory.
 #[derive(Debug)]
@@ -15,35 +17,27 @@ pub(super) struct SharedPages {
     pages: DaemonPages,
     /// The ledger is done with them: tells the pump, which asks before it takes a lock.
     ended: AtomicBool,
-    /// How many pages of the daemon have not ended.
-    open: Arc<AtomicUsize>,
+    /// Its place among the leases, until it has ended.
+    place: Mutex<Option<Taken>>,
 }
 
 impl SharedPages {
     /// Makes them, and the descriptors that the client maps.
-    /// They count as open until the ledger is done with them.
-    pub(super) fn create(open: &Arc<AtomicUsize>) -> io::Result<(SharedPages, PageFds)> {
+    /// They have the place until the ledger is done with them.
+    pub(super) fn create(place: Taken) -> io::Result<(SharedPages, PageFds)> {
         let (pages, fds) = DaemonPages::create()?;
-        open.fetch_add(1, Ordering::Relaxed);
-        let (ended, open) = (AtomicBool::new(false), Arc::clone(open));
-        Ok((SharedPages { pages, ended, open }, fds))
+        let (ended, place) = (AtomicBool::new(false), Mutex::new(Some(place)));
+        Ok((SharedPages { pages, ended, place }, fds))
     }
 
     fn end(&self) {
         if !self.ended.swap(true, Ordering::AcqRel) {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.place.lock().take();
         }
     }
 
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
-    }
-}
-
-impl Drop for SharedPages {
-    fn drop(&mut self) {
-        // Pages that no lease came of.
-        self.end();
     }
 }
 

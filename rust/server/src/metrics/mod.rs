@@ -19,9 +19,9 @@ use serde::Deserialize;
 
 use crate::grpc::Api;
 use crate::lease;
-use crate::listen::{Beside, Places};
+use crate::listen::Beside;
+use crate::places::Places;
 use crate::tls::Tls;
-use crate::web::Seats;
 pub(crate) use calls::{Calls, Timed};
 pub(crate) use counts::{Histogram, Reserves};
 pub(crate) use door::run;
@@ -63,16 +63,6 @@ impl Connected for Places {
     }
 }
 
-impl Connected for Seats {
-    fn open(&self) -> usize {
-        self.open()
-    }
-
-    fn turned_away(&self) -> u64 {
-        self.turned_away()
-    }
-}
-
 /// Those of all listeners, by name.
 pub(crate) type Connections = Vec<(&'static str, Arc<dyn Connected>)>;
 
@@ -85,7 +75,7 @@ pub(crate) struct Metrics {
     calls: Calls,
     leases: Option<Arc<lease::Figures>>,
     connections: Connections,
-    seats: Arc<Seats>,
+    seats: Arc<Places>,
     /// When the daemon was started (Unix ms).
     start_ms: i64,
 }
@@ -99,7 +89,7 @@ impl Metrics {
         leases: Option<Arc<lease::Figures>>,
         mut connections: Connections,
     ) -> Arc<Metrics> {
-        let seats = Seats::new(door::MAX_CONNECTIONS);
+        let seats = Places::new(door::MAX_CONNECTIONS);
         connections.push(("metrics", Arc::clone(&seats) as _));
         let tls = tls.filter(|_| section.tls);
         let (api, start_ms) = (api.clone(), api.engine.now().wall_ms);

@@ -160,7 +160,7 @@ fn accounts(page: &mut Page, survey: &Survey) {
 }
 
 fn leases(page: &mut Page, figures: &lease::Figures, survey: &Survey, mono_ms: i64) {
-    let open = figures.open.load(Ordering::Relaxed);
+    let open = figures.open.open();
     page.one("bursar_leases", Kind::Gauge, "Leases that have not ended.", open);
     let help = "Leases with a top-up that may be taken back.";
     page.one("bursar_leases_topped_up", Kind::Gauge, help, survey.topped_up);

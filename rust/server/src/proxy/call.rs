@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, header};
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::count::{Encoding, Growing};
@@ -27,6 +27,7 @@ use super::upstream::{Upstream, shown_headers, without_key};
 use super::{Proxy, dialect, probe};
 use crate::durable::yield_once;
 use crate::peer::Peer;
+use crate::places::{Holder, Taken};
 use crate::v1;
 
 /// The longest prompt that is counted between other calls; a longer one is counted aside.
@@ -66,9 +67,6 @@ async fn try_answer(
     route: &Route<'_>,
     api: Api,
 ) -> Result<Response<Reply>, Failure> {
-    let place = Arc::clone(&proxy.calls).try_acquire_owned().map_err(|_| {
-        Failure::busy("as many calls as proxy.max_calls allows are under way: try again")
-    })?;
     let is_get = parts.method == Method::GET;
     if is_get != (route.endpoint == Endpoint::Models) {
         return Err(Failure::method());
@@ -81,6 +79,9 @@ async fn try_answer(
         Ok(Some(account.to_owned()).filter(|account| !account.is_empty()))
     };
     let account = route.account(&parts.headers, &proxy.settings, spender)?;
+    let place = proxy.calls.take(Holder::sharing(&account)).ok_or_else(|| {
+        Failure::busy("as many calls as proxy.max_calls allows are under way: try again")
+    })?;
     let body = read(proxy, body).await?;
     if route.endpoint.is_free() {
         return pass(proxy, parts, route, api, body).await;
@@ -320,7 +321,7 @@ struct Sending<'a> {
     upstream: &'a Upstream,
     /// The tokens of its prompt, as far as they are known.
     input: i64,
-    place: OwnedSemaphorePermit,
+    place: Taken,
     /// Where its answer is kept, if its client may repeat it.
     repeatable: Option<replay::Place>,
 }

@@ -33,7 +33,6 @@ pub(crate) fn run(
         let of_calls = Arc::clone(proxy);
         let answer = move |request| call::answer(Arc::clone(&of_calls), request);
         web.run(listener, draining, answer).await;
-        let calls = u32::try_from(settings.max_calls).unwrap_or(u32::MAX);
-        let _all_settled = proxy.calls.acquire_many(calls).await;
+        proxy.calls.all_free().await;
     });
 }

@@ -224,6 +224,7 @@ impl From<ApiError> for Failure {
             ErrorReason::AccountLimitReached
             | ErrorReason::ReservationLimitReached
             | ErrorReason::StoreUnavailable
+            | ErrorReason::StoreNearlyFull
             | ErrorReason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };

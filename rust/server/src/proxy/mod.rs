@@ -11,14 +11,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use crate::access::{Access, Caller};
 use crate::config::ConfigError;
 use crate::engine::Engine;
 use crate::peer::Peer;
+use crate::places::Places;
 use crate::tls::Tls;
-use crate::web::Seats;
 
 mod anthropic;
 mod call;
@@ -58,10 +56,10 @@ pub(crate) struct Proxy {
     access: Arc<Access>,
     settings: ProxySection,
     tls: Option<Arc<Tls>>,
-    pub(crate) seats: Arc<Seats>,
+    pub(crate) seats: Arc<Places>,
     upstreams: Upstreams,
     /// Places for calls under way.
-    calls: Arc<Semaphore>,
+    calls: Arc<Places>,
     replays: Arc<Replays>,
 }
 
@@ -74,9 +72,9 @@ impl Proxy {
     ) -> Result<Arc<Proxy>, ConfigError> {
         let tls = tls.filter(|_| settings.tls);
         let upstreams = Upstreams::new(&settings)?;
-        let calls = Arc::new(Semaphore::new(settings.max_calls));
+        let calls = Places::new(settings.max_calls);
         let replays = Replays::new(engine.times.key_retention_ms);
-        let seats = Seats::new(settings.max_connections);
+        let seats = Places::new(settings.max_connections);
         Ok(Arc::new(Proxy { engine, access, settings, tls, seats, upstreams, calls, replays }))
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hyper::HeaderMap;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::count::Growing;
@@ -18,6 +18,7 @@ use super::hold::{Counts, Debit, Hold};
 use super::members::Members;
 use super::sse::{Event, Parser, write};
 use super::{Proxy, replay};
+use crate::places::Taken;
 
 /// How long an upstream may take to close after its last event, for its connection to be used again.
 const CLOSING: Duration = Duration::from_millis(500);
@@ -52,7 +53,7 @@ pub(crate) struct Stream {
     pub(crate) has_ended: bool,
     /// What was sent, for a client that may repeat its call.
     pub(crate) kept: Option<Kept>,
-    pub(crate) _place: OwnedSemaphorePermit,
+    pub(crate) _place: Taken,
 }
 
 /// A stream's bytes, kept for a repeat.

@@ -1,0 +1,214 @@
+"""OpenTelemetry of a generation: one span, two histograms, by the names of the GenAI conventions.
+
+Written to where a generation begins, where its verdict gets worse, and where it ends; steps do not
+come here. No text is recorded: no prompt, no output, no message of an error. Without the package
+`opentelemetry-api` there is nothing to write to, and without providers of the application's the
+package itself does nothing. The names are listed in `sidecar/TELEMETRY.md`.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from bursar._core import version
+from bursar.exceptions import BursarError
+from bursar.models import Advice, Usage, Verdict
+
+try:
+    from opentelemetry import metrics, trace
+except ImportError:
+    _IS_INSTALLED = False  # the extra `otel`
+else:
+    _IS_INSTALLED = True
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+__all__ = ["OTHER", "Instruments", "Observed", "instruments"]
+
+OTHER: Final = "_OTHER"
+"""A provider, or a kind of error, that nobody has named."""
+
+_SCOPE: Final = "bursar"
+_INFERENCE: Final = frozenset({"chat", "generate_content", "text_completion"})
+_ADVICE: Final = ("max_new_tokens", "temperature", "repetition_penalty", "fallback_model")
+_TOKEN_BUCKETS: Final = tuple(4**power for power in range(14))
+_SECOND_BUCKETS: Final = tuple(2**power / 100 for power in range(14))
+
+Attributes = dict[str, Any]
+
+
+class Instruments(NamedTuple):
+    """What is written to."""
+
+    tracer: "trace.Tracer"
+    tokens: "metrics.Histogram"
+    duration: "metrics.Histogram"
+
+
+def instruments(tracers: Any = None, meters: Any = None) -> Instruments:  # noqa: ANN401 -- providers
+    """Those of the given providers; None: the application's, also if it sets them later."""
+    meter = metrics.get_meter(_SCOPE, version, meters)
+    return Instruments(
+        trace.get_tracer(_SCOPE, version, tracers),
+        meter.create_histogram(
+            "gen_ai.client.token.usage",
+            "{token}",
+            "Number of input and output tokens used.",
+            explicit_bucket_boundaries_advisory=_TOKEN_BUCKETS,
+        ),
+        meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            "s",
+            "GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=_SECOND_BUCKETS,
+        ),
+    )
+
+
+_OURS: Instruments | None = instruments() if _IS_INSTALLED else None
+
+
+class Observed:
+    """One generation as it is told of.
+
+    Args:
+        account: The account that spends.
+        provider: Who generates, by the conventions' names.
+        operation: What the call is, by the conventions' names.
+        by_account: Whether the metrics have the account as an attribute.
+    """
+
+    def __init__(self, account: str, provider: str, operation: str, *, by_account: bool) -> None:
+        self._account = {"bursar.account": account}
+        self._named = {"gen_ai.operation.name": operation, "gen_ai.provider.name": provider}
+        self._by_account = by_account
+        self._span: Span | None = None
+        self._began = 0.0
+        self._worst = Verdict.OK
+        self._is_told = self._is_over = False
+
+    def begin(self, model: str | None, most: int) -> None:
+        """Starts the span, as a child of the caller's current one."""
+        if _OURS is None:
+            return
+        self._began = time.perf_counter()
+        self._is_told = _tells_of_a_call(trace.get_current_span())
+        if self._is_told:
+            self._span = _OURS.tracer.start_span("bursar.generation", attributes=self._account)
+            return
+        if model is not None:
+            self._named["gen_ai.request.model"] = model
+        name = f"{self._named['gen_ai.operation.name']} {model or ''}".rstrip()
+        asked: Attributes = {**self._named, **self._account, "gen_ai.request.max_tokens": most}
+        self._span = _OURS.tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=asked)
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Makes the span the current one, for what is called meanwhile."""
+        if self._span is None:
+            return contextlib.nullcontext()
+        return trace.use_span(self._span, record_exception=False, set_status_on_exception=False)
+
+    def fell_back(self, model: str | None, cheaper: str) -> None:
+        """Tells of the model's change at a soft limit."""
+        if self._span is not None:
+            models = {"bursar.model.asked": model or "", "bursar.model.taken": cheaper}
+            self._span.add_event("bursar.fallback", models)
+
+    def turned(self, verdict: Verdict, advice: Advice | None, debited: int) -> None:
+        """Tells of a verdict that is worse than all before."""
+        if self._span is None or verdict <= self._worst:
+            return
+        self._worst = verdict
+        advised = _advised(advice)
+        self._span.set_attributes(advised)
+        told = advised | {"bursar.tokens.debited": debited}
+        self._span.add_event(f"bursar.{verdict.name.lower()}", told)
+
+    def end(
+        self,
+        facts: Mapping[str, Any],
+        *,
+        reason: str | None = None,
+        model: str | None = None,
+        usage: Usage | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Ends the span and counts; once.
+
+        Args:
+            facts: More attributes of the span.
+            reason: Why the generation ended; None: it never began.
+            model: Which model has generated.
+            usage: What it has used; None: nothing was generated.
+            error: What failed. One that only ends a task or a generator is no failure.
+        """
+        if self._span is None or self._is_over or _OURS is None:
+            return
+        self._is_over = True
+        failed = _error_type(reason, error)
+        if failed:
+            self._named["error.type"] = failed
+        if self._span.is_recording():
+            told = {**facts, "bursar.verdict": self._worst.name}
+            if failed:
+                told["error.type"] = failed
+                self._span.set_status(trace.StatusCode.ERROR)
+            if not self._is_told and usage is not None:
+                is_cancelled = error is not None and not failed
+                told |= _response("cancelled" if is_cancelled else reason, model, usage)
+            self._span.set_attributes(told)
+        if not self._is_told:
+            self._count(_OURS, model, usage)
+        self._span.end()
+
+    def _count(self, ours: Instruments, model: str | None, usage: Usage | None) -> None:
+        within = trace.set_span_in_context(self._span) if self._span is not None else None
+        named: Attributes = dict(self._named)
+        if usage is not None and model is not None:
+            named["gen_ai.response.model"] = model
+        if self._by_account:
+            named |= self._account
+        ours.duration.record(time.perf_counter() - self._began, named, within)
+        if usage is not None:
+            named.pop("error.type", None)
+            for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
+                ours.tokens.record(count, named | {"gen_ai.token.type": kind}, within)
+
+
+def _response(reason: str | None, model: str | None, usage: Usage) -> Attributes:
+    """What the conventions say of an answer."""
+    told: Attributes = {
+        "gen_ai.response.finish_reasons": [reason or OTHER],
+        "gen_ai.usage.input_tokens": usage.input_tokens,
+        "gen_ai.usage.output_tokens": usage.output_tokens,
+    }
+    if model is not None:
+        told["gen_ai.response.model"] = model
+    if usage.cached_input_tokens:
+        told["gen_ai.usage.cache_read.input_tokens"] = usage.cached_input_tokens
+    return told
+
+
+def _advised(advice: Advice | None) -> Attributes:
+    said = {name: getattr(advice, name, None) for name in _ADVICE}
+    return {f"bursar.advice.{name}": value for name, value in said.items() if value is not None}
+
+
+def _error_type(reason: str | None, error: BaseException | None) -> str:
+    """The conventions' `error.type`; empty: it is no failure."""
+    if isinstance(error, BursarError) and error.reason:
+        return error.reason
+    if isinstance(error, Exception):
+        kind = type(error)
+        return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    return OTHER if error is None and reason == "error" else ""
+
+
+def _tells_of_a_call(span: "Span") -> bool:
+    """Whether this span of somebody else's already tells of the model call within it."""
+    scope = getattr(span, "instrumentation_scope", None)  # of an SDK's spans
+    named = getattr(span, "attributes", None) or {}
+    return getattr(scope, "name", "") != _SCOPE and named.get("gen_ai.operation.name") in _INFERENCE
