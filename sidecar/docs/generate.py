@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from bursar.daemon._accounts import BudgetConfig
 from bursar.daemon._model import Bytes, DurationMs
 from bursar.daemon.config import Config
 from bursar.models import PERIOD_RIGHT
@@ -118,8 +119,8 @@ def _kind(field: FieldInfo) -> str:
     for alias, word in ((DurationMs, "duration"), (Bytes, "size")):
         if get_args(alias)[1] in field.metadata:
             return word
-    for start, word in (("the hard limit", "amount"), ("how long a window", "period")):
-        if (field.description or "").startswith(start):
+    for name, word in (("limit", "amount"), ("period", "period")):
+        if field is BudgetConfig.model_fields[name]:
             return word
     first, *more = [one for one in _parts(field.annotation) if one is not type(None)]
     if get_origin(first) is Literal:
@@ -136,9 +137,8 @@ def _bounds(field: FieldInfo, kind: str) -> str:
         for key in ("ge", "gt", "le", "lt", "min_length", "max_length")
         if getattr(one, key, None) is not None
     }
-    what = "" if kind in {"duration", "size", "integer", "number", "amount"} else (
-        " characters" if kind == "text" else " items"
-    )  # fmt: skip
+    is_counted = kind.startswith("[") or kind in {"list of text", "table"}
+    what = " items" if is_counted else " characters" if kind == "text" else ""
     low = limits.get("ge", limits.get("min_length"))
     high = limits.get("le", limits.get("max_length"))
     if high == INT64_MAX:
@@ -165,9 +165,9 @@ def _value(value: Any, kind: str) -> str:  # noqa: ANN401 -- any default
     if value is None or value is PydanticUndefined or value == ():
         return "none"
     if kind == "duration":
-        return f"`{_in_units(value, _TIMES_MS)}`"
+        return f'`"{_in_units(value, _TIMES_MS)}"`'
     if kind == "size":
-        return f"`{_in_units(value, _SIZES)}`"
+        return f'`"{_in_units(value, _SIZES)}"`'
     match value:
         case bool():
             return f"`{str(value).lower()}`"
