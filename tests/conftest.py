@@ -19,6 +19,7 @@ models = [
 """
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where files run side by side: those that build in the same folder are one."""
     for item in items:
