@@ -50,7 +50,7 @@ test-miri:
 
 # Tests with random input print their seed; BURSAR_SEED=… plays one again.
 test-python: build
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Soaks, hundreds of kills, millions of operations: most of an hour.
 test-long: build

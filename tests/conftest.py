@@ -7,7 +7,6 @@ import pytest
 
 import bursar
 
-BUILDERS = {"clients", "packaging"}
 CONFIG = """
 [[accounts]]
 path = "**"
@@ -17,14 +16,6 @@ models = [
     { name = "tiny", input_nanos_per_million = 1_000_000, output_nanos_per_million = 2_000_000 },
 ]
 """
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where files run side by side: those that build in the same folder are one."""
-    for item in items:
-        one = item.path.parent if item.path.parent.name in BUILDERS else item.path
-        item.add_marker(pytest.mark.xdist_group(str(one)))
 
 
 @pytest.fixture(scope="session")
