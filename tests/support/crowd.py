@@ -9,7 +9,6 @@ import http.client
 import itertools
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import tempfile
@@ -240,8 +239,7 @@ def ask(place: Place, stop: Event, _pipe: Connection) -> int:
 
 
 def keep(place: Place, stop: Event, _pipe: Connection) -> int:
-    """Backups, each of them verified, one in ten minutes, with `nice` as operators are told."""
-    os.nice(10)
+    """Backups, each of them verified, one in ten minutes."""
     with tempfile.TemporaryDirectory(dir=place.store.parent) as folder:
         while True:
             backup.make(place.store, Path(folder) / "backup")

@@ -395,7 +395,9 @@ mod tests {
         let room = Room::new(1 << 20);
         let answer = |length| {
             let share = Arc::new(Share::of(&room, &Arc::default()));
-            let mut answer = http::Response::new(Body::empty());
+            // One that is not at its end yet.
+            let (_sender, body) = Channel::<Bytes, Status>::new(1);
+            let mut answer = http::Response::new(Body::new(body));
             answer.extensions_mut().insert(Announced(length));
             outgoing(&share, answer)
         };
