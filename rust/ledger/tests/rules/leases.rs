@@ -13,18 +13,18 @@ use crate::common::*;
 
 /// What a client sees.
 #[derive(Debug, Default)]
-struct Page {
+pub(crate) struct Page {
     used: AtomicI64,
     told: Mutex<Told>,
 }
 
 #[derive(Debug, Default, Clone)]
-struct Told {
-    open: bool,
-    granted: i64,
-    verdict: Option<Verdict>,
-    ended: bool,
-    advice: Option<Advice>,
+pub(crate) struct Told {
+    pub(crate) open: bool,
+    pub(crate) granted: i64,
+    pub(crate) verdict: Option<Verdict>,
+    pub(crate) ended: bool,
+    pub(crate) advice: Option<Advice>,
 }
 
 impl Pages for Page {
@@ -54,7 +54,7 @@ impl Pages for Page {
 
 impl Page {
     /// An honest client's step: whether it fitted.
-    fn step(&self, count: i64) -> bool {
+    pub(crate) fn step(&self, count: i64) -> bool {
         let told = self.told.lock().unwrap();
         let fits = told.open && !told.ended && self.used() + count <= told.granted;
         if fits {
@@ -63,24 +63,24 @@ impl Page {
         fits
     }
 
-    fn told(&self) -> Told {
+    pub(crate) fn told(&self) -> Told {
         self.told.lock().unwrap().clone()
     }
 }
 
-fn attach(world: &World, id: ReservationId, ahead: i64, claim: i64) -> (Arc<Page>, Leased) {
+pub(crate) fn attach(world: &World, id: ReservationId, ahead: i64, claim: i64) -> (Arc<Page>, Leased) {
     let page = Arc::new(Page::default());
     let ask = asking(&page, Counts::Unit(Unit::Tokens), ahead, claim);
     let leased = world.ledger.attach(id, ask, world.now()).unwrap();
     (page, leased)
 }
 
-fn asking(page: &Arc<Page>, counts: Counts, ahead: i64, claim: i64) -> Attach {
+pub(crate) fn asking(page: &Arc<Page>, counts: Counts, ahead: i64, claim: i64) -> Attach {
     let pages: Arc<dyn Pages> = Arc::clone(page) as _;
     Attach { pages, counts, claim, ahead, at_most: 0, owner: None }
 }
 
-fn pump(world: &World, id: ReservationId) -> Pumped {
+pub(crate) fn pump(world: &World, id: ReservationId) -> Pumped {
     let pumped = world.ledger.pump(id, true, world.now());
     if let Pumped::On { topped_up: Some(_) } = pumped {
         world.ledger.publish(id, u64::MAX);
@@ -92,7 +92,7 @@ fn standing(world: &World) -> (i64, i64, i64, i64) {
     world.standing("a", Unit::Tokens)
 }
 
-fn more(world: &World, id: ReservationId, total: i64) -> Verdict {
+pub(crate) fn more(world: &World, id: ReservationId, total: i64) -> Verdict {
     let wish = exactly(tokens(total));
     let extended = world.ledger.extend(id, Some(&wish), true, None, world.now()).unwrap();
     world.ledger.publish(id, u64::MAX);

@@ -20,4 +20,5 @@ mod settlement;
 mod slices;
 mod spending;
 mod threads;
+mod topups;
 mod velocity;
