@@ -10,6 +10,7 @@ mod bounds;
 mod channels;
 mod clocks;
 mod honest;
+mod journal;
 mod keys;
 mod leases;
 mod limits;
