@@ -2,7 +2,7 @@
 
 use bursar_ledger::{Amounts, LedgerError, MAX_BUDGETS, Period, Settings, Unit};
 
-use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens, totals};
+use crate::common::{DAY, HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens, totals};
 
 #[test]
 fn r15_reservations_are_bounded_and_come_back() {
@@ -107,10 +107,47 @@ fn r15_budgets_of_one_account_are_bounded() {
 
 #[test]
 fn r15_a_pattern_with_too_many_budgets_makes_no_account() {
-    let budgets = (1..=17).map(|length| spec(Unit::Tokens, Period::rolling(length * 1_000), 5));
-    let world = World::with(settings(vec![pattern("a/*", budgets.collect())]));
-    assert!(world.open("a/b").is_err());
-    assert_eq!((world.ledger.account_count(), world.tape.len()), (0, 0));
+    let open = |count: i64| {
+        let budget = |length| spec(Unit::Tokens, Period::rolling(length * 1_000), 5);
+        let budgets = (1..=count).map(budget).collect();
+        let world = World::with(settings(vec![pattern("a/*", budgets)]));
+        (world.open("a/b").is_ok(), world.ledger.account_count(), world.tape.len() > 0)
+    };
+    assert_eq!(open(MAX_BUDGETS as i64 + 1), (false, 0, false));
+    assert_eq!(open(MAX_BUDGETS as i64), (true, 2, true));
+}
+
+#[test]
+fn r10_of_two_patterns_the_first_says_what_a_unit_and_period_has() {
+    let of = |period: Period, limit| spec(Unit::Tokens, period, limit);
+    let hour = Period::rolling(HOUR);
+    let world = World::with(settings(vec![
+        pattern("a/x", vec![of(hour.clone(), 5), of(Period::total(), 6)]),
+        pattern("a/*", vec![of(hour, 7), of(Period::rolling(DAY), 8)]),
+    ]));
+    world.open("a/x").unwrap();
+    let view = world.ledger.account("a/x", world.now()).unwrap();
+    let limits: Vec<_> = view.balances.iter().map(|balance| balance.standing.limit).collect();
+    assert_eq!(limits, [5, 6, 8]);
+}
+
+#[test]
+fn r15_an_account_that_found_no_room_to_come_back_comes_back_later() {
+    let world = World::with(Settings {
+        max_accounts: 2,
+        key_retention_ms: 10 * HOUR,
+        ..settings(vec![pattern("a", vec![]), pattern("a/*", vec![])])
+    });
+    let id = world.held("a/x", 10);
+    world.release(id);
+    world.wait(HOUR);
+    assert_eq!(world.ledger.retire_idle(world.now()).len(), 2);
+    world.open("a/y").unwrap();
+    assert_eq!(world.commit(id, 4).view.spent, tokens(4), "it still counts");
+    assert!(world.open("a/x").is_err(), "there is no room");
+    world.wait(HOUR);
+    assert_eq!(world.ledger.retire_idle(world.now()).len(), 2);
+    world.held("a/x", 1);
 }
 
 fn retiring_settings() -> Settings {

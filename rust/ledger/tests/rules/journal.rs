@@ -1,10 +1,10 @@
 //! R13: what the journal hears is all that a ledger needs to stand where it stood: each settlement to
 //! the exact amount, the ids that were given out, and the keys.
 
-use bursar_ledger::fact::{Fact, Settled};
+use bursar_ledger::fact::{Fact, Record, Settled};
 use bursar_ledger::{
     Admission, Amounts, Ask, BudgetSpec, HighIds, LedgerError, Period, PeriodKind, Replay,
-    ReservationId, Spending, State, Unit,
+    ReservationId, Settings, Spending, State, Unit, Verdict,
 };
 
 use crate::common::*;
@@ -155,21 +155,14 @@ fn r13_ids_that_were_given_out_are_not_given_out_again() {
 fn r13_a_key_that_was_used_again_names_the_later_reservation() {
     let world = World::tokens(&[("a", 100)]);
     let first = keyed(&world, 1, 5).unwrap();
-    // A slot in between, so that the later one does not take the place of the first.
-    let _other = world.held("a", 1);
+    let other = world.held("a", 1);
     world.release(first);
-    let record = world.tape.records();
+    world.release(other);
     world.wait(RETENTION);
     world.ledger.tick(world.now());
-    let _taken = world.held("a", 1);
     let later = keyed(&world, 1, 6).unwrap();
-    assert_ne!((first.sequence, first.slot), (later.sequence, later.slot));
-    let again = again(&world);
-    assert_eq!(keyed(&again, 1, 6), Ok(later));
-    // The store may tell of the first one again, after the later one.
-    let facts = [world.tape.records(), record].concat();
-    let again = world.replayed(World::plain(), &facts);
-    assert_eq!(keyed(&again, 1, 6), Ok(later));
+    assert_ne!(first.slot, later.slot, "the first is still in its slot after a replay");
+    assert_eq!(keyed(&again(&world), 1, 6), Ok(later));
 }
 
 #[test]
@@ -185,4 +178,100 @@ fn r13_the_key_of_a_reservation_whose_slot_was_used_again_is_free() {
     let fresh = keyed(&again, 1, 7).unwrap();
     assert!(fresh != first && fresh != second);
     assert_eq!(keyed(&again, 2, 6), Ok(second), "its own is kept");
+}
+
+#[test]
+fn r13_a_recovered_reservation_has_its_time_to_live_before_it_and_a_slot_of_nobody_is_free() {
+    let world = World::tokens(&[("a", 100)]);
+    let (gone, held) = (world.held("a", 5), world.held("a", 7));
+    world.wait(TTL / 2);
+    let of_gone = |fact: &Fact| matches!(fact, Fact::Reserved(reserved) if reserved.id == gone);
+    let mut records = world.tape.records();
+    records.iter_mut().for_each(|record| record.facts.retain(|fact| !of_gone(fact)));
+    let settings = Settings { max_reservations: 2, ..World::plain() };
+    let again = world.replayed(settings, &records);
+    assert_eq!(again.view(held).expires_in_ms, TTL);
+    assert_eq!(again.held("a", 1).slot, gone.slot);
+    assert!(again.reserve(ask("a", exactly(tokens(1)))).is_err(), "two are the maximum");
+}
+
+#[test]
+fn r13_a_recovered_window_has_its_verdict_and_reports_each_threshold_once() {
+    let world = World::new();
+    world.set("a", stepped(100)).unwrap();
+    let id = world.held("a", 90);
+    assert_eq!(world.debit(id, 60).verdict, Verdict::Warn);
+    world.ledger.log_used(world.now());
+    let again = again(&world);
+    assert_eq!(again.debit(id, 60).verdict, Verdict::Warn, "before anything is spent");
+    again.debit(id, 61);
+    assert!(again.tape.crossings().is_empty());
+    again.debit(id, 80);
+    assert_eq!(again.tape.crossings(), [800]);
+    // The process ended before it could tell.
+    let mut records = world.tape.records();
+    let told = |fact: &Fact| matches!(fact, Fact::Crossed { .. });
+    records.iter_mut().for_each(|record| record.facts.retain(|fact| !told(fact)));
+    let again = world.replayed(World::plain(), &records);
+    again.debit(id, 61);
+    assert_eq!(again.tape.crossings(), [500]);
+}
+
+/// The records, and the first `Resliced` of the reservation once more.
+fn resliced_again(world: &World, id: ReservationId) -> World {
+    let mut records = world.tape.records();
+    let of = |fact: &Fact| matches!(fact, Fact::Resliced { id: of, .. } if *of == id);
+    let old = records.iter().find(|record| record.facts.iter().any(of)).cloned();
+    records.push(old.expect("it was resliced"));
+    world.replayed(World::plain(), &records)
+}
+
+#[test]
+fn r13_a_hold_that_is_told_again_is_not_shrunk_below_what_was_spent_of_it_since() {
+    let world = hourly(100);
+    let parent = world.held("a", 10);
+    let child = world.nest("a", parent, tokens(5)).unwrap().id;
+    world.release(child);
+    world.debit(parent, 8);
+    world.ledger.log_used(world.now());
+    let again = resliced_again(&world, parent);
+    assert_eq!(again.standing("a", Unit::Tokens), (100, 2, 8, 90));
+    assert_eq!(again.view(parent).granted, tokens(10));
+}
+
+#[test]
+fn r13_a_hold_that_is_told_again_does_not_lose_a_window_in_which_it_was_spent_since() {
+    let world = hourly(100);
+    let id = world.held("a", 5);
+    world.extend(id, 6);
+    world.wait(HOUR);
+    world.extend(id, 10);
+    world.debit(id, 8);
+    world.ledger.log_used(world.now());
+    let again = resliced_again(&world, id);
+    assert_eq!(again.standing("a", Unit::Tokens), (100, 2, 2, 96));
+    assert_eq!(again.view(id).granted, tokens(10));
+}
+
+#[test]
+fn r13_a_late_commit_of_a_forgotten_reservation_counts_and_its_hold_must_be_known() {
+    let world = hourly(20);
+    let id = world.held("a", 10);
+    world.release(id);
+    world.commit(id, 12);
+    let without = |dropped: &dyn Fn(&Fact) -> bool| {
+        let mut replay = Replay::new(World::plain(), Tape::default(), world.now());
+        let facts = |record: &Record| record.facts.iter().filter(|f| !dropped(f)).cloned().collect();
+        let records = world.tape.records();
+        let mut records = records.iter().map(|r| Record { facts: facts(r), ..r.clone() });
+        records.try_for_each(|record| replay.apply(&record)).map(|()| {
+            let ledger = replay.finish(HighIds::default());
+            ledger.account("a", world.now()).unwrap().balances[0].standing.spent
+        })
+    };
+    let reserved = |fact: &Fact| matches!(fact, Fact::Reserved(_));
+    let of_hold = |fact: &Fact| matches!(fact, Fact::Settled(s) if !s.slices.is_empty());
+    assert_eq!(without(&|_| false).unwrap(), 12);
+    assert_eq!(without(&|fact| reserved(fact) || of_hold(fact)).unwrap(), 12);
+    without(&reserved).expect_err("an end of a hold that nobody knows");
 }
