@@ -27,6 +27,8 @@ struct Plan {
     room: AtomicU64,
     no_sync: AtomicBool,
     no_cut: AtomicBool,
+    /// Whether the next write is interrupted.
+    interrupted: AtomicBool,
     no_new_file: AtomicBool,
 }
 
@@ -39,6 +41,9 @@ fn fault() -> io::Error {
 impl LogFile for Faulty {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let Faulty(file, plan) = self;
+        if plan.interrupted.swap(false, Ordering::SeqCst) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let mut len = bytes.len() as u64;
         let at_once = plan.at_once.load(Ordering::SeqCst);
         if at_once != 0 {
@@ -123,11 +128,12 @@ fn numbered(number: i64) -> Record {
 }
 
 #[test]
-fn short_writes_are_completed() {
+fn short_and_interrupted_writes_are_completed() {
     let subject = subject();
     let (store, _) = subject.open();
     subject.plan.at_once.store(7, Ordering::SeqCst);
     for number in 1..=20 {
+        subject.plan.interrupted.store(true, Ordering::SeqCst);
         store.append(&numbered(number));
         store.write().expect("written");
     }
