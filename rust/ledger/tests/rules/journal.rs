@@ -88,9 +88,11 @@ fn r13_a_commit_tells_what_it_returned_and_what_passed_the_limit() {
     world.commit(less, 4);
     let told = settlements(&world).pop().unwrap();
     assert_eq!((told.returned, told.overdraft), (tokens(6), Amounts::ZERO));
+    assert_eq!(told.granted(), tokens(10));
     world.commit(more, 19);
     let told = settlements(&world).pop().unwrap();
     assert_eq!((told.returned, told.overdraft), (Amounts::ZERO, tokens(3)));
+    assert_eq!(told.granted(), tokens(10));
     let again = again(&world);
     for id in [less, more] {
         let (was, is) = (world.view(id), again.view(id));

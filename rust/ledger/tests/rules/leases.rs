@@ -270,7 +270,7 @@ fn r07_a_commit_ends_the_lease_and_its_own_amount_counts() {
     assert_eq!(world.ledger.end(id, measured, world.now()).unwrap().view.spent, tokens(6));
 }
 
-fn gpt() -> Rate {
+pub(crate) fn gpt() -> Rate {
     Rate {
         model: "m".into(),
         input_nanos_per_million: 333_333_333,

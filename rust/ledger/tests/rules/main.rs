@@ -23,3 +23,4 @@ mod spending;
 mod threads;
 mod topups;
 mod velocity;
+mod views;
