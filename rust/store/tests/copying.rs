@@ -178,6 +178,9 @@ fn an_upgrade_keeps_the_store_as_it_was_whatever_an_earlier_one_left() {
     assert_eq!(found, log, "its log as it was");
     assert!(!beside(".copying").exists());
     drop(store);
+    let (_store, recovery, _) = open_all(&config).expect("it opens again");
+    assert_eq!(recovery.upgraded_from, None);
+    assert!(!beside(".version-2").exists(), "there was nothing to upgrade");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! R15: everything is bounded, and a bound that is reached is named and recovered from.
 
-use bursar_ledger::{Amounts, LedgerError, MAX_BUDGETS, Period, Settings, Unit};
+use bursar_ledger::{Amounts, LedgerError, MAX_BUDGETS, Period, PeriodKind, Settings, Unit};
 
-use crate::common::{DAY, HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens, totals};
+use crate::common::{
+    DAY, HOUR, RETENTION, TTL, World, ask, exactly, pattern, settings, spec, tokens, totals,
+};
 
 #[test]
 fn r15_reservations_are_bounded_and_come_back() {
@@ -272,4 +274,38 @@ fn r15_an_account_whose_owner_may_hold_capacity_does_not_retire() {
     world.ledger.owner_gone(id, world.now()).unwrap();
     world.ledger.retire("a/b", world.now()).unwrap();
     assert_eq!(world.standing("a", Unit::VramBytes), (10, 0, 0, 10));
+}
+
+#[test]
+fn r15_an_account_retires_once_it_is_idle_for_long_and_its_window_is_over() {
+    let period = Period::calendar(PeriodKind::Hour, "UTC");
+    let mut budget = spec(Unit::Tokens, period, 100);
+    budget.terms.manual = false;
+    let world = World::with(settings(vec![pattern("a", vec![]), pattern("b", vec![budget])]));
+    let retired = || {
+        let retired = world.ledger.retire_idle(world.now());
+        retired.iter().map(|path| path.to_string()).collect::<Vec<_>>()
+    };
+    world.open("a").unwrap();
+    world.wait(HOUR - 1);
+    assert_eq!(retired(), [""; 0]);
+    world.wait(1);
+    assert_eq!(retired(), ["a"]);
+    world.record("b", tokens(5)).unwrap();
+    world.wait(HOUR - 1);
+    assert_eq!(retired(), [""; 0]);
+    world.wait(1);
+    assert_eq!(retired(), ["b"], "to the millisecond");
+}
+
+#[test]
+fn r15_an_account_with_half_of_all_reservations_is_no_crowd_and_with_one_more_it_is() {
+    let world = World::with(Settings { max_reservations: 10, ..World::plain() });
+    let _held: Vec<_> = (0..5).map(|_| world.held("a/x", 1)).collect();
+    let _other = world.held("b/x", 1);
+    world.ledger.look_for_crowd();
+    let _sixth = world.held("a/x", 1);
+    world.ledger.look_for_crowd();
+    assert!(world.reserve(ask("a/x", exactly(tokens(1)))).is_err());
+    world.held("b/x", 1);
 }

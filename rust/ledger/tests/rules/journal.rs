@@ -277,3 +277,17 @@ fn r13_a_late_commit_of_a_forgotten_reservation_counts_and_its_hold_must_be_know
     assert_eq!(without(&|fact| reserved(fact) || of_hold(fact)).unwrap(), 12);
     without(&reserved).expect_err("an end of a hold that nobody knows");
 }
+
+#[test]
+fn r13_a_window_that_is_told_of_late_takes_no_newer_ones_place() {
+    let world = hourly(100);
+    world.record("a", tokens(5)).unwrap();
+    world.wait(HOUR);
+    world.record("a", tokens(7)).unwrap();
+    let mut records = world.tape.records();
+    let opened = |fact: &Fact| matches!(fact, Fact::WindowOpened { end_ms, .. } if *end_ms < i64::MAX);
+    let old = records.iter().find(|record| record.facts.iter().any(opened)).cloned().unwrap();
+    records.push(Record { facts: old.facts.into_iter().filter(opened).collect(), ..old });
+    let again = world.replayed(World::plain(), &records);
+    assert_eq!(again.standing("a", Unit::Tokens), (100, 0, 7, 93));
+}

@@ -426,6 +426,7 @@ fn of_the_open_reservations_leases_come_first_and_then_the_newest() {
         (ids[2], Debiting::Calls),
     ];
     assert_eq!(open(9), (all.clone(), 4));
+    assert_eq!(open(4), (all.clone(), 4));
     assert_eq!(open(2), (all[..2].to_vec(), 4));
     assert_eq!(open(0), (vec![], 4));
 }
