@@ -379,7 +379,10 @@ mod tests {
         assert_eq!(of(&largest).next(1).expect("read"), Next::Frame(&largest));
         assert_eq!(of(&[largest, vec![7]].concat()).next(1).expect("read"), impossible);
         assert_eq!(of(&[]).next(1).expect("read"), impossible);
-        assert_eq!(of(&[7]).next(2).expect("read"), Next::Bad("the record's sequence is out of turn"));
+        assert_eq!(
+            of(&[7]).next(2).expect("read"),
+            Next::Bad("the record's sequence is out of turn")
+        );
     }
 
     #[test]

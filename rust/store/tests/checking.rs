@@ -55,7 +55,12 @@ fn a_store_whose_files_are_taken_away_says_so() {
             fs::rename(config.path.with_extension("other"), &config.path).expect("put there");
         }),
         ("it is cut", |config| {
-            fs::File::options().write(true).open(&config.path).expect("open").set_len(0).expect("cut");
+            fs::File::options()
+                .write(true)
+                .open(&config.path)
+                .expect("open")
+                .set_len(0)
+                .expect("cut");
         }),
         ("the log is gone", |config| {
             fs::remove_file(segments(config).last().expect("one")).expect("gone");

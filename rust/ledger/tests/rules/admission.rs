@@ -202,7 +202,8 @@ fn r05_the_least_worth_having_is_granted_where_exactly_that_is_left() {
     for (limit, granted_tokens) in [(29, None), (30, Some(tokens(30))), (31, Some(tokens(31)))] {
         let world = World::tokens(&[("a", limit)]);
         let wish = Wish::Usage { rate: None, usage, min_output_tokens: 20 };
-        let granted = granted(&world, "a", wish).map(|amounts| amounts.filter(|u| u == Unit::Tokens));
+        let granted =
+            granted(&world, "a", wish).map(|amounts| amounts.filter(|u| u == Unit::Tokens));
         assert_eq!(granted, granted_tokens, "of {limit}");
     }
 }

@@ -263,7 +263,8 @@ fn r13_a_late_commit_of_a_forgotten_reservation_counts_and_its_hold_must_be_know
     world.commit(id, 12);
     let without = |dropped: &dyn Fn(&Fact) -> bool| {
         let mut replay = Replay::new(World::plain(), Tape::default(), world.now());
-        let facts = |record: &Record| record.facts.iter().filter(|f| !dropped(f)).cloned().collect();
+        let facts =
+            |record: &Record| record.facts.iter().filter(|f| !dropped(f)).cloned().collect();
         let records = world.tape.records();
         let mut records = records.iter().map(|r| Record { facts: facts(r), ..r.clone() });
         records.try_for_each(|record| replay.apply(&record)).map(|()| {
@@ -285,7 +286,8 @@ fn r13_a_window_that_is_told_of_late_takes_no_newer_ones_place() {
     world.wait(HOUR);
     world.record("a", tokens(7)).unwrap();
     let mut records = world.tape.records();
-    let opened = |fact: &Fact| matches!(fact, Fact::WindowOpened { end_ms, .. } if *end_ms < i64::MAX);
+    let opened =
+        |fact: &Fact| matches!(fact, Fact::WindowOpened { end_ms, .. } if *end_ms < i64::MAX);
     let old = records.iter().find(|record| record.facts.iter().any(opened)).cloned().unwrap();
     records.push(Record { facts: old.facts.into_iter().filter(opened).collect(), ..old });
     let again = world.replayed(World::plain(), &records);

@@ -68,7 +68,12 @@ impl Page {
     }
 }
 
-pub(crate) fn attach(world: &World, id: ReservationId, ahead: i64, claim: i64) -> (Arc<Page>, Leased) {
+pub(crate) fn attach(
+    world: &World,
+    id: ReservationId,
+    ahead: i64,
+    claim: i64,
+) -> (Arc<Page>, Leased) {
     let page = Arc::new(Page::default());
     let ask = asking(&page, Counts::Unit(Unit::Tokens), ahead, claim);
     let leased = world.ledger.attach(id, ask, world.now()).unwrap();
@@ -347,6 +352,7 @@ fn r15_a_count_fits_its_word_whatever_is_held() {
     let world = World::tokens(&[("a", i64::MAX)]);
     let id = world.held("a", i64::MAX);
     let (_, leased) = attach(&world, id, 0, i64::MAX);
+    assert_eq!(leased.granted, 0xffff_ffff_ffff, "48 bits");
     assert_eq!(leased.granted, bursar_ledger::lease::COUNT_MAX);
     assert_eq!(standing(&world).2, leased.granted);
 }

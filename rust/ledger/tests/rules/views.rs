@@ -21,9 +21,8 @@ fn accounts_are_listed_in_order_with_what_is_pending_at_or_below_them() {
     world.release(ended);
     let listed = |path, after, limit| {
         let views = world.ledger.accounts(path, after, limit, world.now());
-        let view = |view: &bursar_ledger::AccountView| {
-            (view.path.to_string(), view.open_reservations)
-        };
+        let view =
+            |view: &bursar_ledger::AccountView| (view.path.to_string(), view.open_reservations);
         views.iter().map(view).collect::<Vec<_>>()
     };
     let of = |pairs: &[(&str, i64)]| {
@@ -188,6 +187,7 @@ fn the_longest_paths_and_patterns_are_valid_and_no_longer_ones() {
 #[test]
 fn periods_and_actions_have_names() {
     let period = |kind, zone| Period::calendar(kind, zone).to_string();
+    assert_eq!(bursar_ledger::ROLLING_MS, 1_000..=31_622_400_000, "a second to a leap year");
     assert_eq!(Period::total().to_string(), "total");
     assert_eq!(Period::rolling(90_000).to_string(), "rolling:90s");
     assert_eq!(Period::rolling(1_500).to_string(), "rolling:1500ms");
