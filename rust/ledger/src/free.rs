@@ -86,3 +86,29 @@ impl FreeList {
         usize::try_from(count).expect("32 bits")
     }
 }
+
+#[cfg(all(test, not(bursar_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_change_raises_the_turn_and_a_turn_that_wraps_leaves_the_index_alone() {
+        let (free, links) = (FreeList::new(), [Link::new(), Link::new()]);
+        let link = |index: u32| &links[index as usize];
+        let head = || split(free.head.load(Ordering::SeqCst));
+        free.push(0, link);
+        assert_eq!(head(), (1, 1));
+        free.push(1, link);
+        assert_eq!(head(), (2, 2));
+        assert_eq!(free.pop(link), Some(1));
+        assert_eq!(head(), (3, 1));
+        for top in [1, 0] {
+            free.head.store(join(LOW, top), Ordering::SeqCst);
+            free.push(1, link);
+            assert_eq!((head(), free.len(link)), ((0, 2), 1 + usize::from(top == 1)));
+            free.head.store(join(LOW, 2), Ordering::SeqCst);
+            assert_eq!(free.pop(link), Some(1));
+            assert_eq!(head(), (0, top));
+        }
+    }
+}

@@ -52,3 +52,23 @@ impl Keys {
         self.shards[index].lock()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hash::BuildHasher;
+
+    use super::*;
+
+    #[test]
+    fn the_low_half_of_a_key_is_its_hash_and_the_high_half_names_its_shard() {
+        let key = 7 << 64 | 5;
+        for (key, low) in [(key, 5), (u128::MAX, u64::MAX), (1 << 64, 0)] {
+            assert_eq!(BuildHasherDefault::<AlreadyHashed>::default().hash_one(key), low);
+        }
+        let keys = Keys::new();
+        for (key, shard) in [(key, 7), (u128::MAX, 63), (5, 0)] {
+            let _held = keys.shard(key);
+            assert!(keys.shards[shard].is_locked(), "{key:x}");
+        }
+    }
+}

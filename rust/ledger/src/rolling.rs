@@ -90,3 +90,41 @@ impl Rolling {
         sum
     }
 }
+
+#[cfg(all(test, not(bursar_loom)))]
+mod tests {
+    use super::*;
+
+    /// Buckets of one millisecond.
+    fn rolling() -> Rolling {
+        Rolling::of(&Period::rolling(BUCKETS)).expect("it rolls")
+    }
+
+    #[test]
+    fn the_buckets_of_a_length_cover_it() {
+        let lengths = [1, 63, 64, 65, 128, 129, 3_600_000];
+        assert_eq!(lengths.map(bucket_ms), [1, 1, 1, 2, 2, 3, 56_250]);
+    }
+
+    #[test]
+    fn what_is_taken_back_is_the_oldest_that_is_left_and_the_newest_as_well() {
+        let rolling = rolling();
+        assert_eq!(rolling.roll(1_000), 0);
+        rolling.add(1_000, 10);
+        assert_eq!(rolling.roll(1_064), 0);
+        rolling.add(1_064, 10);
+        assert_eq!(rolling.take_back(7), 7, "of the older ones");
+        assert_eq!(rolling.roll(1_065), 3);
+        assert_eq!(rolling.take_back(99), 10);
+        assert_eq!(rolling.roll(1_200), 0);
+    }
+
+    #[test]
+    fn restored_buckets_leave_when_they_would_have() {
+        let rolling = rolling();
+        rolling.restore(&[]);
+        rolling.restore(&[(1_010, 5), (1_000, 7)]);
+        let left = [1_000, 1_064, 1_065, 1_074, 1_075, 1_076].map(|now_ms| rolling.roll(now_ms));
+        assert_eq!(left, [0, 0, 7, 0, 5, 0]);
+    }
+}

@@ -203,3 +203,30 @@ impl Slots {
             .map_while(|index| Some((u32::try_from(index).ok()?, self.all.get(index)?)))
     }
 }
+
+#[cfg(all(test, not(bursar_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_belongs_to_the_chunk_of_its_index_and_there_are_no_more_chunks() {
+        let slots = Slots::new(usize::MAX);
+        let last = 2 * CHUNK;
+        let indices: Vec<_> = (0..=last).filter_map(|_| slots.take()).collect();
+        assert_eq!((indices.len(), slots.chunks.count()), (last + 1, 3));
+        for index in [0, CHUNK - 1, CHUNK, last].map(|index| index as u32) {
+            slots.set_deadline(index, 5);
+            slots.set_debited(index);
+            let (mut due, mut debited) = (Vec::new(), 0);
+            slots.each_due(4, |index, _| due.push(index));
+            assert_eq!(due, [], "none is due yet");
+            slots.each_due(5, |index, _| due.push(index));
+            assert_eq!(due, [index]);
+            slots.each_debited(|index, slot| {
+                debited += u32::from(slot.is_due(5)) * (index + 1);
+            });
+            assert_eq!(debited, index + 1, "the only one of its chunk that is due");
+            slots.set_deadline(index, NEVER);
+        }
+    }
+}

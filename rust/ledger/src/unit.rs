@@ -289,4 +289,29 @@ mod tests {
             assert_eq!(left.blend(&right, !(1 << unit.index())), right);
         }
     }
+
+    #[test]
+    fn any_negative_amount_and_any_capacity_is_named_however_many_there_are() {
+        let wrong = |checked: Result<(), LedgerError>| match checked {
+            Err(LedgerError::InvalidAmount { unit, .. }) => Some(unit),
+            _ => None,
+        };
+        let (usd, vram) = (Unit::UsdNanos, Unit::VramBytes);
+        for (amounts, negative) in [
+            (vec![(usd, -1)], Some(usd)),
+            (vec![(Unit::Tokens, 0), (usd, -1), (Unit::Calls, -1)], Some(usd)),
+            (vec![(Unit::Tokens, 0), (usd, i64::MAX)], None),
+        ] {
+            let amounts: Amounts = amounts.into_iter().collect();
+            assert_eq!(wrong(amounts.check_not_negative()), negative);
+        }
+        for (amounts, capacity) in [
+            (vec![(vram, 3), (Unit::Concurrency, 3)], Some(vram)),
+            (vec![(Unit::Concurrency, 1)], Some(Unit::Concurrency)),
+            (vec![(Unit::Tokens, 1)], None),
+        ] {
+            let amounts: Amounts = amounts.into_iter().collect();
+            assert_eq!(wrong(amounts.check_no_capacity()), capacity);
+        }
+    }
 }

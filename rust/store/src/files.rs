@@ -235,4 +235,10 @@ mod tests {
         assert!(matches!(take(), Err(StoreError::InUse { .. })));
         drop(again);
     }
+
+    #[test]
+    fn the_folder_of_a_bare_name_is_the_one_that_we_are_in() {
+        let folders = ["/a/b.db", "a/b.db", "b.db"].map(|path| parent(Path::new(path)));
+        assert_eq!(folders, ["/a", "a", "."].map(Path::new));
+    }
 }

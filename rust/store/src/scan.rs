@@ -339,3 +339,74 @@ fn judge(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tempfile::tempfile;
+
+    use super::*;
+
+    fn frame(seq: u64, payload: &[u8]) -> Vec<u8> {
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&seq.to_le_bytes()), payload);
+        let len = u32::try_from(payload.len()).expect("small");
+        [&len.to_le_bytes()[..], &crc.to_le_bytes(), &seq.to_le_bytes(), payload].concat()
+    }
+
+    fn reader(bytes: &[u8]) -> FrameReader {
+        let mut file = tempfile().expect("a file");
+        file.write_all(bytes).expect("written");
+        FrameReader::of(file, 0).expect("opened")
+    }
+
+    #[test]
+    fn frames_that_straddle_what_is_read_at_once_are_read_whole() {
+        let payload = |seq: u64| vec![u8::try_from(seq).expect("small"); CHUNK_BYTES / 3 + 7];
+        let bytes: Vec<u8> = (1..=9).flat_map(|seq| frame(seq, &payload(seq))).collect();
+        let mut reader = reader(&bytes);
+        for seq in 1..=9 {
+            assert_eq!(reader.next(seq).expect("read"), Next::Frame(&payload(seq)), "{seq}");
+        }
+        assert_eq!(reader.next(10).expect("read"), Next::End);
+    }
+
+    #[test]
+    fn a_length_is_between_one_and_the_largest_record() {
+        let impossible = Next::Bad("the record's length is impossible");
+        let largest = vec![7; MAX_RECORD_BYTES];
+        let of = |payload: &[u8]| reader(&frame(1, payload));
+        assert_eq!(of(&largest).next(1).expect("read"), Next::Frame(&largest));
+        assert_eq!(of(&[largest, vec![7]].concat()).next(1).expect("read"), impossible);
+        assert_eq!(of(&[]).next(1).expect("read"), impossible);
+        assert_eq!(
+            of(&[7]).next(2).expect("read"),
+            Next::Bad("the record's sequence is out of turn")
+        );
+    }
+
+    #[test]
+    fn a_file_that_turns_out_shorter_is_cut_off() {
+        let bytes = frame(1, &[7; 20]);
+        for (end, reason) in [(10, "the head of the record"), (20, "the record")] {
+            let mut reader = reader(&bytes[..end]);
+            reader.set_end(1_000);
+            let cut = format!("{reason} is cut off");
+            assert!(matches!(reader.next(1), Ok(Next::Bad(bad)) if bad == cut), "at {end}");
+        }
+    }
+
+    #[test]
+    fn only_parts_of_its_own_first_header_make_a_segment_unfinished() {
+        let whole = Header::new(5, 9).encode();
+        let first_half = [&whole[..20], &[0; 44]].concat();
+        for part in [&whole[..], &whole[..33], &first_half] {
+            assert!(is_unfinished(part, 5, 9));
+        }
+        assert!(!is_unfinished(&whole, 6, 9), "another store's");
+        assert!(!is_unfinished(&whole, 5, 8), "another name's");
+        let mut damaged = whole;
+        damaged[9] = 0xff;
+        assert!(!is_unfinished(&damaged, 5, 9));
+    }
+}

@@ -4,7 +4,7 @@ mod support;
 
 use bursar_ledger::fact::Fact;
 use bursar_store::EntryKind::{Hold, Limit, Return, Spend};
-use bursar_store::{Case, Durability, StoreError};
+use bursar_store::{Case, Durability, StoreConfig, StoreError, diagnose};
 use support::*;
 
 #[test]
@@ -151,4 +151,51 @@ fn waiters_learn_that_it_is_synced() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     panic!("the listener was not called");
+}
+
+#[test]
+fn segments_are_filled_and_each_says_how_far_it_is_synced() {
+    let folder = folder();
+    let config = StoreConfig { segment_bytes: 4096, ..config_with(&folder, Durability::Power) };
+    let store = open(&config);
+    let idle = hold_import(&config);
+    add(&store, &world());
+    let mut record_bytes = 0;
+    for sequence in 1..=200 {
+        let before = store.figures().written_bytes;
+        add(&store, &reserve(sequence, 1));
+        record_bytes = record_bytes.max(store.figures().written_bytes - before);
+    }
+    store.wait_synced(201).expect("synced");
+    let lengths: Vec<u64> =
+        segments(&config).iter().map(|path| path.metadata().expect("length").len()).collect();
+    let (last, full) = lengths.split_last().expect("several");
+    assert!(full.len() > 1 && *last <= 4096, "{lengths:?}");
+    for length in full {
+        assert!((4096 - record_bytes + 1..=4096).contains(length), "{lengths:?}");
+    }
+    let bytes: u64 = lengths.iter().map(|length| length - 64).sum();
+    let figures = store.figures();
+    assert_eq!((figures.written_bytes, figures.backlog_bytes), (bytes, bytes));
+    assert_eq!(figures.backlog_records, 201);
+    let header = std::fs::read(&segments(&config)[0]).expect("read");
+    assert_eq!(header[12..16], store.store_id().to_le_bytes());
+    let scan = diagnose(&config.path).expect("looked at while it is open").log;
+    for segment in &scan.segments {
+        assert_eq!(segment.synced, Some(segment.last), "{scan:?}");
+    }
+    drop(idle);
+    store.import_through(201).expect("imported");
+    assert_eq!((store.figures().backlog_bytes, store.figures().written_bytes), (0, bytes));
+}
+
+#[test]
+fn a_log_that_cannot_be_looked_at_is_an_error_and_not_taken_for_absent() {
+    let folder = folder();
+    let config = config(&folder);
+    open(&config).close().expect("closed");
+    std::fs::remove_dir_all(log_folder(&config)).expect("gone");
+    std::fs::write(log_folder(&config), "in its place").expect("written");
+    let error = diagnose(&config.path).expect_err("no log can be there");
+    assert!(matches!(error, StoreError::Io { .. }), "{error:?}");
 }

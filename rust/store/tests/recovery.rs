@@ -162,11 +162,7 @@ fn a_later_log_is_refused() {
     let folder = folder();
     let config = crashed(&folder, Durability::Process, 2);
     let segment = segments(&config).pop().expect("one");
-    let mut bytes = fs::read(&segment).expect("read");
-    bytes[8..12].copy_from_slice(&(bursar_store::FORMAT_VERSION + 1).to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..24]);
-    bytes[24..28].copy_from_slice(&crc.to_le_bytes());
-    fs::write(&segment, bytes).expect("written");
+    rewrite_version(&segment, bursar_store::FORMAT_VERSION + 1);
     assert_eq!(case_of(&config), Case::LogNewer);
 }
 
@@ -277,9 +273,7 @@ fn what_follows_a_torn_segment_is_dropped_if_it_was_never_synced() {
     flip_last_byte(&segments[1]);
     assert_eq!(case_of(&config), Case::TornTail);
     let store = open(&config);
-    let first: u64 =
-        segments[2].file_stem().expect("name").to_str().expect("text").parse().expect("n");
-    assert_eq!(store.written(), first - 2, "all before the torn record");
+    assert_eq!(store.written(), first_of(&segments[2]) - 2, "all before the torn record");
     assert_eq!(support::segments(&config).len(), 1, "the later ones are gone");
 }
 
@@ -289,8 +283,7 @@ fn what_is_torn_before_a_synced_segment_is_damage() {
     let (config, segments) = rotated(&folder, 20);
     // As if the mark of the second had not reached the disk, and its last record neither.
     let store_id: [u8; 4] = fs::read(&segments[1]).expect("read")[12..16].try_into().expect("four");
-    let first: u64 =
-        segments[1].file_stem().expect("name").to_str().expect("text").parse().expect("n");
+    let first = first_of(&segments[1]);
     let mut bytes = fs::read(&segments[1]).expect("read");
     let mut half = bytes[..32].to_vec();
     assert_eq!(half[12..16], store_id);
@@ -327,4 +320,65 @@ fn a_refusal_names_the_place_and_the_way_out() {
     {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
+}
+
+/// The header of a segment of version `version`, its checksum right.
+fn rewrite_version(path: &Path, version: u32) {
+    let mut bytes = fs::read(path).expect("read");
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..24]);
+    bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+    fs::write(path, bytes).expect("written");
+}
+
+fn first_of(segment: &Path) -> u64 {
+    segment.file_stem().expect("name").to_str().expect("text").parse().expect("a number")
+}
+
+#[test]
+fn a_later_segment_behind_a_torn_one_or_a_hole_is_not_dropped() {
+    for hole in [false, true] {
+        let folder = folder();
+        let (config, segments) = rotated(&folder, 0);
+        rewrite_version(&segments[3], bursar_store::FORMAT_VERSION + 1);
+        if hole {
+            fs::remove_file(&segments[2]).expect("removed");
+        } else {
+            flip_last_byte(&segments[1]);
+        }
+        assert_eq!(case_of(&config), Case::LogNewer, "a hole: {hole}");
+    }
+}
+
+#[test]
+fn a_hole_ends_the_log_where_it_begins_even_before_a_torn_segment() {
+    let folder = folder();
+    let (config, segments) = rotated(&folder, 0);
+    fs::remove_file(&segments[2]).expect("removed");
+    flip_last_byte(&segments[3]);
+    let (store, recovery, _) = open_all(&config).expect("it opens");
+    let dropped = recovery.dropped.expect("what follows");
+    assert_eq!((&dropped.file, dropped.offset), (&segments[3], 0));
+    assert_eq!(dropped.sequence, first_of(&segments[2]));
+    assert_eq!(store.written(), dropped.sequence - 1);
+}
+
+#[test]
+fn a_segment_whose_header_did_not_reach_the_disk_whole_is_dropped() {
+    for written in [0, 20] {
+        let folder = folder();
+        let (config, segments) = rotated(&folder, 0);
+        let last = segments.last().expect("several");
+        let mut bytes = fs::read(last).expect("read");
+        bytes[written..64].fill(0);
+        fs::write(last, &bytes[..64]).expect("written");
+        assert_eq!(case_of(&config), Case::TornTail, "{written} bytes of it");
+    }
+    let folder = folder();
+    let (config, segments) = rotated(&folder, 0);
+    let last = segments.last().expect("several");
+    let mut bytes = fs::read(last).expect("read");
+    bytes[17] ^= 0xff;
+    fs::write(last, bytes).expect("written");
+    assert_eq!(case_of(&config), Case::LogDamaged, "other bytes than were written");
 }

@@ -195,3 +195,28 @@ fn r12_sums_of_usage_do_not_wrap() {
     assert_eq!(world.tokens_of("a"), (0, 0));
     assert_eq!(world.ledger.reservation_count(), 0);
 }
+
+#[test]
+fn r05_the_least_worth_having_is_granted_where_exactly_that_is_left() {
+    let usage = Usage { input_tokens: 10, output_tokens: 50, ..Usage::default() };
+    for (limit, granted_tokens) in [(29, None), (30, Some(tokens(30))), (31, Some(tokens(31)))] {
+        let world = World::tokens(&[("a", limit)]);
+        let wish = Wish::Usage { rate: None, usage, min_output_tokens: 20 };
+        let granted =
+            granted(&world, "a", wish).map(|amounts| amounts.filter(|u| u == Unit::Tokens));
+        assert_eq!(granted, granted_tokens, "of {limit}");
+    }
+}
+
+#[test]
+fn r05_a_least_above_the_most_is_refused_in_the_unit_where_it_is() {
+    let world = World::tokens(&[("a", 100)]);
+    let pairs = |tokens, usd| of(&[(Unit::Tokens, tokens), (Unit::UsdNanos, usd)]);
+    for (least, wrong) in [(pairs(6, 5), Unit::Tokens), (pairs(5, 6), Unit::UsdNanos)] {
+        let failed = world.reserve(ask("a", wish(pairs(5, 5), least))).unwrap_err();
+        assert!(
+            matches!(failed, LedgerError::InvalidAmount { unit, .. } if unit == wrong),
+            "{failed:?}"
+        );
+    }
+}

@@ -1,8 +1,10 @@
 //! R15: everything is bounded, and a bound that is reached is named and recovered from.
 
-use bursar_ledger::{Amounts, LedgerError, MAX_BUDGETS, Period, Settings, Unit};
+use bursar_ledger::{Amounts, LedgerError, MAX_BUDGETS, Period, PeriodKind, Settings, Unit};
 
-use crate::common::{HOUR, RETENTION, TTL, World, pattern, settings, spec, tokens, totals};
+use crate::common::{
+    DAY, HOUR, RETENTION, TTL, World, ask, exactly, pattern, settings, spec, tokens, totals,
+};
 
 #[test]
 fn r15_reservations_are_bounded_and_come_back() {
@@ -156,10 +158,47 @@ fn r15_budgets_of_one_account_are_bounded() {
 
 #[test]
 fn r15_a_pattern_with_too_many_budgets_makes_no_account() {
-    let budgets = (1..=17).map(|length| spec(Unit::Tokens, Period::rolling(length * 1_000), 5));
-    let world = World::with(settings(vec![pattern("a/*", budgets.collect())]));
-    assert!(world.open("a/b").is_err());
-    assert_eq!((world.ledger.account_count(), world.tape.len()), (0, 0));
+    let open = |count: i64| {
+        let budget = |length| spec(Unit::Tokens, Period::rolling(length * 1_000), 5);
+        let budgets = (1..=count).map(budget).collect();
+        let world = World::with(settings(vec![pattern("a/*", budgets)]));
+        (world.open("a/b").is_ok(), world.ledger.account_count(), world.tape.len() > 0)
+    };
+    assert_eq!(open(MAX_BUDGETS as i64 + 1), (false, 0, false));
+    assert_eq!(open(MAX_BUDGETS as i64), (true, 2, true));
+}
+
+#[test]
+fn r10_of_two_patterns_the_first_says_what_a_unit_and_period_has() {
+    let of = |period: Period, limit| spec(Unit::Tokens, period, limit);
+    let hour = Period::rolling(HOUR);
+    let world = World::with(settings(vec![
+        pattern("a/x", vec![of(hour.clone(), 5), of(Period::total(), 6)]),
+        pattern("a/*", vec![of(hour, 7), of(Period::rolling(DAY), 8)]),
+    ]));
+    world.open("a/x").unwrap();
+    let view = world.ledger.account("a/x", world.now()).unwrap();
+    let limits: Vec<_> = view.balances.iter().map(|balance| balance.standing.limit).collect();
+    assert_eq!(limits, [5, 6, 8]);
+}
+
+#[test]
+fn r15_an_account_that_found_no_room_to_come_back_comes_back_later() {
+    let world = World::with(Settings {
+        max_accounts: 2,
+        key_retention_ms: 10 * HOUR,
+        ..settings(vec![pattern("a", vec![]), pattern("a/*", vec![])])
+    });
+    let id = world.held("a/x", 10);
+    world.release(id);
+    world.wait(HOUR);
+    assert_eq!(world.ledger.retire_idle(world.now()).len(), 2);
+    world.open("a/y").unwrap();
+    assert_eq!(world.commit(id, 4).view.spent, tokens(4), "it still counts");
+    assert!(world.open("a/x").is_err(), "there is no room");
+    world.wait(HOUR);
+    assert_eq!(world.ledger.retire_idle(world.now()).len(), 2);
+    world.held("a/x", 1);
 }
 
 fn retiring_settings() -> Settings {
@@ -284,4 +323,38 @@ fn r15_an_account_whose_owner_may_hold_capacity_does_not_retire() {
     world.ledger.owner_gone(id, world.now()).unwrap();
     world.ledger.retire("a/b", world.now()).unwrap();
     assert_eq!(world.standing("a", Unit::VramBytes), (10, 0, 0, 10));
+}
+
+#[test]
+fn r15_an_account_retires_once_it_is_idle_for_long_and_its_window_is_over() {
+    let period = Period::calendar(PeriodKind::Hour, "UTC");
+    let mut budget = spec(Unit::Tokens, period, 100);
+    budget.terms.manual = false;
+    let world = World::with(settings(vec![pattern("a", vec![]), pattern("b", vec![budget])]));
+    let retired = || {
+        let retired = world.ledger.retire_idle(world.now());
+        retired.iter().map(|path| path.to_string()).collect::<Vec<_>>()
+    };
+    world.open("a").unwrap();
+    world.wait(HOUR - 1);
+    assert_eq!(retired(), [""; 0]);
+    world.wait(1);
+    assert_eq!(retired(), ["a"]);
+    world.record("b", tokens(5)).unwrap();
+    world.wait(HOUR - 1);
+    assert_eq!(retired(), [""; 0]);
+    world.wait(1);
+    assert_eq!(retired(), ["b"], "to the millisecond");
+}
+
+#[test]
+fn r15_an_account_with_half_of_all_reservations_is_no_crowd_and_with_one_more_it_is() {
+    let world = World::with(Settings { max_reservations: 10, ..World::plain() });
+    let _held: Vec<_> = (0..5).map(|_| world.held("a/x", 1)).collect();
+    let _other = world.held("b/x", 1);
+    world.ledger.look_for_crowd();
+    let _sixth = world.held("a/x", 1);
+    world.ledger.look_for_crowd();
+    assert!(world.reserve(ask("a/x", exactly(tokens(1)))).is_err());
+    world.held("b/x", 1);
 }

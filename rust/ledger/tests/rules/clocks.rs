@@ -252,3 +252,20 @@ fn r14_a_rolling_window_crosses_anew_after_it_has_fallen_below() {
     }
     assert_eq!(world.tape.crossings(), [500, 500, 500]);
 }
+
+#[test]
+fn r14_a_rolling_window_crosses_anew_each_threshold_that_it_has_fallen_below() {
+    let world = World::new();
+    let mut budget = crate::common::stepped(100);
+    budget.period = Period::rolling(64 * SECOND);
+    world.set("a", budget).unwrap();
+    world.record("a", tokens(10)).unwrap();
+    world.wait(10 * SECOND);
+    world.record("a", tokens(85)).unwrap();
+    assert_eq!(world.tape.crossings(), [500, 800, 900]);
+    world.wait(56 * SECOND);
+    world.record("a", tokens(4)).unwrap();
+    assert_eq!(world.tape.crossings(), [500, 800, 900], "at 89 of 100");
+    world.record("a", tokens(1)).unwrap();
+    assert_eq!(world.tape.crossings(), [500, 800, 900, 900]);
+}

@@ -13,18 +13,18 @@ use crate::common::*;
 
 /// What a client sees.
 #[derive(Debug, Default)]
-struct Page {
+pub(crate) struct Page {
     used: AtomicI64,
     told: Mutex<Told>,
 }
 
 #[derive(Debug, Default, Clone)]
-struct Told {
-    open: bool,
-    granted: i64,
-    verdict: Option<Verdict>,
-    ended: bool,
-    advice: Option<Advice>,
+pub(crate) struct Told {
+    pub(crate) open: bool,
+    pub(crate) granted: i64,
+    pub(crate) verdict: Option<Verdict>,
+    pub(crate) ended: bool,
+    pub(crate) advice: Option<Advice>,
 }
 
 impl Pages for Page {
@@ -54,7 +54,7 @@ impl Pages for Page {
 
 impl Page {
     /// An honest client's step: whether it fitted.
-    fn step(&self, count: i64) -> bool {
+    pub(crate) fn step(&self, count: i64) -> bool {
         let told = self.told.lock().unwrap();
         let fits = told.open && !told.ended && self.used() + count <= told.granted;
         if fits {
@@ -63,24 +63,29 @@ impl Page {
         fits
     }
 
-    fn told(&self) -> Told {
+    pub(crate) fn told(&self) -> Told {
         self.told.lock().unwrap().clone()
     }
 }
 
-fn attach(world: &World, id: ReservationId, ahead: i64, claim: i64) -> (Arc<Page>, Leased) {
+pub(crate) fn attach(
+    world: &World,
+    id: ReservationId,
+    ahead: i64,
+    claim: i64,
+) -> (Arc<Page>, Leased) {
     let page = Arc::new(Page::default());
     let ask = asking(&page, Counts::Unit(Unit::Tokens), ahead, claim);
     let leased = world.ledger.attach(id, ask, world.now()).unwrap();
     (page, leased)
 }
 
-fn asking(page: &Arc<Page>, counts: Counts, ahead: i64, claim: i64) -> Attach {
+pub(crate) fn asking(page: &Arc<Page>, counts: Counts, ahead: i64, claim: i64) -> Attach {
     let pages: Arc<dyn Pages> = Arc::clone(page) as _;
     Attach { pages, counts, claim, ahead, at_most: 0, owner: None }
 }
 
-fn pump(world: &World, id: ReservationId) -> Pumped {
+pub(crate) fn pump(world: &World, id: ReservationId) -> Pumped {
     let pumped = world.ledger.pump(id, true, world.now());
     if let Pumped::On { topped_up: Some(_) } = pumped {
         world.ledger.publish(id, u64::MAX);
@@ -92,7 +97,7 @@ fn standing(world: &World) -> (i64, i64, i64, i64) {
     world.standing("a", Unit::Tokens)
 }
 
-fn more(world: &World, id: ReservationId, total: i64) -> Verdict {
+pub(crate) fn more(world: &World, id: ReservationId, total: i64) -> Verdict {
     let wish = exactly(tokens(total));
     let extended = world.ledger.extend(id, Some(&wish), true, None, world.now()).unwrap();
     world.ledger.publish(id, u64::MAX);
@@ -270,7 +275,7 @@ fn r07_a_commit_ends_the_lease_and_its_own_amount_counts() {
     assert_eq!(world.ledger.end(id, measured, world.now()).unwrap().view.spent, tokens(6));
 }
 
-fn gpt() -> Rate {
+pub(crate) fn gpt() -> Rate {
     Rate {
         model: "m".into(),
         input_nanos_per_million: 333_333_333,
@@ -347,6 +352,7 @@ fn r15_a_count_fits_its_word_whatever_is_held() {
     let world = World::tokens(&[("a", i64::MAX)]);
     let id = world.held("a", i64::MAX);
     let (_, leased) = attach(&world, id, 0, i64::MAX);
+    assert_eq!(leased.granted, 0xffff_ffff_ffff, "48 bits");
     assert_eq!(leased.granted, bursar_ledger::lease::COUNT_MAX);
     assert_eq!(standing(&world).2, leased.granted);
 }
@@ -426,6 +432,7 @@ fn of_the_open_reservations_leases_come_first_and_then_the_newest() {
         (ids[2], Debiting::Calls),
     ];
     assert_eq!(open(9), (all.clone(), 4));
+    assert_eq!(open(4), (all.clone(), 4));
     assert_eq!(open(2), (all[..2].to_vec(), 4));
     assert_eq!(open(0), (vec![], 4));
 }

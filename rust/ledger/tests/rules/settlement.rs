@@ -321,3 +321,49 @@ fn r09_every_reservation_counts_as_one_of_concurrency() {
     world.release(first);
     assert!(world.hold("a/z", tokens(1)).is_ok());
 }
+
+#[test]
+fn r07_a_commit_may_say_that_no_call_was_made() {
+    let world = World::tokens(&[("a", 100)]);
+    world.limit("a", Unit::Calls, Period::total(), 100);
+    let amounts = of(&[(Unit::Tokens, 10), (Unit::Calls, 1)]);
+    for (named, calls) in [(vec![(Unit::Calls, 0)], 0), (vec![(Unit::Calls, 3)], 3), (vec![], 1)] {
+        let id = world.hold("a", amounts).unwrap().view.id;
+        let ended = world.end(id, commit(&named)).unwrap();
+        assert_eq!(ended.view.spent.get(Unit::Calls), calls, "{named:?}");
+    }
+}
+
+#[test]
+fn r07_spending_to_the_exact_limit_overdraws_nothing() {
+    let world = World::tokens(&[("a", 100)]);
+    assert_eq!(world.commit(world.held("a", 60), 60).verdict, Verdict::Ok);
+    assert_eq!(world.record("a", tokens(40)).unwrap().verdict, Verdict::Ok);
+    assert_eq!(world.record("a", tokens(1)).unwrap().verdict, Verdict::Stop);
+}
+
+#[test]
+fn r07_a_release_after_another_end_tells_the_journal_nothing() {
+    let world = World::tokens(&[("a", 100)]);
+    let (released, expired) = (world.held("a", 10), world.held("a", 10));
+    world.release(released);
+    world.wait(TTL);
+    world.ledger.tick(world.now());
+    let records = world.tape.len();
+    for (id, state) in [(released, State::Released), (expired, State::Expired)] {
+        let ended = world.release(id);
+        assert_eq!((ended.view.state, ended.ticket), (state, u64::MAX));
+    }
+    assert_eq!(world.tape.len(), records);
+}
+
+#[test]
+fn r01_a_hold_that_could_not_be_made_durable_is_taken_back_once() {
+    let world = World::tokens(&[("a", 100)]);
+    let (lost, kept) = (world.held("a", 30), world.held("a", 20));
+    world.ledger.undo(lost, world.now());
+    assert_eq!(world.tokens_of("a"), (20, 0));
+    world.ledger.undo(lost, world.now());
+    assert_eq!(world.tokens_of("a"), (20, 0));
+    assert_eq!(world.view(kept).state, State::Pending);
+}
