@@ -2,8 +2,9 @@
 
 mod support;
 
-use bursar_ledger::fact::{Fact, Record, Settled, SliceFact};
+use bursar_ledger::fact::{Fact, Record, Reserved, Settled, SliceFact};
 use bursar_ledger::{Amounts, State, Unit};
+use bursar_store::EntryKind;
 use support::*;
 
 const MINUTE_MS: i64 = 60_000;
@@ -205,4 +206,91 @@ fn a_retired_account_is_not_told_of_unless_a_reservation_names_it() {
         _ => None,
     });
     assert_eq!(remembered, Some(3));
+}
+
+/// A third account and its chain, 2, of holds in which money is carved from one of `acme/a`'s.
+fn sibling() -> Record {
+    let account = Fact::AccountOpened { account: 3, path: "acme/b".into(), automatic: true };
+    let base = Some((1, 1 << Unit::UsdNanos.index()));
+    at(T0, vec![account, Fact::ChainOpened { chain: 2, account: 3, windows: vec![1], base }])
+}
+
+fn nested(sequence: u64, tokens: i64, parent: u64) -> Reserved {
+    let mut nested =
+        Reserved { account: 3, parent: Some(id(parent)), ..reserved(sequence, tokens) };
+    nested.slices[0].chain = 2;
+    nested
+}
+
+#[test]
+fn what_is_carved_counts_where_its_parent_does_and_the_rest_where_it_stands() {
+    let mut spent = Settled { account: 3, ..settled(2, 5, 5) };
+    spent.slices[0].chain = 2;
+    let records = [
+        world(),
+        sibling(),
+        reserve(1, 10),
+        at(T0 + 2, vec![Fact::Reserved(nested(2, 5, 1))]),
+        at(T0 + 3, vec![Fact::Settled(spent)]),
+    ];
+    let told = told_after(&records);
+    assert_eq!([1, 2, 3].map(|window| stood(&told, window).0), [5, 50, 0]);
+    let folder = folder();
+    let store = open(&config(&folder));
+    for record in &records {
+        add(&store, record);
+    }
+    let held: Vec<_> = entries(&store)
+        .into_iter()
+        .filter(|entry| entry.reservation == Some(id(2)))
+        .filter(|entry| matches!(entry.kind, EntryKind::Hold | EntryKind::Carve))
+        .map(|entry| (entry.kind, entry.unit, entry.amount))
+        .collect();
+    let tokens = (EntryKind::Hold, Some(Unit::Tokens), 5);
+    assert_eq!(held, [tokens, (EntryKind::Carve, Some(Unit::UsdNanos), 50)]);
+}
+
+#[test]
+fn parents_that_ended_long_ago_are_told_of_while_a_nested_one_holds() {
+    let ended = |sequence: u64, settled: Settled| {
+        at(
+            T0 + 9,
+            vec![Fact::Settled(Settled { account: if sequence == 2 { 3 } else { 2 }, ..settled })],
+        )
+    };
+    let records = [
+        world(),
+        sibling(),
+        reserve(1, 10),
+        at(T0 + 2, vec![Fact::Reserved(nested(2, 5, 1))]),
+        at(T0 + 3, vec![Fact::Reserved(nested(3, 2, 2))]),
+        reserve(4, 10),
+        ended(1, settled(1, 5, 5)),
+        ended(2, Settled { slices: vec![], ..settled(2, 0, 0) }),
+        ended(4, settled(4, 10, 10)),
+        at(T0 + 100 * 24 * 60 * MINUTE_MS, vec![]),
+    ];
+    let told = told_after(&records);
+    let remembered = told.iter().flat_map(|record| &record.facts).filter_map(|fact| match fact {
+        Fact::Remembered { reserved, .. } => Some(reserved.id.sequence),
+        _ => None,
+    });
+    assert_eq!(remembered.collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn what_is_told_of_use_after_the_end_is_no_floor() {
+    let kept = Amounts::of(Unit::VramBytes, 8);
+    let mut reserved = reserved(1, 10);
+    reserved.slices[0].held = amounts(&[(Unit::Tokens, 10), (Unit::VramBytes, 8)]);
+    let slices = vec![SliceFact { spent: Amounts::of(Unit::Tokens, 4), ..reserved.slices[0] }];
+    let expired = Settled { state: State::Expired, slices, kept, ..settled(1, 10, 4) };
+    let late = Fact::Used(vec![(id(1), Amounts::of(Unit::Tokens, 4))]);
+    let records = [
+        world(),
+        at(T0 + 1, vec![Fact::Reserved(reserved)]),
+        at(T0 + 2, vec![Fact::Settled(expired), late]),
+    ];
+    let told = told_after(&records);
+    assert!(!told.iter().flat_map(|record| &record.facts).any(|f| matches!(f, Fact::Used(_))));
 }

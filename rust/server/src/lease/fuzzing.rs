@@ -1,7 +1,6 @@
 //! Fuzz target: a client that has a lease and writes on its page whatever it likes, at any moment.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use bursar_lease::frame::{Attach, Counts};
 use bursar_lease::layout::{COUNT_MAX, WORD};
@@ -12,6 +11,7 @@ use super::pump::Pump;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::maker::Maker;
+use crate::places::Places;
 use crate::{convert, v1};
 
 const LIMIT: i64 = 1_000;
@@ -30,7 +30,7 @@ pub fn lease_pages(data: &[u8]) {
         .reservation
         .expect("granted");
     let id = convert::parse_reservation_id(engine.store_id, &made.id).expect("its own");
-    let (count, mut pump, mut lease) = (Arc::<AtomicUsize>::default(), Pump::default(), None);
+    let (places, mut pump, mut lease) = (Places::new(engine.max_leases), Pump::default(), None);
     let mut seen = 0;
     for step in data.chunks_exact(9).take(64) {
         let number = u64::from_le_bytes(step[1..].try_into().expect("eight bytes"));
@@ -43,7 +43,7 @@ pub fn lease_pages(data: &[u8]) {
                     ahead: number.cast_signed() >> 32,
                     at_most: number.cast_signed() << 32 >> 32,
                 };
-                if let Ok(opened) = open(&engine, &count, None, &attach, || Ok(())) {
+                if let Ok(opened) = open(&engine, &places, None, &attach, || Ok(())) {
                     pump.add(opened.held.reservation, Arc::clone(&opened.held.pages));
                     lease = Some(opened);
                 }
