@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use bursar_ledger::fact::Fact;
+use bursar_ledger::fact::{Fact, SliceFact};
 use bursar_ledger::{Amounts, State, Unit};
 use bursar_store::EntryKind::{Carve, Hold, Overdraft, Return, Spend};
 use bursar_store::{Apart, EntryFilter, EntryKind, EntryRow, Reader, Store};
@@ -192,4 +192,42 @@ fn an_ended_reservation_can_be_read_back() {
     assert_eq!((settled.state, settled.payload, ended_ms), (State::Committed, 12, T0 + 150));
     assert_eq!(reader.reservation(2).expect("read"), None, "it is pending");
     assert_eq!(reader.reservation(1000).expect("read"), None);
+}
+
+/// Goal: an entry says since when the windows that it counts in have been the account's. Method: a hold
+/// is topped up and settled after the account has a second chain.
+#[test]
+fn what_is_added_counts_where_the_hold_has_grown_and_what_returns_where_it_was() {
+    let folder = folder();
+    let store = open(&config(&folder));
+    let held = |chain, tokens| SliceFact {
+        chain,
+        held: Amounts::of(Unit::Tokens, tokens),
+        spent: Amounts::ZERO,
+    };
+    let tokens = |sequence| {
+        let mut one = reserved(sequence, 10);
+        one.slices = vec![held(1, 10)];
+        one
+    };
+    let second = Fact::ChainOpened { chain: 2, account: 2, windows: vec![1, 2], base: None };
+    let topped_up = Fact::Resliced {
+        id: id(1),
+        account: 2,
+        slices: vec![held(1, 10), held(2, 7)],
+        ttl_ms: 60_000,
+        added: Amounts::of(Unit::Tokens, 7),
+    };
+    let back = Amounts::of(Unit::Tokens, 10);
+    let mut returned = settled(2, 10, 0);
+    (returned.slices, returned.returned) = (vec![held(1, 10)], back);
+    let begun = vec![Fact::Reserved(tokens(1)), Fact::Reserved(tokens(2))];
+    let ended = vec![topped_up, Fact::Settled(returned)];
+    add(&store, &world());
+    for (time_ms, facts) in [(T0, begun), (T0 + 10, vec![second]), (T0 + 20, ended)] {
+        add(&store, &at(time_ms, facts));
+    }
+    let late = entries(&store).into_iter().filter(|entry| entry.time_ms == T0 + 20);
+    let late: Vec<_> = late.map(|entry| (entry.kind, entry.amount, entry.admit_ms)).collect();
+    assert_eq!(late, [(Hold, 7, T0 + 10), (Return, 10, T0)]);
 }

@@ -272,7 +272,10 @@ fn parents_that_ended_long_ago_are_told_of_while_a_nested_one_holds() {
     ];
     let told = told_after(&records);
     let remembered = told.iter().flat_map(|record| &record.facts).filter_map(|fact| match fact {
-        Fact::Remembered { reserved, .. } => Some(reserved.id.sequence),
+        Fact::Remembered { reserved, settled, .. } => {
+            assert_eq!(settled.slices, [], "what it held is over");
+            Some(reserved.id.sequence)
+        }
         _ => None,
     });
     assert_eq!(remembered.collect::<Vec<_>>(), [1, 2]);
