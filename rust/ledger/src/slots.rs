@@ -214,7 +214,8 @@ mod tests {
         let last = 2 * CHUNK;
         let indices: Vec<_> = (0..=last).filter_map(|_| slots.take()).collect();
         assert_eq!((indices.len(), slots.chunks.count()), (last + 1, 3));
-        for index in [0, CHUNK - 1, CHUNK, last].map(|index| index as u32) {
+        for index in [0, CHUNK - 1, CHUNK, last] {
+            let index = u32::try_from(index).expect("small");
             slots.set_deadline(index, 5);
             slots.set_debited(index);
             let (mut due, mut debited) = (Vec::new(), 0);

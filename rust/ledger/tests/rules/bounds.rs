@@ -333,7 +333,7 @@ fn r15_an_account_retires_once_it_is_idle_for_long_and_its_window_is_over() {
     let world = World::with(settings(vec![pattern("a", vec![]), pattern("b", vec![budget])]));
     let retired = || {
         let retired = world.ledger.retire_idle(world.now());
-        retired.iter().map(|path| path.to_string()).collect::<Vec<_>>()
+        retired.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     world.open("a").unwrap();
     world.wait(HOUR - 1);

@@ -189,7 +189,9 @@ fn r13_a_recovered_reservation_has_its_time_to_live_before_it_and_a_slot_of_nobo
     world.wait(TTL / 2);
     let of_gone = |fact: &Fact| matches!(fact, Fact::Reserved(reserved) if reserved.id == gone);
     let mut records = world.tape.records();
-    records.iter_mut().for_each(|record| record.facts.retain(|fact| !of_gone(fact)));
+    for record in &mut records {
+        record.facts.retain(|fact| !of_gone(fact));
+    }
     let settings = Settings { max_reservations: 2, ..World::plain() };
     let again = world.replayed(settings, &records);
     assert_eq!(again.view(held).expires_in_ms, TTL);
@@ -213,7 +215,9 @@ fn r13_a_recovered_window_has_its_verdict_and_reports_each_threshold_once() {
     // The process ended before it could tell.
     let mut records = world.tape.records();
     let told = |fact: &Fact| matches!(fact, Fact::Crossed { .. });
-    records.iter_mut().for_each(|record| record.facts.retain(|fact| !told(fact)));
+    for record in &mut records {
+        record.facts.retain(|fact| !told(fact));
+    }
     let again = world.replayed(World::plain(), &records);
     again.debit(id, 61);
     assert_eq!(again.tape.crossings(), [500]);
