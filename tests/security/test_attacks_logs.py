@@ -223,6 +223,8 @@ def errors_of(client: bursar.Client) -> list[str]:
 
 def test_a_daemon_that_crashes_leaves_no_core(tmp_path: Path) -> None:
     """A core would hold every secret in its memory."""
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 1:
+        pytest.skip("a sidecar ran within this process before, and has given cores up for good")
 
     class Cored(Daemon):
         def command(self) -> list[str]:
