@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use bursar_ledger::{Admission, Amounts, Now, PeriodKind, Unit};
+use bursar_ledger::{Admission, Amounts, Now, PeriodKind, Settings, Unit};
 use bursar_simulation::call::Call;
 use bursar_simulation::daemon::{Daemon, Said};
 use bursar_simulation::disk::Disk;
@@ -53,7 +53,9 @@ fn child() {
     let next: Vec<u64> = next.split(',').map(|text| text.parse().expect("a number")).collect();
     Disk::install_write_back(Random::new(seed));
     vfs::register();
-    let (daemon, _) = Daemon::open(config(Path::new(&path)), settings(), NOW).expect("it opens");
+    // No time passes: each one that has ended is remembered, and takes a place.
+    let settings = Settings { max_reservations: 1 << 20, ..settings() };
+    let (daemon, _) = Daemon::open(config(Path::new(&path)), settings, NOW).expect("it opens");
     let limit =
         Call::Limit { path: "a", unit: Unit::Tokens, kind: PeriodKind::Total, limit: 1 << 50 };
     daemon.call(&limit, Durability::Power, NOW).kept.expect("it is kept");
