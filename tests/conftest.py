@@ -1,9 +1,10 @@
-"""What all Python tests share: the project's folders, and clients of real ledgers."""
+"""What all Python tests share: folders, clients of real ledgers, and a model's server."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.upstreams import engine, write_model
 
 import bursar
 
@@ -22,6 +23,16 @@ models = [
 def project() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of llama.cpp's own server on a tiny random model: it stands for a provider."""
+    pytest.importorskip("xllamacpp")
+    model = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_model(model)
+    with engine(model) as address:
+        yield address
 
 
 @pytest.fixture(params=["embedded", "sidecar"])

@@ -1,26 +1,15 @@
-"""What the pages' snippets stand on: a model's server, and a folder for relative paths."""
+"""What the pages' snippets stand on: folders, programs and the configuration that is shown."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.pages import README, ROOT, block
-from support.upstreams import engine, write_model
 
 from bursar.testing import Sidecar
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of llama.cpp's own server on a tiny random model: it stands for a provider."""
-    pytest.importorskip("xllamacpp")
-    model = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_model(model)
-    with engine(model) as address:
-        yield address
 
 
 @pytest.fixture
