@@ -114,8 +114,9 @@ fn take(world: &World, model: &mut Model, step: Step) {
         Step::InVain { account } => {
             let labels = vec![(PROMPT_FINGERPRINT.to_owned(), "one".to_owned())];
             let ask = Ask { labels, ..ask(ACCOUNTS[account], exactly(tokens(1))) };
+            // A prompt is counted before it is known whether it is admitted.
+            model.begin(account, now_ms);
             if let Admission::Granted(granted) = world.reserve(ask).unwrap() {
-                model.begin(account, now_ms);
                 world.release(granted.view.id);
             }
         }
