@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,8 @@ pub(crate) struct Vault {
     /// `None`: they are forgotten at the end.
     path: Option<PathBuf>,
     tokens: RwLock<HashMap<String, Arc<Token>>>,
+    /// Held while a change is written; meanwhile `tokens` are looked up, and end.
+    writing: Mutex<()>,
 }
 
 /// The version of the file that this code writes, and the newest that it reads. 1 is the first.
@@ -103,7 +105,8 @@ impl Vault {
             _ => Vec::new(),
         };
         let by_id = |token: Token| (token.id.clone(), Arc::new(token));
-        Ok(Vault { path, tokens: RwLock::new(tokens.into_iter().map(by_id).collect()) })
+        let tokens = RwLock::new(tokens.into_iter().map(by_id).collect());
+        Ok(Vault { path, tokens, writing: Mutex::default() })
     }
 
     /// The token that somebody shows, whether it is still good or not.
@@ -182,11 +185,14 @@ impl Vault {
     fn change(
         &self,
         now_ms: i64,
-        change: impl FnOnce(&mut HashMap<String, Arc<Token>>) -> Result<(), ApiError>,
+        change: impl Fn(&mut HashMap<String, Arc<Token>>) -> Result<(), ApiError>,
     ) -> Result<(), ApiError> {
-        let mut tokens = self.tokens.write();
-        let mut changed = tokens.clone();
-        changed.retain(|_, token| !token.is_forgotten(now_ms));
+        let change = |tokens: &mut HashMap<String, Arc<Token>>| {
+            tokens.retain(|_, token| !token.is_forgotten(now_ms));
+            change(tokens)
+        };
+        let _one_at_a_time = self.writing.lock();
+        let mut changed = self.tokens.read().clone();
         change(&mut changed)?;
         if let Some(path) = &self.path {
             let written = write(path, &changed);
@@ -195,8 +201,8 @@ impl Vault {
                 ApiError::new(ErrorReason::StoreUnavailable, message)
             })?;
         }
-        *tokens = changed;
-        Ok(())
+        // Not by what was written: some may have been revoked since.
+        change(&mut self.tokens.write())
     }
 }
 
@@ -325,6 +331,47 @@ mod tests {
         vault.revoke(&token, 8).expect("writable");
         let again = Vault::open(Some(path)).expect("readable");
         assert_eq!(ended(&again), Some("was revoked"));
+    }
+
+    #[test]
+    fn while_a_change_is_written_tokens_are_known_and_end() {
+        let vault = Vault::open(None).expect("memory");
+        let (token, shown) = vault.create(order("ci"), 0).expect("room");
+        let writing = vault.writing.lock();
+        std::thread::scope(|scope| {
+            scope.spawn(|| vault.revoke(&token, 1).expect("written in the end"));
+            let is_revoked = || vault.find(&shown).expect("known").ended(2).is_some();
+            let deadline = std::time::Duration::from_secs(20);
+            let begun = std::time::SystemTime::now();
+            while !is_revoked() && begun.elapsed().expect("forward") < deadline {
+                std::thread::yield_now();
+            }
+            assert!(is_revoked());
+            drop(writing);
+        });
+    }
+
+    #[test]
+    fn changes_at_the_same_time_are_all_kept() {
+        const EACH: usize = 40;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tokens");
+        let vault = Vault::open(Some(path.clone())).expect("no file yet");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..EACH {
+                        let (token, _) = vault.create(order("ci"), 0).expect("room");
+                        vault.revoke(&token, 1).expect("written");
+                    }
+                });
+            }
+        });
+        for vault in [vault, Vault::open(Some(path)).expect("readable")] {
+            let tokens = vault.list();
+            assert_eq!(tokens.len(), 4 * EACH);
+            assert!(tokens.iter().all(|token| token.revoked_ms == Some(1)));
+        }
     }
 
     #[test]
