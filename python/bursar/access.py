@@ -174,7 +174,7 @@ class Tokens:
         return made
 
     def list(self, account: str = "") -> tuple[Token, ...]:
-        """Reads the tokens, the latest first; those that have ended for 30 days."""
+        """Reads the tokens, the latest first; the last 1,000 that ended for 30 days."""
         found: tuple[Token, ...] = self._run(_list(account))
         return found
 

@@ -1,7 +1,9 @@
 """The crowd of a soak: each kind of client in a process of its own, which tells what it has spent.
 
 A kind is a function that works until it is told to stop, and returns what its account has spent by
-then, as far as it was told. None of them gives up by itself: what goes wrong is raised.
+then, as far as it was told. None of them gives up by itself: what goes wrong is raised. They take
+every core that is left, and give way to the daemon: what is measured is it, and not which of a dozen
+processes has its turn.
 """
 
 import asyncio
@@ -9,6 +11,7 @@ import http.client
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import tempfile
@@ -330,6 +333,8 @@ class Crowd:
 
 def _work(name: str, place: Place, stop: Event, pipe: Connection) -> None:
     kind = next(one for one in KINDS if one.__name__ == name)
+    if kind not in (probe, keep):
+        os.nice(10)
     try:
         pipe.send(("spent", kind(place, stop, pipe)))
     except BaseException as error:  # noqa: BLE001 -- told to the test, which raises it

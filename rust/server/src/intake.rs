@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use tokio::time::Sleep;
 use tonic::Status;
@@ -284,40 +285,20 @@ fn outgoing(share: &Arc<Share>, answer: http::Response<Body>) -> http::Response<
         return answer;
     }
     match share.expect(announced) {
-        Ok(()) => answer.map(|body| Body::new(Outgoing { body, _share: Arc::clone(share) })),
+        Ok(()) => {
+            let share = Arc::clone(share);
+            let hold = move |frame| {
+                let _until_it_is_sent = &share;
+                frame
+            };
+            answer.map(|body| Body::new(body.map_frame(hold)))
+        }
         Err(full) => full.into_http(),
-    }
-}
-
-/// The body of a large answer.
-struct Outgoing {
-    body: Body,
-    _share: Arc<Share>,
-}
-
-impl hyper::body::Body for Outgoing {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
     use http_body_util::channel::{Channel, Sender};
 
     use super::*;

@@ -66,8 +66,17 @@ impl StoreConfig {
 
     /// How far back anything may still be asked for.
     pub(crate) fn keep_ms(&self) -> i64 {
-        /// Chains, windows and keys are in use for a moment after they are over.
-        const SLACK_MS: i64 = 3_600_000;
-        self.entry_retention_ms.max(self.key_retention_ms).max(0).saturating_add(SLACK_MS)
+        self.asked_ms().saturating_add(self.slack_ms())
+    }
+
+    /// How much longer it is kept: chains, windows and keys are in use for a moment after they are over.
+    pub(crate) fn slack_ms(&self) -> i64 {
+        const LEAST_MS: i64 = 60_000;
+        const MOST_MS: i64 = 3_600_000;
+        self.asked_ms().clamp(LEAST_MS, MOST_MS)
+    }
+
+    fn asked_ms(&self) -> i64 {
+        self.entry_retention_ms.max(self.key_retention_ms)
     }
 }

@@ -1,8 +1,9 @@
 //! The import: moves the log into SQLite and deletes what is moved.
 //!
 //! Two threads do it in turn. One has the lowest priority and all the time there is. The other has
-//! that of everybody else and works while somebody waits or the backlog grows, since on a host whose
-//! cores are all busy the first one hardly runs, and to raise its priority again takes a privilege.
+//! that of everybody else and works while somebody waits, the backlog grows or cleaning up is late, since
+//! on a host whose cores are all busy the first one hardly runs, and to raise its priority again takes
+//! a privilege.
 //! The log is read back from its files, which are in the page cache, so that callers never wait.
 
 use std::sync::Arc;
@@ -69,7 +70,7 @@ impl Importing {
         } else {
             None
         };
-        let retention = Retention::default();
+        let retention = Retention::new(&shared.config, importer.time_ms);
         Ok(Importing { importer, retention, present, reader: None, failed: false })
     }
 
@@ -83,10 +84,10 @@ impl Importing {
         }
         let there = self.present.as_ref().map_or(Ok(()), |present| present.check(shared));
         let done = there.and_then(|()| self.drain(shared, &go_on)).and_then(|()| {
-            let keep_ms = shared.config.keep_ms();
             if go_on() {
-                self.retention.step(&mut self.importer, keep_ms)?;
+                self.retention.step(&mut self.importer)?;
             }
+            shared.cleanup_late.store(self.retention.is_late(&self.importer), Ordering::Relaxed);
             shared.spare_bytes.store(spare_bytes(&self.importer.conn)?, Ordering::Relaxed);
             Ok(())
         });

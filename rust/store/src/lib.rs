@@ -34,6 +34,8 @@ mod migrations;
 mod older;
 mod open;
 #[cfg(test)]
+mod order;
+#[cfg(test)]
 mod power_cut;
 mod reader;
 mod recovery;

@@ -13,37 +13,50 @@ use std::collections::HashSet;
 use bursar_ledger::fact::ChainId;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
+use crate::config::StoreConfig;
 use crate::entries::EntryKind;
 use crate::error::{Doing, StoreError};
 use crate::import::Importer;
 use crate::reader::first_entry_at;
 use crate::reservations;
 
-/// How often to look.
-const INTERVAL_MS: i64 = 3_600_000;
 /// The most rows that one transaction deletes.
 const BATCH: usize = 2_000;
 
 /// When to delete next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Retention {
     /// Not before this time.
     next_ms: i64,
+    keep_ms: i64,
+    /// How often to look, and how long deleting may take when nobody makes way for it.
+    interval_ms: i64,
 }
 
 impl Retention {
+    /// For a store whose clock stands at `now_ms`.
+    pub(crate) fn new(config: &StoreConfig, now_ms: i64) -> Retention {
+        let (keep_ms, interval_ms) = (config.keep_ms(), config.slack_ms() / 4);
+        Retention { next_ms: now_ms, keep_ms, interval_ms }
+    }
+
     /// Whether there is something to do.
     pub(crate) fn is_due(&self, importer: &Importer) -> bool {
         importer.time_ms >= self.next_ms
     }
 
+    /// Whether deleting does not keep up, as on a host whose cores are all busy.
+    pub(crate) fn is_late(&self, importer: &Importer) -> bool {
+        importer.time_ms >= self.next_ms.saturating_add(self.interval_ms)
+    }
+
     /// Deletes one batch, if it is time.
-    pub(crate) fn step(&mut self, importer: &mut Importer, keep_ms: i64) -> Result<(), StoreError> {
+    pub(crate) fn step(&mut self, importer: &mut Importer) -> Result<(), StoreError> {
         if self.is_due(importer) {
-            let before_ms = importer.time_ms.saturating_sub(keep_ms);
+            let before_ms = importer.time_ms.saturating_sub(self.keep_ms);
             let deleted = batch(&importer.conn, before_ms)?;
             if deleted == 0 {
-                self.next_ms = importer.time_ms.saturating_add(INTERVAL_MS);
+                self.next_ms = importer.time_ms.saturating_add(self.interval_ms);
             } else {
                 importer.forget();
             }
@@ -169,4 +182,58 @@ fn held_chains(tx: &Transaction<'_>) -> Result<HashSet<ChainId>, StoreError> {
         held.extend(stored.body.reserved.slices.iter().map(|slice| slice.chain));
     }
     Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bursar_ledger::fact::{Fact, Record};
+
+    use super::*;
+    use crate::files::FILES;
+    use crate::importing::Importing;
+    use crate::open::open;
+    use crate::shared::Shared;
+    use crate::syncing::sync;
+
+    /// Goal: on a host whose cores are all busy a store does not grow for ever. Method: more is over
+    /// than one step deletes; what is late is urgent until it has gone.
+    #[test]
+    fn deleting_that_does_not_keep_up_is_urgent_until_it_does() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = StoreConfig {
+            entry_retention_ms: 300_000,
+            key_retention_ms: 0,
+            ..StoreConfig::new(folder.path().join("ledger.db"))
+        };
+        let opened = open(&config, 0, FILES, &mut |_| Ok(())).expect("it opens");
+        let shared = Arc::new(Shared::new(config, opened.store_id, opened.log));
+        let mut importing = Importing::new(opened.importer, &shared).expect("it begins");
+        let mut step = |time_ms, count| {
+            for _ in 0..count {
+                let fact = Fact::Frozen { account: 1, frozen: true, reason: String::new() };
+                shared.log.append(&Record { time_ms, facts: vec![fact] });
+            }
+            shared.log.write().and_then(|()| sync(&shared)).expect("synced");
+            importing.step(&shared, || true);
+            assert_eq!(shared.log.failure(), None);
+            let query = "SELECT count(*) FROM entry";
+            let left = importing.importer.conn.query_row(query, (), |row| row.get(0));
+            (left.expect("counted"), shared.is_import_urgent())
+        };
+        let all = 3 * BATCH;
+        assert_eq!(step(0, all), (all, false));
+        // So long it is kept, and so much longer because somebody may be about to use it.
+        assert_eq!(step(600_000, 1), (all + 1, false));
+        // Due, and not late yet.
+        assert_eq!(step(675_000, 1), (all + 2 - BATCH, false));
+        assert_eq!(step(750_000, 1), (all + 3 - 2 * BATCH, true));
+        assert_eq!(step(750_000, 0), (3, true));
+        assert_eq!(step(750_000, 0), (3, false), "there is nothing more");
+        // Late from the start: nothing happened for long.
+        assert_eq!(step(7_500_000, 0), (3, false), "the clock is that of what is recorded");
+        assert_eq!(step(7_500_000, 1), (1, true));
+        assert_eq!(step(7_500_000, 0), (1, false));
+    }
 }

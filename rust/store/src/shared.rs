@@ -4,7 +4,7 @@
 //! lock, so no ringing is missed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_ns: AtomicU64,
     pub(crate) listener: Mutex<Option<Arc<Listener>>>,
+    /// Whether what is over is deleted more slowly than it should be.
+    pub(crate) cleanup_late: AtomicBool,
     /// How many wait for the import.
     hurried: AtomicU32,
     bell: Mutex<Wanted>,
@@ -87,6 +89,7 @@ impl Shared {
             syncs: AtomicU64::new(0),
             sync_ns: AtomicU64::new(0),
             listener: Mutex::new(None),
+            cleanup_late: AtomicBool::new(false),
             hurried: AtomicU32::new(0),
             bell: Mutex::new(Wanted::default()),
             to_sync: Condvar::new(),
@@ -138,10 +141,12 @@ impl Shared {
         done
     }
 
-    /// Whether somebody waits for the import, or writers will soon.
+    /// Whether somebody waits for the import, or writers will soon, or the database grows on what it
+    /// should be rid of.
     pub(crate) fn is_import_urgent(&self) -> bool {
         self.hurried.load(Ordering::Acquire) > 0
             || self.backlog() > self.config.max_backlog_bytes / 2
+            || self.cleanup_late.load(Ordering::Relaxed)
     }
 
     fn ring_urgent(&self) {
@@ -185,7 +190,8 @@ impl Shared {
     pub(crate) fn await_urgent(&self, interval: Duration) -> Wanted {
         let mut wanted = self.bell.lock();
         let is_idle = || {
-            let is_behind = self.imported.load(Ordering::Acquire) < self.importable();
+            let is_behind = self.imported.load(Ordering::Acquire) < self.importable()
+                || self.cleanup_late.load(Ordering::Relaxed);
             !self.is_import_urgent() || !is_behind || self.log.failure().is_some()
         };
         while !wanted.stop && is_idle() {

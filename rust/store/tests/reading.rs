@@ -112,6 +112,88 @@ fn filters_and_pages_agree_with_the_whole_list() {
     );
 }
 
+/// Goal: more accounts than are looked at one by one give the same pages. Method: 300 below a path,
+/// others whose names only begin like it, and one of those below it that is the path's own.
+#[test]
+fn filters_and_pages_agree_where_there_are_many_accounts() {
+    let folder = folder();
+    let store = open(&config(&folder));
+    add(&store, &world());
+    for number in 0..300_u32 {
+        let path = match number % 60 {
+            0 => format!("acme/a0/{number}"),
+            1 => format!("acme/a-{number}"),
+            _ => format!("acme/a/{number}"),
+        };
+        let (account, chain) = (number + 10, u64::from(number) + 10);
+        let mut reserved = reserved(chain, 1);
+        (reserved.account, reserved.slices[0].chain) = (account, chain);
+        let facts = vec![
+            Fact::AccountOpened { account, path, automatic: true },
+            Fact::ChainOpened { chain, account, windows: vec![1], base: None },
+            Fact::Reserved(reserved),
+        ];
+        add(&store, &at(T0 + i64::from(number), facts));
+    }
+    let whole = entries(&store);
+    let reader = store.reader().expect("a reader");
+    for account in ["acme", "acme/a", "acme/a0", "acme/a/7", "acme/a-1", "acm"] {
+        for newest_first in [false, true] {
+            for start_ms in [None, Some(T0 + 200)] {
+                let account = Some(account.to_owned());
+                let filter =
+                    EntryFilter { account, newest_first, start_ms, ..EntryFilter::default() };
+                let mut expected: Vec<_> =
+                    whole.iter().filter(|row| passes(&filter, row)).collect();
+                if newest_first {
+                    expected.reverse();
+                }
+                let read = all(&reader, &filter, 70);
+                assert_eq!(read.iter().collect::<Vec<_>>(), expected, "{filter:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stretch_of_time_begins_and_ends_with_the_entries_of_its_bounds() {
+    let folder = folder();
+    let store = open(&config(&folder));
+    let frozen = |time_ms| {
+        at(time_ms, vec![Fact::Frozen { account: 1, frozen: true, reason: String::new() }])
+    };
+    add(&store, &world());
+    // The limits are set at T0.
+    let times = [0, 0, 0, 1, 1, 2, 5, 5];
+    for after_ms in &times[3..] {
+        add(&store, &frozen(T0 + after_ms));
+    }
+    store.import_through(store.written()).expect("imported");
+    let reader = store.reader().expect("a reader");
+    for start in 0..8 {
+        for end in 0..8 {
+            let (start_ms, end_ms) = (Some(T0 + start), Some(T0 + end));
+            let filter = EntryFilter { start_ms, end_ms, ..EntryFilter::default() };
+            let read = reader.entries(&filter, None, 100).expect("a page");
+            let read: Vec<_> = read.iter().map(|row| row.time_ms - T0).collect();
+            let expected: Vec<_> =
+                times.into_iter().filter(|time| (start..end).contains(time)).collect();
+            assert_eq!(read, expected, "{start}..{end}");
+        }
+    }
+}
+
+#[test]
+fn an_account_is_known_by_its_id() {
+    let folder = folder();
+    let store = open(&config(&folder));
+    add(&store, &world());
+    store.import_through(store.written()).expect("imported");
+    let reader = store.reader().expect("a reader");
+    assert_eq!(reader.account(2).expect("read").as_deref(), Some("acme/a"));
+    assert_eq!(reader.account(9).expect("read"), None);
+}
+
 #[test]
 fn sums_are_those_of_the_entries_that_they_sum() {
     let folder = folder();

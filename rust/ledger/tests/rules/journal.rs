@@ -297,3 +297,14 @@ fn r13_a_window_that_is_told_of_late_takes_no_newer_ones_place() {
     let again = world.replayed(World::plain(), &records);
     assert_eq!(again.standing("a", Unit::Tokens), (100, 0, 7, 93));
 }
+
+#[test]
+fn r13_what_happens_after_recovery_goes_to_the_journal_that_is_set_then() {
+    let mut world = World::new();
+    let after = Tape::default();
+    world.held("a/x", 1);
+    let before = world.tape.records().len();
+    world.ledger.set_journal(after.clone());
+    world.held("a/x", 1);
+    assert_eq!((world.tape.records().len(), after.records().len()), (before, 1));
+}

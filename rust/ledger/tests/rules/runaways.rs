@@ -164,6 +164,71 @@ fn s12_what_was_spent_over_hours_counts_as_evenly_spent() {
 }
 
 #[test]
+fn s12_what_was_spent_over_two_intervals_counts_by_half() {
+    let world = world(Action::Stop);
+    let id = world.held("a/x", 60_000);
+    world.wait(10 * MINUTE);
+    world.commit(id, 60_000);
+    assert_eq!(told(&world)[0].0.figure, 30_000);
+}
+
+/// Accounts `a/**` under the small bounds and no budget.
+fn unlimited() -> World {
+    World::with(world_settings())
+}
+
+#[test]
+fn s12_a_total_has_no_pace() {
+    let world = unlimited();
+    world.limit("a", Unit::Tokens, Period::total(), 100_000);
+    // Looked at for this one, whose pace nobody passes.
+    world.limit("a", Unit::Tokens, Period::calendar(PeriodKind::Day, "UTC"), 1_000_000_000);
+    world.record("a/x", tokens(60_000)).unwrap();
+    assert_eq!(told(&world), []);
+}
+
+#[test]
+fn s12_the_pace_of_a_rolling_window_is_that_of_its_length() {
+    let world = unlimited();
+    world.limit("a", Unit::Tokens, Period::rolling(20 * MINUTE), 100_000);
+    world.limit("a/day", Unit::Tokens, Period::rolling(24 * 60 * MINUTE), 100_000);
+    // Four times the pace of 20 minutes are all of it within 5.
+    world.record("a/x", tokens(60_000)).unwrap();
+    assert_eq!(told(&world), []);
+    world.record("a/day", tokens(30_000)).unwrap();
+    assert_eq!((told(&world)[0].0.figure, told(&world)[0].0.most), (30_000, 25_000));
+}
+
+#[test]
+fn s12_money_has_a_pace_as_well() {
+    let world = unlimited();
+    let day = Period::calendar(PeriodKind::Day, "UTC");
+    world.limit("a", Unit::UsdNanos, day, 100_000);
+    world.record("a/x", of(&[(Unit::UsdNanos, 30_000)])).unwrap();
+    assert_eq!(told(&world)[0].0.unit, Some(Unit::UsdNanos));
+}
+
+#[test]
+fn s12_a_nested_call_is_held_against_its_parents_pace_beside_its_own() {
+    let world = world(Action::Stop);
+    let day = Period::calendar(PeriodKind::Day, "UTC");
+    world.limit("a/x/y", Unit::Tokens, day, 1_000_000_000);
+    let parent = world.held("a/x", 60_000);
+    let nested = world.nest("a/x/y", parent, tokens(60_000)).unwrap().id;
+    world.commit(nested, 30_000);
+    let found = told(&world)[0].0;
+    assert_eq!((found.rule, found.figure, found.most), (Rule::Velocity, 30_000, 25_000));
+}
+
+#[test]
+fn s12_an_account_that_is_unfrozen_after_a_runaway_is_not_alarmed() {
+    let world = world(Action::Freeze);
+    world.commit(world.held("a/x", 30_000), 30_000);
+    world.freeze("a/x", false);
+    assert!(world.hold("a/x", tokens(1)).is_ok());
+}
+
+#[test]
 fn s12_recorded_spending_counts_too() {
     let world = world(Action::Stop);
     world.record("a/x", tokens(30_000)).unwrap();
@@ -283,6 +348,8 @@ fn s12_watchers_hear_of_the_newest_findings() {
     assert_eq!(named, (45..=300).collect::<Vec<_>>());
     assert_eq!(&*found[255].account, "a/2/299");
     assert_eq!(world.ledger.findings(299).len(), 1);
+    let counts = [Rule::Velocity, Rule::Depth].map(|rule| world.ledger.found(rule));
+    assert_eq!(counts, [300, 0]);
 }
 
 #[test]

@@ -22,10 +22,11 @@ use crate::v1::ErrorReason;
 
 /// How every token begins, so that scanners for leaked secrets know one.
 pub(crate) const PREFIX: &str = "bursar_";
-/// The most tokens that are kept.
+/// The most tokens that are good at one time.
 const MAX_TOKENS: usize = 10_000;
-/// How long one that has ended stays in the list.
+/// How long one that has ended stays in the list, and how many do.
 const KEPT_MS: i64 = 30 * 86_400_000;
+const KEPT: usize = 1_000;
 const ID_BYTES: usize = 8;
 const SECRET_BYTES: usize = 32;
 
@@ -56,8 +57,8 @@ impl Token {
         (now_ms >= self.expires_ms).then_some("has expired")
     }
 
-    pub(super) fn is_forgotten(&self, now_ms: i64) -> bool {
-        now_ms.saturating_sub(self.revoked_ms.unwrap_or(self.expires_ms)) > KEPT_MS
+    fn end_ms(&self) -> i64 {
+        self.revoked_ms.unwrap_or(self.expires_ms)
     }
 }
 
@@ -148,8 +149,9 @@ impl Vault {
             revoked_ms: None,
         });
         self.change(now_ms, |tokens| {
-            if tokens.len() >= MAX_TOKENS {
-                let message = format!("{MAX_TOKENS} tokens are kept, which is the most");
+            let good = tokens.values().filter(|token| token.ended(now_ms).is_none());
+            if good.count() >= MAX_TOKENS {
+                let message = format!("{MAX_TOKENS} tokens are good, which is the most");
                 let error = ApiError::new(ErrorReason::TokenLimitReached, message);
                 return Err(error.with("max", MAX_TOKENS.to_string()));
             }
@@ -188,7 +190,7 @@ impl Vault {
         change: impl Fn(&mut HashMap<String, Arc<Token>>) -> Result<(), ApiError>,
     ) -> Result<(), ApiError> {
         let change = |tokens: &mut HashMap<String, Arc<Token>>| {
-            tokens.retain(|_, token| !token.is_forgotten(now_ms));
+            forget(tokens, now_ms);
             change(tokens)
         };
         let _one_at_a_time = self.writing.lock();
@@ -203,6 +205,17 @@ impl Vault {
         }
         // Not by what was written: some may have been revoked since.
         change(&mut self.tokens.write())
+    }
+}
+
+/// Keeps those only of the tokens that have ended which ended last: each change writes all.
+pub(super) fn forget(tokens: &mut HashMap<String, Arc<Token>>, now_ms: i64) {
+    tokens.retain(|_, token| now_ms.saturating_sub(token.end_ms()) <= KEPT_MS);
+    let mut ended: Vec<_> =
+        tokens.values().filter(|token| token.ended(now_ms).is_some()).cloned().collect();
+    ended.sort_by_key(|token| std::cmp::Reverse(token.end_ms()));
+    for token in ended.iter().skip(KEPT) {
+        tokens.remove(&token.id);
     }
 }
 
@@ -302,8 +315,26 @@ mod tests {
         }
         let refused = vault.create(order("more"), 0).expect_err("full");
         assert_eq!(refused.reason, ErrorReason::TokenLimitReached);
-        vault.create(order("later"), KEPT_MS + 1_001).expect("room again");
+        vault.create(order("later"), 1_000).expect("the others have expired");
+        assert_eq!(vault.list().len(), KEPT + 1);
+        vault.create(order("much-later"), KEPT_MS + 2_001).expect("room");
         assert_eq!(vault.list().len(), 1);
+    }
+
+    #[test]
+    fn of_those_that_have_ended_the_last_ones_are_kept() {
+        let vault = Vault::open(None).expect("memory");
+        let mut revoked = Vec::new();
+        for number in 0..KEPT + 10 {
+            let now_ms = i64::try_from(number).expect("small");
+            let (token, _) = vault.create(order(&number.to_string()), 0).expect("room");
+            vault.revoke(&token, now_ms).expect("in memory");
+            revoked.push(token.id.clone());
+        }
+        let (good, _) = vault.create(order("good"), 0).expect("room");
+        let kept: Vec<_> = revoked.iter().filter(|id| vault.get(id).is_some()).collect();
+        assert_eq!(kept, revoked[10..].iter().collect::<Vec<_>>());
+        assert!(vault.get(&good.id).is_some());
     }
 
     #[test]
