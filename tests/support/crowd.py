@@ -2,8 +2,8 @@
 
 A kind is a function that works until it is told to stop, and returns what its account has spent by
 then, as far as it was told. None of them gives up by itself: what goes wrong is raised. They take
-every core that is left, and give way to the daemon: what is measured is it, and not which of a dozen
-processes has its turn.
+every core that is left, and give way to the daemon: what is measured is it, and not which process
+has its turn.
 """
 
 import asyncio

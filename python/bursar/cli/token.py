@@ -50,7 +50,7 @@ def create(
 @json_option
 @target_option
 def list_(account: str, *, as_json: bool, target: str | None) -> None:
-    """List the tokens of ACCOUNT and those below it, also the last 1,000 that ended within 30 days."""
+    """List the tokens of ACCOUNT and those below it; of those that ended, the last 1,000."""
     with connect(target) as client:
         tokens = client.tokens.list(account)
     if as_json:

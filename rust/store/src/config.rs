@@ -69,7 +69,7 @@ impl StoreConfig {
         self.asked_ms().saturating_add(self.slack_ms())
     }
 
-    /// How much longer it is kept: chains, windows and keys are in use for a moment after they are over.
+    /// How much longer it is kept: chains, windows and keys are in use for a moment after their end.
     pub(crate) fn slack_ms(&self) -> i64 {
         const LEAST_MS: i64 = 60_000;
         const MOST_MS: i64 = 3_600_000;

@@ -1,10 +1,10 @@
 //! The import: moves the log into SQLite and deletes what is moved.
 //!
 //! Two threads do it in turn. One has the lowest priority and all the time there is. The other has
-//! that of everybody else and works while somebody waits, the backlog grows or cleaning up is late, since
-//! on a host whose cores are all busy the first one hardly runs, and to raise its priority again takes
-//! a privilege.
-//! The log is read back from its files, which are in the page cache, so that callers never wait.
+//! that of everybody else and works while somebody waits, the backlog grows or cleaning up is late,
+//! since on a host whose cores are all busy the first one hardly runs, and to raise its priority again
+//! takes a privilege. The log is read back from its files, which are in the page cache, so that
+//! callers never wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -25,6 +25,7 @@ const BATCH: usize = 2_000;
 
 /// When to delete next.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "their unit")]
 pub(crate) struct Retention {
     /// Not before this time.
     next_ms: i64,
