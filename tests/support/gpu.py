@@ -239,11 +239,6 @@ class StandIn:
             del self._instances[uuid]
         self._write()
 
-    def remove_instance(self, uuid: str) -> None:
-        """Destroys a MIG instance; MIG stays on while there is another one."""
-        del self._instances[uuid]
-        self._write()
-
     # Processes
 
     def set_process(self, pid: int, gpu: str, *, real: bool = True, **about: Any) -> None:

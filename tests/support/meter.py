@@ -19,10 +19,6 @@ def debit(reservation: str, **used: int) -> lg.MeterDebit:
     return lg.MeterDebit(reservation=reservation, used=amounts(**used))
 
 
-def _bytes(sent: Any) -> bytes:
-    return sent if isinstance(sent, bytes) else bytes(sent.SerializeToString())
-
-
 class Meter:
     """One stream on a connection of its own."""
 
@@ -30,26 +26,22 @@ class Meter:
         options = (*channel_options(target), ("grpc.use_local_subchannel_pool", 1))
         self.channel = grpc.insecure_channel(target, options=options)
         shown = (("authorization", f"Bearer {token}"),) if token else ()
-        self._requests: queue.SimpleQueue[lg.MeterRequest | bytes | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[lg.MeterRequest | None] = queue.SimpleQueue()
         self._call: Any = self.channel.stream_stream(
             "/bursar.v1.LedgerService/Meter",
-            request_serializer=_bytes,
+            request_serializer=lg.MeterRequest.SerializeToString,
             response_deserializer=lg.MeterResponse.FromString,
         )(self._sent(), timeout=PATIENCE_S, metadata=shown)
         self.news: list[lg.MeterAnswer] = []
         """What came unasked before an answer."""
 
-    def _sent(self) -> Iterator[Any]:
+    def _sent(self) -> Iterator[lg.MeterRequest]:
         while (one := self._requests.get()) is not None:
             yield one
 
     def send(self, *debits: lg.MeterDebit) -> None:
         """Sends one request and does not wait."""
         self._requests.put(lg.MeterRequest(debits=debits))
-
-    def send_bytes(self, message: bytes) -> None:
-        """Sends what may be no request."""
-        self._requests.put(message)
 
     def receive(self) -> lg.MeterResponse:
         """The next response; raises `Failed` where the stream failed, StopIteration at its end."""

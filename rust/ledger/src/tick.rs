@@ -11,6 +11,9 @@ use crate::reservation::Reservation;
 use crate::settle::Settlement;
 use crate::slots::Slot;
 
+/// So many floors go into one record: a record has a largest size.
+const FLOORS_AT_ONCE: usize = 10_000;
+
 /// What a tick did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ticked {
@@ -109,8 +112,8 @@ impl<J: Journal> Ledger<J> {
         self.slot(id).is_ok_and(is_pending)
     }
 
-    /// Tells the journal what pending reservations have debited since the last call, in one record:
-    /// the floor for their settlement if client and host die together. Returns its ticket, or 0.
+    /// Tells the journal what pending reservations have debited since the last call: the floor for
+    /// their settlement if client and host die together. Returns the ticket of its last record, or 0.
     pub fn log_used(&self, now: Now) -> u64 {
         let mut used = Vec::new();
         self.slots.each_debited(|_, slot| {
@@ -120,11 +123,9 @@ impl<J: Journal> Ledger<J> {
                 used.push((reservation.id, reservation.used));
             }
         });
-        if used.is_empty() {
-            0
-        } else {
-            self.log(self.time(now.wall_ms), || vec![Fact::Used(used)])
-        }
+        let now_ms = self.time(now.wall_ms);
+        let records = used.chunks(FLOORS_AT_ONCE);
+        records.fold(0, |_, part| self.log(now_ms, || vec![Fact::Used(part.to_vec())]))
     }
 
     /// Reservations that have expired and still hold capacity, until [`Ledger::owner_gone`] (R9), with

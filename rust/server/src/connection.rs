@@ -1,4 +1,4 @@
-//! A connection of a data-plane thread or of the proxy: a Unix socket, TCP, or TLS on TCP.
+//! A connection of a data-plane thread or of a listener of HTTP/1: a Unix socket, TCP, or TLS on TCP.
 
 use std::io;
 use std::pin::Pin;

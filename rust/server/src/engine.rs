@@ -1,7 +1,7 @@
 //! The ledger, its rate card and its store as one thing that answers protobuf messages.
 //!
-//! An answer comes with a ticket: what has to be durable before it may leave. The callers are `grpc`
-//! (which awaits the ticket) and the embedded mode (which blocks on it).
+//! An answer comes with a ticket: what has to be durable before it may leave. Who serves a connection
+//! awaits it (`durable`); the embedded mode, and calls away from the data plane, block on it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

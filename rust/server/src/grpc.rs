@@ -95,8 +95,13 @@ impl Api {
         T: Message + 'static,
         F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
     {
-        let _turn = self.reads.turn(Holder::sharing(caller.account())).await?;
-        self.aside_large(call).await
+        let turn = self.reads.turn(Holder::sharing(caller.account())).await?;
+        // Its own until it has read, also when the caller has gone.
+        let read = move |engine: &Engine| {
+            let _turn = turn;
+            call(engine)
+        };
+        self.aside_large(read).await
     }
 }
 

@@ -251,7 +251,7 @@ fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
 #[derive(Debug)]
 pub(crate) struct Reads {
     places: Arc<Places>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 impl Reads {
@@ -259,20 +259,21 @@ impl Reads {
     const AT_A_TIME: usize = 2;
 
     /// Waits for one's turn, if not too many do.
-    pub(crate) async fn turn(&self, who: Holder) -> Result<(Taken, SemaphorePermit<'_>), Status> {
+    pub(crate) async fn turn(&self, who: Holder) -> Result<(Taken, OwnedSemaphorePermit), Status> {
         let place = self.places.take(who).ok_or_else(|| {
             let message =
                 format!("{} calls that read the store wait, the most: try again", Self::MOST);
             Status::unavailable(message)
         })?;
-        let turn = self.turns.acquire().await.map_err(|_| Status::internal("nobody has a turn"))?;
-        Ok((place, turn))
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        Ok((place, turn.map_err(|_| Status::internal("nobody has a turn"))?))
     }
 }
 
 impl Default for Reads {
     fn default() -> Reads {
-        Reads { places: Places::new(Self::MOST), turns: Semaphore::new(Self::AT_A_TIME) }
+        let turns = Arc::new(Semaphore::new(Self::AT_A_TIME));
+        Reads { places: Places::new(Self::MOST), turns }
     }
 }
 

@@ -1,9 +1,10 @@
 //! The daemon's inside: the ledger with its store behind gRPC.
 //!
 //! `engine` joins ledger, rates and store and speaks protobuf messages; `grpc` puts it on the wire;
-//! `dashboard` shows it in a browser; `metrics` is what Prometheus reads; `envoy` is Envoy's rate
-//! limit service; `process` carries the calls that the watchdog answers; `serve` owns sockets, threads
-//! and the drain. Nothing here knows Python.
+//! `access` says who may call; `lease` hands out shared memory; `proxy` answers OpenAI's and
+//! Anthropic's clients; `dashboard` shows it in a browser; `metrics` is what Prometheus reads; `envoy`
+//! is Envoy's rate limit service; `process` carries the calls that the watchdog answers; `serve` owns
+//! sockets, threads and the drain. Nothing here knows Python.
 #![forbid(unsafe_code)]
 
 mod access;

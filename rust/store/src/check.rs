@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::database::connect;
-use crate::entries::EntryKind;
+use crate::entries::{EntryKind, total};
 use crate::error::{Doing, StoreError};
 use crate::reservations::{COLUMNS, Stored, read};
 
@@ -38,27 +38,34 @@ pub fn check_store(path: &Path) -> Result<Vec<Mismatch>, StoreError> {
     check(&connect(path, false).doing("open for checking")?)
 }
 
-/// One statement, so it sees one moment.
+/// One statement, so it sees one moment. A rolling window whose sum of all time has no room left says
+/// nothing.
 pub(crate) fn check(conn: &Connection) -> Result<Vec<Mismatch>, StoreError> {
     let sql = format!(
         "WITH counted AS (
-            SELECT w.id, sum(e.amount) AS amount
-            FROM (SELECT chain, unit, sum(amount) AS amount FROM entry
-                    WHERE kind = {} GROUP BY chain, unit) e
+            SELECT w.id, sum(e.high) AS high, sum(e.low) AS low
+            FROM (SELECT chain, unit, sum(amount >> 32) AS high, sum(amount & 4294967295) AS low
+                    FROM entry WHERE kind = {} GROUP BY chain, unit) e
             JOIN chain_windows c ON c.chain = e.chain
             JOIN windows w ON w.id = c.window
             JOIN budgets b ON b.id = w.budget
             JOIN units u ON u.name = b.unit AND u.id = e.unit
             GROUP BY w.id)
-        SELECT w.id, w.spent - w.pruned, coalesce(c.amount, 0)
+        SELECT w.id, w.spent, w.pruned, coalesce(c.high, 0), coalesce(c.low, 0)
         FROM windows w LEFT JOIN counted c ON c.id = w.id
-        WHERE w.spent - w.pruned <> coalesce(c.amount, 0) ORDER BY w.id",
-        EntryKind::Spend as u8
+        WHERE w.spent < {} ORDER BY w.id",
+        EntryKind::Spend as u8,
+        i64::MAX
     );
     let read = |row: &rusqlite::Row<'_>| {
-        Ok(Mismatch { window: row.get(0)?, spent: row.get(1)?, entries: row.get(2)? })
+        let (spent, pruned): (i64, i64) = (row.get(1)?, row.get(2)?);
+        let entries = total(row.get(3)?, row.get(4)?);
+        Ok(Mismatch { window: row.get(0)?, spent: spent.saturating_sub(pruned), entries })
     };
-    let rows = conn.prepare(&sql).and_then(|mut rows| rows.query_map((), read)?.collect());
+    let rows = conn.prepare(&sql).and_then(|mut rows| {
+        let windows = rows.query_map((), read)?;
+        windows.filter(|row| !row.as_ref().is_ok_and(|one| one.spent == one.entries)).collect()
+    });
     rows.doing("compare windows with entries")
 }
 

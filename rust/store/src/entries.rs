@@ -9,6 +9,15 @@ use rusqlite::Connection;
 
 use crate::error::{Doing, StoreError};
 
+/// Of entries `e`: how much they come to, in halves that [`total`] puts together. SQLite's own sum
+/// fails beyond 64 bits, which two entries may reach.
+pub(crate) const TOTAL: &str = "sum(e.amount >> 32), sum(e.amount & 4294967295)";
+
+/// The sum of which these are the halves; the nearest number of 64 bits where it is none.
+pub(crate) fn total(high: i64, low: i64) -> i64 {
+    let sum = (i128::from(high) << 32) + i128::from(low);
+    i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX })
+}
 /// The bits of an entry's id that number the rows of one record.
 pub(crate) const ROW_BITS: u32 = 16;
 const MAX_ROWS: u64 = 1 << ROW_BITS;

@@ -11,7 +11,7 @@ use bursar_ledger::canary;
 use bursar_ledger::fact::{AccountId, ChainId, Fact, Record, Reserved, Settled, WindowId};
 use bursar_ledger::rolling::BUCKETS;
 use bursar_ledger::{Amounts, HighIds, Period};
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use crate::database::Meta;
 use crate::entries::{About, EntryKind, Rows};
@@ -306,10 +306,43 @@ impl Group<'_> {
             known.spent = known.spent.saturating_add(amount);
             let bucket_ms = known.bucket_ms;
             self.spent.insert(*window);
-            if bucket_ms != 0 {
+            if bucket_ms != 0 && amount < 0 {
+                self.take_back(*window, bucket_ms, amount.saturating_neg())?;
+            } else if bucket_ms != 0 {
                 let start_ms = time_ms - time_ms.rem_euclid(bucket_ms);
                 let bucket = self.buckets.entry((*window, start_ms)).or_insert(0);
                 *bucket = bucket.saturating_add(amount);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a spending back as the ledger does: out of the oldest buckets that count, and what has
+    /// left them not at all.
+    fn take_back(
+        &mut self,
+        window: WindowId,
+        bucket_ms: i64,
+        mut rest: i64,
+    ) -> Result<(), StoreError> {
+        const LIVE: &str =
+            "SELECT start_ms, spent FROM window_buckets WHERE window = ?1 AND start_ms >= ?2";
+        let from_ms = first_live_ms(self.time_ms, bucket_ms);
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        let mut live: BTreeMap<i64, i64> = self
+            .conn
+            .prepare_cached(LIVE)
+            .and_then(|mut live| live.query_map(params![window, from_ms], read)?.collect())
+            .doing("read what was spent of late")?;
+        for ((_, start_ms), spent) in self.buckets.range((window, from_ms)..=(window, i64::MAX)) {
+            let before = live.entry(*start_ms).or_insert(0);
+            *before = before.saturating_add(*spent);
+        }
+        for (start_ms, spent) in live {
+            let part = rest.min(spent).max(0);
+            if part > 0 {
+                *self.buckets.entry((window, start_ms)).or_insert(0) -= part;
+                rest -= part;
             }
         }
         Ok(())

@@ -206,9 +206,9 @@ impl Touched {
             ON CONFLICT (sequence) DO UPDATE SET account = excluded.account, state = excluded.state,
                 holds = excluded.holds, ended_ms = excluded.ended_ms, used = excluded.used,
                 body = excluded.body";
-        // One thread reports floors, so a later group's is never lower.
-        const FLOOR: &str =
-            "UPDATE reservations SET used = ?2 WHERE sequence = ?1 AND state = 'pending'";
+        const BEFORE: &str =
+            "SELECT used FROM reservations WHERE sequence = ?1 AND state = 'pending'";
+        const FLOOR: &str = "UPDATE reservations SET used = ?2 WHERE sequence = ?1";
         let mut write = conn.prepare_cached(WRITE).doing("prepare reservations")?;
         let mut buf = Vec::new();
         for stored in self.rows.into_values().flatten() {
@@ -234,9 +234,15 @@ impl Touched {
             ];
             write.execute(row).doing("write a reservation")?;
         }
+        let mut before = conn.prepare_cached(BEFORE).doing("prepare floors")?;
         let mut floor = conn.prepare_cached(FLOOR).doing("prepare floors")?;
         for (sequence, used) in self.used {
-            floor.execute(params![sequence, bytes(&used)]).doing("write a floor")?;
+            let read = |row: &Row<'_>| Ok(row.get_ref(0)?.as_blob_or_null()?.map(amounts));
+            let before = before.query_row([sequence], read).optional().doing("read a floor")?;
+            if let Some(before) = before {
+                let used = before.unwrap_or_default().max(&used);
+                floor.execute(params![sequence, bytes(&used)]).doing("write a floor")?;
+            }
         }
         Ok(())
     }

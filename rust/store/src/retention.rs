@@ -1,44 +1,53 @@
 //! Retention: deletes what nobody can ask for any more, a bounded batch at a time.
 //!
 //! In this order, so that nothing is left pointing at what is gone: entries, ended reservations,
-//! chains, windows, budgets and accounts that have retired. Never touched: what a reservation
-//! holds, or was carved from, chains that the ledger may still use (the newest of each account),
-//! each budget's newest window. The spending of deleted entries is noted in `windows.pruned`, so
+//! chains, windows with what is known of them, budgets and accounts that have retired. Never touched:
+//! what a reservation holds, or was carved from, chains that the ledger may still use (the newest of
+//! each account), each budget's newest window. The spending of deleted entries is noted in `windows.pruned`, so
 //! sums can still be checked.
 //!
 //! The clock is the time of what is recorded: where nothing happens, nothing has to go.
 
 use std::collections::HashSet;
 
-use bursar_ledger::fact::ChainId;
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use bursar_ledger::fact::{ChainId, WindowId};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use crate::config::StoreConfig;
-use crate::entries::EntryKind;
+use crate::entries::{EntryKind, TOTAL, total};
 use crate::error::{Doing, StoreError};
 use crate::import::Importer;
 use crate::reader::first_entry_at;
 use crate::reservations;
 
-/// The most rows that one transaction deletes.
+/// The most rows that one transaction deletes, and the most chains that it looks at.
 const BATCH: usize = 2_000;
 
-/// When to delete next.
+/// When to delete next, and how far a round has come.
 #[derive(Debug)]
-#[expect(clippy::struct_field_names, reason = "their unit")]
 pub(crate) struct Retention {
     /// Not before this time.
     next_ms: i64,
     keep_ms: i64,
     /// How often to look, and how long deleting may take when nobody makes way for it.
     interval_ms: i64,
+    chains: Option<ChainsLeft>,
+}
+
+/// The chains that a round has not looked at: up to this one. A nested reservation's goes before the
+/// one that it rests on.
+#[derive(Debug)]
+struct ChainsLeft {
+    last: ChainId,
+    /// Those that reservations hold on. Nobody begins to hold on a chain that was replaced.
+    held: HashSet<ChainId>,
 }
 
 impl Retention {
     /// For a store whose clock stands at `now_ms`.
     pub(crate) fn new(config: &StoreConfig, now_ms: i64) -> Retention {
-        let (keep_ms, interval_ms) = (config.keep_ms(), config.slack_ms() / 4);
-        Retention { next_ms: now_ms, keep_ms, interval_ms }
+        let (keep_ms, interval_ms) = (config.keep_ms(), config.slack_ms());
+        Retention { next_ms: now_ms, keep_ms, interval_ms, chains: None }
     }
 
     /// Whether there is something to do.
@@ -55,35 +64,75 @@ impl Retention {
     pub(crate) fn step(&mut self, importer: &mut Importer) -> Result<(), StoreError> {
         if self.is_due(importer) {
             let before_ms = importer.time_ms.saturating_sub(self.keep_ms);
-            let deleted = batch(&importer.conn, before_ms)?;
-            if deleted == 0 {
-                self.next_ms = importer.time_ms.saturating_add(self.interval_ms);
-            } else {
+            if self.batch(&importer.conn, before_ms)? {
                 importer.forget();
+            } else {
+                self.next_ms = importer.time_ms.saturating_add(self.interval_ms);
+                self.chains = None;
             }
         }
         Ok(())
     }
-}
 
-/// Deletes at most one batch of what was over before a time. Returns how many rows.
-pub(crate) fn batch(conn: &Connection, before_ms: i64) -> Result<usize, StoreError> {
-    let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)
-        .doing("begin a clean-up")?;
-    let mut deleted = entries(&tx, before_ms)?;
-    if deleted == 0 {
-        deleted = delete(&tx, RESERVATIONS, before_ms)?;
-    }
-    if deleted == 0 {
-        deleted = chains(&tx, before_ms)?;
-    }
-    for sql in [WINDOWS, BUDGETS, ACCOUNTS] {
-        if deleted == 0 {
-            deleted = delete(&tx, sql, before_ms)?;
+    /// Deletes at most one batch of what was over before a time. Returns whether there may be more.
+    fn batch(&mut self, conn: &Connection, before_ms: i64) -> Result<bool, StoreError> {
+        let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)
+            .doing("begin a clean-up")?;
+        let mut more = entries(&tx, before_ms)? > 0
+            || delete(&tx, RESERVATIONS, before_ms)? > 0
+            || self.chains(&tx, before_ms)?;
+        for sql in [WINDOWS, CROSSINGS, BUCKETS, BUDGETS, ACCOUNTS] {
+            more = more || delete(&tx, sql, before_ms)? > 0;
         }
+        tx.commit().doing("end a clean-up")?;
+        Ok(more)
     }
-    tx.commit().doing("end a clean-up")?;
-    Ok(deleted)
+
+    /// Of the next chains, deletes those that no entry names any more, that the account has replaced,
+    /// and that nothing hangs on. Returns whether there were any to look at.
+    fn chains(&mut self, tx: &Transaction<'_>, before_ms: i64) -> Result<bool, StoreError> {
+        const OLD: &str = "SELECT c.id FROM chains c LEFT JOIN accounts a ON a.id = c.account
+            WHERE c.id > ?2 AND c.id <= ?3 AND c.last_ms < ?1
+            AND (c.base IS NOT NULL OR a.retired_ms < ?1 OR EXISTS
+                (SELECT 1 FROM chains n WHERE n.account = c.account AND n.id > c.id
+                    AND n.base IS NULL AND n.time_ms < ?1))
+            ORDER BY c.id DESC";
+        const RESTS: &str = "SELECT 1 FROM chains WHERE base = ?1 LIMIT 1";
+        let left = if let Some(left) = &mut self.chains {
+            left
+        } else {
+            let last = tx.query_row("SELECT coalesce(max(id), 0) FROM chains", (), |r| r.get(0));
+            let (last, held) = (last.doing("clean up")?, held_chains(tx)?);
+            self.chains.insert(ChainsLeft { last, held })
+        };
+        if left.last == 0 {
+            return Ok(false);
+        }
+        let first = left.last.saturating_sub(BATCH as ChainId);
+        let old: Vec<ChainId> = tx
+            .prepare_cached(OLD)
+            .and_then(|mut old| {
+                old.query_map(params![before_ms, first, left.last], |row| row.get(0))?.collect()
+            })
+            .doing("clean up")?;
+        for chain in old.iter().filter(|chain| !left.held.contains(chain)) {
+            if tx
+                .prepare_cached(RESTS)
+                .and_then(|mut rests| rests.exists([chain]))
+                .doing("clean up")?
+            {
+                continue;
+            }
+            for sql in
+                ["DELETE FROM chain_windows WHERE chain = ?1", "DELETE FROM chains WHERE id = ?1"]
+            {
+                let delete = tx.prepare_cached(sql);
+                delete.and_then(|mut delete| delete.execute([chain])).doing("clean up")?;
+            }
+        }
+        left.last = first;
+        Ok(true)
+    }
 }
 
 /// Not those that a holding reservation was carved from: what it gives back passes through them.
@@ -99,6 +148,15 @@ const WINDOWS: &str = "DELETE FROM windows WHERE id IN
         AND (a.retired_ms IS NOT NULL
             OR EXISTS (SELECT 1 FROM windows n WHERE n.budget = w.budget AND n.id > w.id))
         AND NOT EXISTS (SELECT 1 FROM chain_windows c WHERE c.window = w.id) LIMIT ?2)";
+
+/// What is left of windows that have gone.
+const CROSSINGS: &str = "DELETE FROM crossings WHERE (window, permille) IN
+    (SELECT c.window, c.permille FROM crossings c
+        WHERE NOT EXISTS (SELECT 1 FROM windows w WHERE w.id = c.window) LIMIT ?2)";
+
+const BUCKETS: &str = "DELETE FROM window_buckets WHERE (window, start_ms) IN
+    (SELECT b.window, b.start_ms FROM window_buckets b
+        WHERE NOT EXISTS (SELECT 1 FROM windows w WHERE w.id = b.window) LIMIT ?2)";
 
 const BUDGETS: &str = "DELETE FROM budgets WHERE id IN
     (SELECT b.id FROM accounts a JOIN budgets b ON b.account = a.id WHERE a.retired_ms < ?1
@@ -122,54 +180,33 @@ fn entries(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
     let before = first_entry_at(tx, before_ms)?;
     let params = params![before, BATCH];
     let spent = format!(
-        "UPDATE windows SET pruned = pruned + old.spent FROM (
-            SELECT w.id, sum(e.amount) AS spent
-            FROM (SELECT chain, unit, kind, amount {OLD}) e
-            JOIN chain_windows c ON c.chain = e.chain
-            JOIN windows w ON w.id = c.window JOIN budgets b ON b.id = w.budget
-            JOIN units u ON u.name = b.unit
-            WHERE e.kind = {} AND e.unit = u.id GROUP BY w.id) old
-        WHERE windows.id = old.id",
+        "SELECT w.id, w.pruned, {TOTAL}
+        FROM (SELECT chain, unit, kind, amount {OLD}) e
+        JOIN chain_windows c ON c.chain = e.chain
+        JOIN windows w ON w.id = c.window JOIN budgets b ON b.id = w.budget
+        JOIN units u ON u.name = b.unit
+        WHERE e.kind = {} AND e.unit = u.id GROUP BY w.id",
         EntryKind::Spend as u8
     );
-    tx.prepare_cached(&spent)
-        .and_then(|mut prune| prune.execute(params))
-        .doing("note what deleted entries spent")?;
+    let read = |row: &Row<'_>| {
+        let (window, pruned): (WindowId, i64) = (row.get(0)?, row.get(1)?);
+        Ok((window, pruned.saturating_add(total(row.get(2)?, row.get(3)?))))
+    };
+    let spent: Vec<(WindowId, i64)> = tx
+        .prepare_cached(&spent)
+        .and_then(|mut spent| spent.query_map(params, read)?.collect())
+        .doing("sum what deleted entries spent")?;
+    for one in spent {
+        tx.prepare_cached("UPDATE windows SET pruned = ?2 WHERE id = ?1")
+            .and_then(|mut prune| prune.execute(one))
+            .doing("note what deleted entries spent")?;
+    }
     let details = format!("DELETE FROM details WHERE entry IN (SELECT id {OLD})");
     tx.prepare_cached(&details)
         .and_then(|mut delete| delete.execute(params))
         .doing("clean up details")?;
     let delete = format!("DELETE FROM entry WHERE id IN (SELECT id {OLD})");
     tx.prepare_cached(&delete).and_then(|mut delete| delete.execute(params)).doing("clean up")
-}
-
-/// Chains that no entry names any more, that the account has replaced, and that nothing hangs on.
-fn chains(tx: &Transaction<'_>, before_ms: i64) -> Result<usize, StoreError> {
-    const OLD: &str = "SELECT c.id FROM chains c LEFT JOIN accounts a ON a.id = c.account
-        WHERE c.last_ms < ?1
-        AND (c.base IS NOT NULL OR a.retired_ms < ?1 OR EXISTS
-            (SELECT 1 FROM chains n WHERE n.account = c.account AND n.id > c.id
-                AND n.base IS NULL AND n.time_ms < ?1))
-        AND NOT EXISTS (SELECT 1 FROM chains n WHERE n.base = c.id)";
-    let old: Vec<ChainId> = tx
-        .prepare_cached(OLD)
-        .and_then(|mut old| old.query_map([before_ms], |row| row.get(0))?.collect())
-        .doing("clean up")?;
-    if old.is_empty() {
-        return Ok(0);
-    }
-    let held = held_chains(tx)?;
-    let old: Vec<ChainId> =
-        old.into_iter().filter(|chain| !held.contains(chain)).take(BATCH).collect();
-    for chain in &old {
-        for sql in
-            ["DELETE FROM chain_windows WHERE chain = ?1", "DELETE FROM chains WHERE id = ?1"]
-        {
-            let delete = tx.prepare_cached(sql);
-            delete.and_then(|mut delete| delete.execute([chain])).doing("clean up")?;
-        }
-    }
-    Ok(old.len())
 }
 
 /// The chains that reservations hold on.
@@ -228,10 +265,10 @@ mod tests {
         // So long it is kept, and so much longer because somebody may be about to use it.
         assert_eq!(step(600_000, 1), (all + 1, false));
         // Due, and not late yet.
-        assert_eq!(step(675_000, 1), (all + 2 - BATCH, false));
-        assert_eq!(step(750_000, 1), (all + 3 - 2 * BATCH, true));
-        assert_eq!(step(750_000, 0), (3, true));
-        assert_eq!(step(750_000, 0), (3, false), "there is nothing more");
+        assert_eq!(step(900_000, 1), (all + 2 - BATCH, false));
+        assert_eq!(step(1_200_000, 1), (all + 3 - 2 * BATCH, true));
+        assert_eq!(step(1_200_000, 0), (3, true));
+        assert_eq!(step(1_200_000, 0), (3, false), "there is nothing more");
         // Late from the start: nothing happened for long.
         assert_eq!(step(7_500_000, 0), (3, false), "the clock is that of what is recorded");
         assert_eq!(step(7_500_000, 1), (1, true));

@@ -6,7 +6,7 @@
 use bursar_ledger::Unit;
 use rusqlite::Row;
 
-use crate::entries::EntryKind;
+use crate::entries::{EntryKind, TOTAL, total};
 use crate::error::{Doing, StoreError};
 use crate::reader::{Reader, first_entry_at};
 
@@ -37,15 +37,14 @@ impl Reader {
         };
         let only = "path = ?3 OR (path > ?3 || '/' AND path < ?3 || '0')"; // as in `reader`
         let only = if account.is_empty() { "?3 = ''" } else { only };
-        // Summed as i64: SQLite fails where a sum is none.
         let sql = format!(
-            "SELECT coalesce({name}, ''), sum(e.amount) FROM entry e
+            "SELECT coalesce({name}, ''), {TOTAL} FROM entry e
             JOIN (SELECT id, path FROM accounts WHERE {only}) a ON a.id = e.account {join}
             WHERE e.id >= ?1 AND e.id < ?2 AND +e.unit = {} AND +e.kind = {} GROUP BY 1",
             unit.index(),
             EntryKind::Spend as u8
         );
-        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        let read = |row: &Row<'_>| Ok((row.get(0)?, total(row.get(1)?, row.get(2)?)));
         let query = self.conn.prepare_cached(&sql);
         let sums =
             query.and_then(|mut query| query.query_map((first, behind, account), read)?.collect());

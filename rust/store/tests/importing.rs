@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bursar_ledger::fact::{Fact, Settled};
+use bursar_ledger::{Amounts, Unit};
 use bursar_store::{Case, Durability, StoreConfig, check_store, diagnose};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use support::*;
@@ -37,6 +39,68 @@ fn what_is_imported_and_still_in_the_log_is_not_imported_again() {
     assert_eq!((recovery.case, recovery.imported), (Case::CleanEnd, 0));
     assert_eq!(entries(&store), before);
     assert_eq!(check_store(&config.path).expect("checked"), []);
+}
+
+/// Goal: what the log says that was used at least never falls. Method: a lower floor, of a moment
+/// before, comes in a later group.
+#[test]
+fn a_floor_never_falls_also_from_one_group_to_the_next() {
+    let folder = folder();
+    let config = config(&folder);
+    let store = open(&config);
+    add(&store, &world());
+    add(&store, &reserve(1, 100));
+    for used in [50, 80, 60] {
+        let used = amounts(&[(Unit::Tokens, used)]);
+        add(&store, &at(T0 + 5, vec![Fact::Used(vec![(id(1), used), (id(2), used)])]));
+        store.import_through(store.written()).expect("imported");
+    }
+    drop(store);
+    let (_store, _, told) = open_all(&config).expect("it opens");
+    let mut facts = told.iter().flat_map(|record| &record.facts);
+    let floors = facts.find_map(|fact| match fact {
+        Fact::Used(floors) => Some(floors.clone()),
+        _ => None,
+    });
+    assert_eq!(floors, Some(vec![(id(1), amounts(&[(Unit::Tokens, 80)]))]));
+}
+
+/// Goal: a late correction gives nothing back after a restart that the ledger has not given back
+/// before. Method: 7 are spent and corrected to nothing, before or after they have left the rolling
+/// hour; 5 others are spent meanwhile.
+#[test]
+fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
+    const MINUTE: i64 = 60_000;
+    for (corrected_ms, stood) in [(50 * MINUTE, 5), (150 * MINUTE, 0)] {
+        let folder = folder();
+        let config = config(&folder);
+        let store = open(&config);
+        add(&store, &world());
+        let spend = |sequence, after_ms, spent| {
+            let fact = Settled { returned: Amounts::ZERO, ..settled(sequence, spent, spent) };
+            add(&store, &at(T0 + after_ms, vec![Fact::Settled(fact)]));
+        };
+        spend(1, 0, 7);
+        store.import_through(store.written()).expect("imported");
+        spend(2, 40 * MINUTE, 5);
+        let beyond = Some((1, amounts(&[(Unit::Tokens, -7)])));
+        let zero = Amounts::ZERO;
+        let correction = Settled { beyond, slices: vec![], spent: zero, ..settled(1, 0, 0) };
+        add(&store, &at(T0 + corrected_ms, vec![Fact::Settled(correction)]));
+        store.import_through(store.written()).expect("imported");
+        assert_eq!(check_store(&config.path).expect("checked"), []);
+        drop(store);
+        let (_store, _, told) = open_all(&config).expect("it opens");
+        let mut facts = told.iter().flat_map(|record| &record.facts);
+        let found = facts.find_map(|fact| match fact {
+            Fact::WindowStood { window: 3, spent, buckets, .. } => {
+                assert!(buckets.iter().all(|(_, spent)| *spent >= 0), "{buckets:?}");
+                Some(*spent)
+            }
+            _ => None,
+        });
+        assert_eq!(found, Some(stood), "corrected after {corrected_ms} ms");
+    }
 }
 
 /// Where every core is busy, a thread of the lowest priority alone would take minutes.

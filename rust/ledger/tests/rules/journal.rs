@@ -308,3 +308,24 @@ fn r13_what_happens_after_recovery_goes_to_the_journal_that_is_set_then() {
     world.held("a/x", 1);
     assert_eq!((world.tape.records().len(), after.records().len()), (before, 1));
 }
+
+#[test]
+fn r13_floors_of_many_reservations_go_into_records_of_bounded_size() {
+    let world = World::tokens(&[("a", 1_000_000)]);
+    let settings = Settings { max_reservations: 20_000, ..World::plain() };
+    let world = world.replayed(settings, &world.tape.records());
+    let ids: Vec<_> = (0..10_001).map(|_| world.held("a", 1)).collect();
+    for id in ids {
+        world.debit(id, 1);
+    }
+    let before = world.tape.records().len();
+    let ticket = world.ledger.log_used(world.now());
+    let told: Vec<_> = world.tape.records().split_off(before);
+    let counts = told.iter().map(|record| match record.facts.as_slice() {
+        [Fact::Used(floors)] => floors.len(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(counts.collect::<Vec<_>>(), [10_000, 1]);
+    assert_eq!(ticket, u64::try_from(before + 2).unwrap());
+    assert_eq!(world.ledger.log_used(world.now()), 0);
+}

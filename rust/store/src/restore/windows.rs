@@ -83,7 +83,7 @@ impl Restore<'_> {
             return Ok(Fact::WindowStood { window, spent: ever, fired, buckets: Vec::new() });
         }
         let live = "SELECT start_ms, spent FROM window_buckets
-            WHERE window = ?1 AND start_ms >= ?2 ORDER BY start_ms";
+            WHERE window = ?1 AND start_ms >= ?2 AND spent > 0 ORDER BY start_ms";
         let from_ms = first_live_ms(self.time_ms, bucket_ms(*length_ms));
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
         let buckets: Vec<(i64, i64)> = self.select(live, params![window, from_ms], read)?;
