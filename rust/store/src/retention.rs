@@ -3,8 +3,8 @@
 //! In this order, so that nothing is left pointing at what is gone: entries, ended reservations,
 //! chains, windows with what is known of them, budgets and accounts that have retired. Never touched:
 //! what a reservation holds, or was carved from, chains that the ledger may still use (the newest of
-//! each account), each budget's newest window. The spending of deleted entries is noted in `windows.pruned`, so
-//! sums can still be checked.
+//! each account), each budget's newest window. The spending of deleted entries is noted in
+//! `windows.pruned`, so sums can still be checked.
 //!
 //! The clock is the time of what is recorded: where nothing happens, nothing has to go.
 
@@ -31,6 +31,13 @@ pub(crate) struct Retention {
     keep_ms: i64,
     /// How often to look, and how long deleting may take when nobody makes way for it.
     interval_ms: i64,
+    round: Option<Round>,
+}
+
+/// One round, of what was over when it began.
+#[derive(Debug)]
+struct Round {
+    time_ms: i64,
     chains: Option<ChainsLeft>,
 }
 
@@ -47,7 +54,7 @@ impl Retention {
     /// For a store whose clock stands at `now_ms`.
     pub(crate) fn new(config: &StoreConfig, now_ms: i64) -> Retention {
         let (keep_ms, interval_ms) = (config.keep_ms(), config.slack_ms());
-        Retention { next_ms: now_ms, keep_ms, interval_ms, chains: None }
+        Retention { next_ms: now_ms, keep_ms, interval_ms, round: None }
     }
 
     /// Whether there is something to do.
@@ -63,17 +70,20 @@ impl Retention {
     /// Deletes one batch, if it is time.
     pub(crate) fn step(&mut self, importer: &mut Importer) -> Result<(), StoreError> {
         if self.is_due(importer) {
-            let before_ms = importer.time_ms.saturating_sub(self.keep_ms);
-            if self.batch(&importer.conn, before_ms)? {
+            let begun = Round { time_ms: importer.time_ms, chains: None };
+            let round = self.round.get_or_insert(begun);
+            if round.batch(&importer.conn, round.time_ms.saturating_sub(self.keep_ms))? {
                 importer.forget();
             } else {
-                self.next_ms = importer.time_ms.saturating_add(self.interval_ms);
-                self.chains = None;
+                self.next_ms = round.time_ms.saturating_add(self.interval_ms);
+                self.round = None;
             }
         }
         Ok(())
     }
+}
 
+impl Round {
     /// Deletes at most one batch of what was over before a time. Returns whether there may be more.
     fn batch(&mut self, conn: &Connection, before_ms: i64) -> Result<bool, StoreError> {
         let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)
