@@ -267,6 +267,7 @@ fn a_session_notes_its_durability_and_that_it_is_not_closed() {
     for durability in [Durability::Process, Durability::Power, Durability::Memory] {
         let (_folder, config) = folder();
         let config = StoreConfig { durability, ..config };
+        drop(opened(&config));
         let opened = open(&config, 0, TELLING, &mut |_| Ok(())).expect("it opens");
         let (clean, name): (bool, String) = opened
             .importer
@@ -283,6 +284,7 @@ fn a_session_notes_its_durability_and_that_it_is_not_closed() {
             .expect("a pragma");
         // https://sqlite.org/pragma.html#pragma_synchronous: 0 is off, 2 full.
         assert_eq!(synchronous, if durability == Durability::Memory { 0 } else { 2 });
+        assert!(opened.importer.high.sequence > 0, "passed over: nobody has closed it");
         assert_eq!(opened.recovery.high_ids(), opened.importer.high);
     }
 }
