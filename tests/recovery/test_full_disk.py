@@ -45,7 +45,7 @@ def test_a_full_disk_refuses_by_name_keeps_what_was_answered_and_ends_in_order(
             client.set_budget("acme", unit="tokens", limit=LIMIT)
             resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (ROOM_BYTES, ROOM_BYTES))
             held = reserves_until_full(client)
-            assert len(held) > 100
+            assert len(held) > 10
             # The hold that could not be kept is undone, and balances are still told.
             assert balance(client, "acme")[0] == 5 * len(held)
             kept = picture(client)

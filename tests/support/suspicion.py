@@ -240,7 +240,8 @@ class Suspicion:
     def _send(self, pidfd: int, number: int) -> None:
         text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
         pid = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pid:"))
-        if number:  # zero asks whether one may, and sends nothing
+        # Zero asks whether one may, and sends nothing; a process that has gone (-1) hears nothing.
+        if number and pid > 0:
             self._judge(pid, number)
 
     def _kill(self, path: str) -> None:

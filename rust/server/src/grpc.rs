@@ -11,11 +11,11 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::access::{Access, Act, Caller};
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
-use crate::history::{Reads, Watch, Watches};
+use crate::history::{Watch, Watches};
 use crate::intake::Announced;
 use crate::meter::MeterStream;
 use crate::peer::Peer;
-use crate::places::Holder;
+use crate::places::{Turn, Turns};
 use crate::process::Processes;
 use crate::v1::account_service_server::AccountService;
 use crate::v1::ledger_service_server::LedgerService;
@@ -28,7 +28,10 @@ pub(crate) struct Api {
     pub(crate) access: Arc<Access>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) watches: Arc<Watches>,
-    pub(crate) reads: Arc<Reads>,
+    /// Of calls that read the store.
+    pub(crate) reads: Arc<Turns>,
+    /// Of calls that count tokens.
+    pub(crate) counts: Arc<Turns>,
     /// Ends the streams when the daemon drains.
     pub(crate) draining: tokio::sync::watch::Receiver<bool>,
 }
@@ -95,13 +98,28 @@ impl Api {
         T: Message + 'static,
         F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
     {
-        let turn = self.reads.turn(Holder::sharing(caller.account())).await?;
-        // Its own until it has read, also when the caller has gone.
-        let read = move |engine: &Engine| {
-            let _turn = turn;
-            call(engine)
-        };
-        self.aside_large(read).await
+        let turn = self.reads.turn(caller).await?;
+        self.aside_large(in_turn(turn, call)).await
+    }
+
+    /// As `aside`, for a call whose turn it is.
+    pub(crate) async fn aside_in<T, F>(&self, turn: Turn, call: F) -> Answered<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        self.aside(in_turn(turn, call)).await
+    }
+}
+
+/// The call, which keeps its turn until it is over, also when its caller has gone.
+fn in_turn<T>(
+    turn: Turn,
+    call: impl FnOnce(&Engine) -> Reply<T>,
+) -> impl FnOnce(&Engine) -> Reply<T> {
+    move |engine| {
+        let _turn = turn;
+        call(engine)
     }
 }
 
@@ -199,8 +217,8 @@ impl LedgerService for Api {
         &self,
         request: Request<v1::CountTokensRequest>,
     ) -> Answered<v1::CountTokensResponse> {
-        self.caller(&request)?;
-        self.aside(move |engine| engine.count_tokens(request.get_ref())).await
+        let turn = self.counts.turn(&self.caller(&request)?).await?;
+        self.aside_in(turn, move |engine| engine.count_tokens(request.get_ref())).await
     }
 }
 

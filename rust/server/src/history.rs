@@ -15,7 +15,6 @@ use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 use crate::maker::{self, Maker};
-use crate::places::{Holder, Places, Taken};
 use crate::v1::{self, ErrorReason};
 
 /// The page that a caller gets who names none, and the largest.
@@ -244,37 +243,6 @@ fn parse_cursor(token: &str) -> Result<Cursor, ApiError> {
         Some(Cursor { sequence, row: u32::from_str_radix(row, 16).ok()? })
     };
     parse().ok_or_else(|| ApiError::field("page_token", "is not one out of an answer"))
-}
-
-/// Calls that read the store: how many may wait, and how many read at a time, so that other calls find
-/// threads as well.
-#[derive(Debug)]
-pub(crate) struct Reads {
-    places: Arc<Places>,
-    turns: Arc<Semaphore>,
-}
-
-impl Reads {
-    const MOST: usize = 256;
-    const AT_A_TIME: usize = 2;
-
-    /// Waits for one's turn, if not too many do.
-    pub(crate) async fn turn(&self, who: Holder) -> Result<(Taken, OwnedSemaphorePermit), Status> {
-        let place = self.places.take(who).ok_or_else(|| {
-            let message =
-                format!("{} calls that read the store wait, the most: try again", Self::MOST);
-            Status::unavailable(message)
-        })?;
-        let turn = Arc::clone(&self.turns).acquire_owned().await;
-        Ok((place, turn.map_err(|_| Status::internal("nobody has a turn"))?))
-    }
-}
-
-impl Default for Reads {
-    fn default() -> Reads {
-        let turns = Arc::new(Semaphore::new(Self::AT_A_TIME));
-        Reads { places: Places::new(Self::MOST), turns }
-    }
 }
 
 /// The watches that there may be; each looks at all of its accounts again and again.

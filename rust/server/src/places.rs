@@ -1,7 +1,7 @@
 //! Places of which there are only so many: connections, calls, reads of the store.
 //!
 //! Who has more than half of them does not get the last ones, so that the others, an operator among
-//! them, still find one. Nobody waits here for a place.
+//! them, still find one. Nobody waits here for a place, but for a turn.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use bursar_ledger::path;
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+
+use crate::access::Caller;
 
 /// Who has a place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -128,6 +132,43 @@ impl Drop for Taken {
                 by.remove(&self.holder);
             }
         }
+    }
+}
+
+/// Turns of calls of one kind: how many may wait for one, and how many have one at a time, so that
+/// other calls find threads as well.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    places: Arc<Places>,
+    turns: Arc<Semaphore>,
+}
+
+/// Kept until the call is over, also when its caller has gone.
+pub(crate) struct Turn {
+    _place: Taken,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Turns {
+    const MOST: usize = 256;
+    const AT_A_TIME: usize = 2;
+
+    /// Waits for a caller's turn, if not too many do.
+    pub(crate) async fn turn(&self, caller: &Caller) -> Result<Turn, Status> {
+        let place = self.places.take(Holder::sharing(caller.account())).ok_or_else(|| {
+            let message = format!("{} calls of this kind wait, the most: try again", Self::MOST);
+            Status::unavailable(message)
+        })?;
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        let turn = turn.map_err(|_| Status::internal("nobody has a turn"))?;
+        Ok(Turn { _place: place, _turn: turn })
+    }
+}
+
+impl Default for Turns {
+    fn default() -> Turns {
+        let turns = Arc::new(Semaphore::new(Self::AT_A_TIME));
+        Turns { places: Places::new(Self::MOST), turns }
     }
 }
 

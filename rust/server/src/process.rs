@@ -27,8 +27,13 @@ use crate::peer::Peer;
 use crate::v1::process_service_server::ProcessService;
 use crate::v1::{self, ErrorReason};
 
-/// The most calls that wait for the watchdog, those that it has taken included.
+/// The most calls that wait for the watchdog, those that it has taken included, and how many of them
+/// are for those that do something: who only reads takes no place from them.
 const MAX_CALLS: usize = 64;
+const MAX_READS: usize = 56;
+/// Which calls do nothing.
+const READS: [&str; 3] =
+    ["ProcessService/ListProcesses", "ProcessService/ListIncidents", "Figures"];
 /// How long a call waits for it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How many events a watcher may fall behind.
@@ -171,7 +176,8 @@ impl Processes {
     fn put(&self, call: ProcessCall) -> Result<(Place<'_>, oneshot::Receiver<Reply>), ApiError> {
         let mut state = self.state.lock();
         state.events()?;
-        if state.calls.len() >= MAX_CALLS {
+        let most = if READS.contains(&call.method) { MAX_READS } else { MAX_CALLS };
+        if state.calls.len() >= most {
             return Err(unavailable("the watchdog has too many calls waiting: try again later"));
         }
         state.latest += 1;
@@ -380,12 +386,17 @@ mod tests {
     fn one_call_too_many_is_refused() {
         let processes = attached();
         let mut places: Vec<_> =
-            (0..MAX_CALLS).map(|_| processes.put(call()).expect("a place")).collect();
+            (0..MAX_READS).map(|_| processes.put(call()).expect("a place")).collect();
+        processes.put(call()).expect_err("the rest are not for who only reads");
+        let kill = || ProcessCall { method: "ProcessService/KillProcess", ..call() };
+        let spare = MAX_READS..MAX_CALLS;
+        places.extend(spare.map(|_| processes.put(kill()).expect("a place")));
+        processes.put(kill()).expect_err("all are taken");
         let taken = processes.next(Duration::ZERO).expect("a call");
-        let refused = processes.put(call()).expect_err("taken is not answered");
+        let refused = processes.put(kill()).expect_err("taken is not answered");
         assert!(refused.message.contains("too many calls"), "{refused}");
         processes.answer(taken.id, Ok(Vec::new()));
-        places.push(processes.put(call()).expect("a place is free again"));
+        places.push(processes.put(kill()).expect("a place is free again"));
     }
 
     #[test]

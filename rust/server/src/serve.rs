@@ -42,8 +42,8 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 const OWN_DESCRIPTORS: usize = 128;
 /// How long what a token holds outlives it, at the most and about.
 const END_RESERVED: Duration = Duration::from_millis(500);
-/// Threads for calls that read the disk or count tokens.
-const ASIDE_THREADS: usize = 4;
+/// Threads for calls that read the disk, walk the ledger or count tokens: more than have a turn.
+const ASIDE_THREADS: usize = 8;
 
 /// A daemon that runs.
 #[derive(Debug)]
@@ -98,6 +98,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         processes: Arc::clone(&processes),
         watches,
         reads: Arc::default(),
+        counts: Arc::default(),
         draining: draining.clone(),
     };
     for (number, incoming) in incoming.into_iter().enumerate() {

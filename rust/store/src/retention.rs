@@ -50,6 +50,16 @@ struct ChainsLeft {
     held: HashSet<ChainId>,
 }
 
+/// What a batch has done.
+enum Batch {
+    /// Deleted rows that nothing else names.
+    Rows,
+    /// Looked at chains, or deleted what imports may know.
+    Known,
+    /// There was nothing left.
+    Nothing,
+}
+
 impl Retention {
     /// For a store whose clock stands at `now_ms`.
     pub(crate) fn new(config: &StoreConfig, now_ms: i64) -> Retention {
@@ -72,11 +82,13 @@ impl Retention {
         if self.is_due(importer) {
             let begun = Round { time_ms: importer.time_ms, chains: None };
             let round = self.round.get_or_insert(begun);
-            if round.batch(&importer.conn, round.time_ms.saturating_sub(self.keep_ms))? {
-                importer.forget();
-            } else {
-                self.next_ms = round.time_ms.saturating_add(self.interval_ms);
-                self.round = None;
+            match round.batch(&importer.conn, round.time_ms.saturating_sub(self.keep_ms))? {
+                Batch::Rows => {}
+                Batch::Known => importer.forget(),
+                Batch::Nothing => {
+                    self.next_ms = round.time_ms.saturating_add(self.interval_ms);
+                    self.round = None;
+                }
             }
         }
         Ok(())
@@ -84,53 +96,54 @@ impl Retention {
 }
 
 impl Round {
-    /// Deletes at most one batch of what was over before a time. Returns whether there may be more.
-    fn batch(&mut self, conn: &Connection, before_ms: i64) -> Result<bool, StoreError> {
+    /// Deletes at most one batch of what was over before a time.
+    fn batch(&mut self, conn: &Connection, before_ms: i64) -> Result<Batch, StoreError> {
         let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)
             .doing("begin a clean-up")?;
-        let mut more = entries(&tx, before_ms)? > 0
-            || delete(&tx, RESERVATIONS, before_ms)? > 0
-            || self.chains(&tx, before_ms)?;
-        for sql in [WINDOWS, CROSSINGS, BUCKETS, BUDGETS, ACCOUNTS] {
-            more = more || delete(&tx, sql, before_ms)? > 0;
-        }
+        let done = if entries(&tx, before_ms)? > 0 || delete(&tx, RESERVATIONS, before_ms)? > 0 {
+            Batch::Rows
+        } else {
+            let mut more = self.chains(&tx, before_ms)?;
+            for sql in [WINDOWS, CROSSINGS, BUCKETS, BUDGETS, ACCOUNTS] {
+                more = more || delete(&tx, sql, before_ms)? > 0;
+            }
+            if more { Batch::Known } else { Batch::Nothing }
+        };
         tx.commit().doing("end a clean-up")?;
-        Ok(more)
+        Ok(done)
     }
 
     /// Of the next chains, deletes those that no entry names any more, that the account has replaced,
     /// and that nothing hangs on. Returns whether there were any to look at.
     fn chains(&mut self, tx: &Transaction<'_>, before_ms: i64) -> Result<bool, StoreError> {
-        const OLD: &str = "SELECT c.id FROM chains c LEFT JOIN accounts a ON a.id = c.account
-            WHERE c.id > ?2 AND c.id <= ?3 AND c.last_ms < ?1
-            AND (c.base IS NOT NULL OR a.retired_ms < ?1 OR EXISTS
+        const NEXT: &str = "SELECT c.id, c.last_ms < ?1
+            AND (c.base IS NOT NULL OR coalesce(a.retired_ms < ?1, 0) OR EXISTS
                 (SELECT 1 FROM chains n WHERE n.account = c.account AND n.id > c.id
                     AND n.base IS NULL AND n.time_ms < ?1))
-            ORDER BY c.id DESC";
+            FROM chains c LEFT JOIN accounts a ON a.id = c.account
+            WHERE c.id <= ?2 ORDER BY c.id DESC LIMIT ?3";
         const RESTS: &str = "SELECT 1 FROM chains WHERE base = ?1 LIMIT 1";
         let left = if let Some(left) = &mut self.chains {
             left
         } else {
-            let last = tx.query_row("SELECT coalesce(max(id), 0) FROM chains", (), |r| r.get(0));
-            let (last, held) = (last.doing("clean up")?, held_chains(tx)?);
+            let (last, held) = (ChainId::MAX >> 1, held_chains(tx)?);
             self.chains.insert(ChainsLeft { last, held })
         };
-        if left.last == 0 {
-            return Ok(false);
-        }
-        let first = left.last.saturating_sub(BATCH as ChainId);
-        let old: Vec<ChainId> = tx
-            .prepare_cached(OLD)
-            .and_then(|mut old| {
-                old.query_map(params![before_ms, first, left.last], |row| row.get(0))?.collect()
+        let next: Vec<(ChainId, bool)> = tx
+            .prepare_cached(NEXT)
+            .and_then(|mut next| {
+                let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+                next.query_map(params![before_ms, left.last, BATCH], read)?.collect()
             })
             .doing("clean up")?;
-        for chain in old.iter().filter(|chain| !left.held.contains(chain)) {
-            if tx
-                .prepare_cached(RESTS)
-                .and_then(|mut rests| rests.exists([chain]))
-                .doing("clean up")?
-            {
+        let Some((lowest, _)) = next.last() else { return Ok(false) };
+        left.last = lowest.saturating_sub(1);
+        for (chain, is_over) in &next {
+            if !is_over || left.held.contains(chain) {
+                continue;
+            }
+            let rests = tx.prepare_cached(RESTS).and_then(|mut rests| rests.exists([chain]));
+            if rests.doing("clean up")? {
                 continue;
             }
             for sql in
@@ -140,7 +153,6 @@ impl Round {
                 delete.and_then(|mut delete| delete.execute([chain])).doing("clean up")?;
             }
         }
-        left.last = first;
         Ok(true)
     }
 }
@@ -236,7 +248,8 @@ fn held_chains(tx: &Transaction<'_>) -> Result<HashSet<ChainId>, StoreError> {
 mod tests {
     use std::sync::Arc;
 
-    use bursar_ledger::fact::{Fact, Record};
+    use bursar_ledger::fact::{Fact, Record, Settled};
+    use bursar_ledger::{Amounts, ReservationId, State, Unit};
 
     use super::*;
     use crate::files::FILES;
@@ -245,11 +258,8 @@ mod tests {
     use crate::shared::Shared;
     use crate::syncing::sync;
 
-    /// Goal: on a host whose cores are all busy a store does not grow for ever. Method: more is over
-    /// than one step deletes; what is late is urgent until it has gone.
-    #[test]
-    fn deleting_that_does_not_keep_up_is_urgent_until_it_does() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+    /// A store without threads, which keeps things for five minutes and as long again.
+    fn stepped(folder: &tempfile::TempDir) -> (Arc<Shared>, Importing) {
         let config = StoreConfig {
             entry_retention_ms: 300_000,
             key_retention_ms: 0,
@@ -257,7 +267,16 @@ mod tests {
         };
         let opened = open(&config, 0, FILES, &mut |_| Ok(())).expect("it opens");
         let shared = Arc::new(Shared::new(config, opened.store_id, opened.log));
-        let mut importing = Importing::new(opened.importer, &shared).expect("it begins");
+        let importing = Importing::new(opened.importer, &shared).expect("it begins");
+        (shared, importing)
+    }
+
+    /// Goal: on a host whose cores are all busy a store does not grow for ever. Method: more is over
+    /// than one step deletes; what is late is urgent until it has gone.
+    #[test]
+    fn deleting_that_does_not_keep_up_is_urgent_until_it_does() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (shared, mut importing) = stepped(&folder);
         let mut step = |time_ms, count| {
             for _ in 0..count {
                 let fact = Fact::Frozen { account: 1, frozen: true, reason: String::new() };
@@ -274,14 +293,60 @@ mod tests {
         assert_eq!(step(0, all), (all, false));
         // So long it is kept, and so much longer because somebody may be about to use it.
         assert_eq!(step(600_000, 1), (all + 1, false));
+        assert_eq!(step(750_000, 1), (all + 2, false), "not due");
         // Due, and not late yet.
-        assert_eq!(step(900_000, 1), (all + 2 - BATCH, false));
-        assert_eq!(step(1_200_000, 1), (all + 3 - 2 * BATCH, true));
-        assert_eq!(step(1_200_000, 0), (3, true));
-        assert_eq!(step(1_200_000, 0), (3, false), "there is nothing more");
+        assert_eq!(step(900_000, 1), (all + 3 - BATCH, false));
+        assert_eq!(step(1_200_000, 1), (all + 4 - 2 * BATCH, true));
+        assert_eq!(step(1_200_000, 0), (4, true));
+        assert_eq!(step(1_200_000, 0), (4, false), "there is nothing more");
         // Late from the start: nothing happened for long.
-        assert_eq!(step(7_500_000, 0), (3, false), "the clock is that of what is recorded");
+        assert_eq!(step(7_500_000, 0), (4, false), "the clock is that of what is recorded");
         assert_eq!(step(7_500_000, 1), (1, true));
         assert_eq!(step(7_500_000, 0), (1, false));
+    }
+    /// Goal: of many chains, those go that nothing needs. Method: more than one batch looks at; the
+    /// newest stays, and one that a nested reservation's rests on.
+    #[test]
+    fn chains_go_but_for_the_newest_and_those_that_others_rest_on() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (shared, mut importing) = stepped(&folder);
+        let many = 2 * BATCH as ChainId + 500;
+        let chain = |chain, base| Fact::ChainOpened { chain, account: 1, windows: vec![], base };
+        let account = Fact::AccountOpened { account: 1, path: "a".into(), automatic: false };
+        let mut facts = vec![account];
+        facts.extend((1..=many).map(|id| chain(id, None)));
+        facts.push(chain(many + 1, Some((10, 1))));
+        let overdraft = Amounts::of(Unit::Tokens, 1);
+        let spending = Settled { beyond: Some((many + 1, overdraft)), ..nothing_settled() };
+        for (time_ms, facts) in [(0, facts), (1_000_000, vec![Fact::Settled(spending)])] {
+            shared.log.append(&Record { time_ms, facts });
+            shared.log.write().and_then(|()| sync(&shared)).expect("synced");
+            importing.step(&shared, || true);
+        }
+        for _ in 0..8 {
+            importing.step(&shared, || true);
+        }
+        assert_eq!(shared.log.failure(), None);
+        let conn = &importing.importer.conn;
+        let mut ids = conn.prepare("SELECT id FROM chains ORDER BY id").expect("a query");
+        let ids = ids.query_map((), |row| row.get::<_, ChainId>(0)).expect("rows");
+        let ids: Vec<_> = ids.map(|id| id.expect("an id")).collect();
+        assert_eq!(ids, [10, many, many + 1]);
+    }
+
+    fn nothing_settled() -> Settled {
+        Settled {
+            id: ReservationId { sequence: 1, slot: 0 },
+            account: 1,
+            state: State::Committed,
+            payload: 0,
+            slices: Vec::new(),
+            beyond: None,
+            overdraft: Amounts::ZERO,
+            spent: Amounts::ZERO,
+            returned: Amounts::ZERO,
+            kept: Amounts::ZERO,
+            model: None,
+        }
     }
 }

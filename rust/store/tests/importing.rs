@@ -66,12 +66,14 @@ fn a_floor_never_falls_also_from_one_group_to_the_next() {
 }
 
 /// Goal: a late correction gives nothing back after a restart that the ledger has not given back
-/// before. Method: 7 are spent and corrected to nothing, before or after they have left the rolling
-/// hour; 5 others are spent meanwhile.
+/// before. Method: 7, or 4 and 3 others, are taken back before or after they have left the rolling
+/// hour; 5 are spent meanwhile.
 #[test]
 fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
     const MINUTE: i64 = 60_000;
-    for (corrected_ms, stood) in [(50 * MINUTE, 5), (150 * MINUTE, 0)] {
+    for (first, corrected_ms, stood) in
+        [(7, 50 * MINUTE, 5), (4, 50 * MINUTE, 2), (7, 150 * MINUTE, 0)]
+    {
         let folder = folder();
         let config = config(&folder);
         let store = open(&config);
@@ -80,7 +82,7 @@ fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
             let fact = Settled { returned: Amounts::ZERO, ..settled(sequence, spent, spent) };
             add(&store, &at(T0 + after_ms, vec![Fact::Settled(fact)]));
         };
-        spend(1, 0, 7);
+        spend(1, 0, first);
         store.import_through(store.written()).expect("imported");
         spend(2, 40 * MINUTE, 5);
         let beyond = Some((1, amounts(&[(Unit::Tokens, -7)])));

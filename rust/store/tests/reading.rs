@@ -159,15 +159,14 @@ fn filters_and_pages_agree_where_there_are_many_accounts() {
 fn a_stretch_of_time_begins_and_ends_with_the_entries_of_its_bounds() {
     let folder = folder();
     let store = open(&config(&folder));
-    let frozen = |time_ms| {
-        at(time_ms, vec![Fact::Frozen { account: 1, frozen: true, reason: String::new() }])
-    };
+    let frozen = || Fact::Frozen { account: 1, frozen: true, reason: String::new() };
     add(&store, &world());
-    // The limits are set at T0.
+    // The limits are set at T0, and the last record has two entries.
     let times = [0, 0, 0, 1, 1, 2, 5, 5];
-    for after_ms in &times[3..] {
-        add(&store, &frozen(T0 + after_ms));
+    for after_ms in &times[3..6] {
+        add(&store, &at(T0 + after_ms, vec![frozen()]));
     }
+    add(&store, &at(T0 + 5, vec![frozen(), frozen()]));
     store.import_through(store.written()).expect("imported");
     let reader = store.reader().expect("a reader");
     for start in 0..8 {

@@ -32,9 +32,13 @@ impl Reserved {
                 continue;
             }
             held.retain(|id| engine.ledger.is_pending(*id));
-            if !held.is_empty() {
-                self.0.lock().entry(token).or_default().extend(held);
+            let mut noted = self.0.lock();
+            // The fewer go to the more: who notes one meanwhile waits for this.
+            let of_now = noted.entry(token).or_default();
+            if of_now.len() < held.len() {
+                std::mem::swap(of_now, &mut held);
             }
+            of_now.extend(held);
         }
     }
 }

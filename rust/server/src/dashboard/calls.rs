@@ -80,9 +80,11 @@ async fn entries(api: &Api, asked: &Asked<'_>) -> Result<Value, Failure> {
         page_size: PAGE,
         page_token: asked.field("after")?,
     });
-    let account = api.caller(&request)?.narrow(&request.get_ref().account)?;
+    let caller = api.caller(&request)?;
+    let account = caller.narrow(&request.get_ref().account)?;
     let request = v1::ListEntriesRequest { account, ..request.into_inner() };
-    let page = api.aside(move |engine| engine.page_of_entries(&request, true)).await?;
+    let turn = api.reads.turn(&caller).await?;
+    let page = api.aside_in(turn, move |engine| engine.page_of_entries(&request, true)).await?;
     Ok(views::entries(page.get_ref()))
 }
 
@@ -93,11 +95,13 @@ fn kind_of(kind: &str) -> Result<i32, Failure> {
 }
 
 async fn history(api: &Api, asked: &Asked<'_>) -> Result<Value, Failure> {
-    let account = api.caller(&asked.call(()))?.narrow(&asked.field("account")?)?;
+    let caller = api.caller(&asked.call(()))?;
+    let account = caller.narrow(&asked.field("account")?)?;
     let (unit, stretch, by) = (asked.field("unit")?, asked.field("stretch")?, asked.field("by")?);
     let count = number(&asked.field("count")?, "count")?;
     let offset_ms = number(&asked.field("offset_ms")?, "offset_ms")?;
-    let drawn = api.aside(move |engine| {
+    let turn = api.reads.turn(&caller).await?;
+    let drawn = api.aside_in(turn, move |engine| {
         let (account, unit, stretch, by) = (&*account, &*unit, &*stretch, &*by);
         let chart = Chart { account, unit, stretch, by, count, offset_ms };
         Ok(Answer::new(chart.draw(engine)?, 0))
