@@ -117,6 +117,11 @@ def speaking(says: bytes, *, pause_s: float = 0, then_waits: bool = False) -> It
                         return
                 if then_waits:
                     stop.wait(60)
+                # To close with something unread would take back what was said.
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(10)
+                while connection.recv(65_536):
+                    pass
             except OSError:
                 return
 

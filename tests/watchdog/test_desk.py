@@ -120,10 +120,10 @@ def test_an_answer_that_is_no_message_is_the_watchdogs_failure(server: Any, bare
         assert bare.fails(LIST, pr.ListProcessesRequest()).reason == "WATCHDOG_UNAVAILABLE"
 
 
-def test_the_65th_waiting_call_is_refused_and_the_drain_ends_the_others(server: Any) -> None:
+def test_the_57th_list_that_waits_is_refused_and_the_drain_ends_the_others(server: Any) -> None:
     server.attach_watchdog()
-    with Bare(server.addresses[0]) as bare, ThreadPoolExecutor(65) as pool:
-        calls = [pool.submit(bare.fails, LIST, pr.ListProcessesRequest()) for _ in range(65)]
+    with Bare(server.addresses[0]) as bare, ThreadPoolExecutor(57) as pool:
+        calls = [pool.submit(bare.fails, LIST, pr.ListProcessesRequest()) for _ in range(57)]
         deadline = time.monotonic() + 5
         while not any(call.done() for call in calls):
             assert time.monotonic() < deadline
@@ -133,7 +133,7 @@ def test_the_65th_waiting_call_is_refused_and_the_drain_ends_the_others(server: 
         assert "too many calls" in refused.message
         server.shutdown()
         reasons = [call.result().reason for call in calls]
-        assert reasons.count("SHUTTING_DOWN") == 64
+        assert reasons.count("SHUTTING_DOWN") == 56
     begun = time.monotonic()
     assert server.next_process_call(30) is None
     assert time.monotonic() - begun < 5
