@@ -28,8 +28,9 @@ SOAK_S: Final = float(os.environ.get("BURSAR_SOAK_S", "3600" if LONG else "25"))
 WARM_SHARE: Final = 0.25
 SAMPLE_S: Final = 5.0
 HOG_EVERY_S: Final = 10.0
-GROWTH_BYTES_MAX: Final = 32 * 2**20
-"""What memory may grow by from when it is warm: allocators keep some slack."""
+GROWTH_BYTES_MAX: Final = (32 if SOAK_S >= 600 else 128) * 2**20
+"""What memory may grow by from when it is warm: allocators keep some slack. A short run ends before
+all of it is warm, on a busy host long before."""
 DESCRIPTORS_MAX: Final = 16
 """The same of descriptors: clients come and go."""
 LIMIT: Final = 10**15

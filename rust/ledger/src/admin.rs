@@ -234,7 +234,7 @@ impl<J: Journal> Ledger<J> {
             terms: budget.terms(),
         };
         let stopped = account.frozen_by().is_some();
-        let verdict = self.chain_of(account, now_ms).verdict();
+        let verdict = self.own_chain(account, now_ms).verdict();
         AccountView {
             path: Arc::clone(&account.path),
             frozen: account.frozen.load(Ordering::Acquire),

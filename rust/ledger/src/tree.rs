@@ -110,6 +110,11 @@ impl<J: Journal> Ledger<J> {
         {
             return self.chain_of(&successor, now_ms);
         }
+        self.own_chain(account, now_ms)
+    }
+
+    /// The current chain of an account, which nobody opens anew for that.
+    pub(crate) fn own_chain(&self, account: &Arc<Account>, now_ms: i64) -> Arc<Chain> {
         let newest = account.chain.lock().clone();
         match newest {
             Some(chain) if self.is_current(&chain, now_ms) => {

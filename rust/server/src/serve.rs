@@ -42,8 +42,8 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 const OWN_DESCRIPTORS: usize = 128;
 /// How long what a token holds outlives it, at the most and about.
 const END_RESERVED: Duration = Duration::from_millis(500);
-/// Threads for calls that read the disk, walk the ledger or count tokens: more than have a turn.
-const ASIDE_THREADS: usize = 8;
+/// Threads for calls that read the disk, walk the ledger or count tokens.
+const ASIDE_THREADS: usize = 4;
 
 /// A daemon that runs.
 #[derive(Debug)]

@@ -211,3 +211,29 @@ fn r17_debits_beside_limit_changes_report_each_threshold_at_most_once() {
         assert_eq!(world.standing("a", Unit::Tokens), (7_000, 1_000, 7_000, -1_000));
     }
 }
+
+/// Goal: who looks at an account does not open it anew. Method: one thread lists accounts all the time,
+/// another uses one and retires it.
+#[test]
+fn r15_an_account_that_retires_while_it_is_listed_stays_away() {
+    let world = World::new();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    world.ledger.accounts("", None, 100, world.now());
+                }
+            });
+        }
+        let come_back = (0..300).filter(|_| {
+            world.release(world.held("a/x", 1));
+            world.ledger.retire("a/x", world.now()).unwrap();
+            thread::yield_now();
+            world.ledger.account_id("a/x").is_some()
+        });
+        let come_back = come_back.count();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(come_back, 0);
+    });
+}
