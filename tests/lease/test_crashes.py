@@ -153,7 +153,7 @@ def test_a_forked_child_that_lets_go_of_a_lease_leaves_it_to_its_parent() -> Non
         one = client.reserve("acme", tokens=100)
         leases = [one.lease()]
         for _ in range(5):
-            gc.collect()  # what others have left is not for the child, which has none of their threads
+            gc.collect()  # what others have left: the child has none of their threads
             child = os.fork()
             if child == 0:
                 leases.clear()
