@@ -205,6 +205,7 @@ class Suspicion:
         readable = [one.processes for one in sample.devices if one.processes is not None]
         if sample.health is Health.WATCHING and len(readable) == len(sample.devices):
             self.truth.mps.clear()
+        self.truth.mps -= ghosts.keys()  # who had one's pid before is another
         self.truth.mps |= {
             one.pid
             for processes in readable
