@@ -32,6 +32,9 @@ impl Reserved {
                 continue;
             }
             held.retain(|id| engine.ledger.is_pending(*id));
+            if held.is_empty() {
+                continue;
+            }
             let mut noted = self.0.lock();
             // The fewer go to the more: who notes one meanwhile waits for this.
             let of_now = noted.entry(token).or_default();
