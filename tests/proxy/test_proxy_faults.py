@@ -1,5 +1,6 @@
 """What goes wrong behind the proxy and before it: every case is bounded, told and settled."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -357,6 +358,37 @@ def test_bad_requests_are_told_and_never_reach_the_upstream(
         assert json.loads(answer.read())["error"]["message"]
         connection.close()
         assert upstream.requests == []
+
+
+def test_large_requests_that_never_end_leave_the_small_ones_alone() -> None:
+    """Goal: no crowd of unfinished requests takes the memory. Method: more of the longest than
+    there is room for, each without its last byte; a long one finds none until they are gone."""
+    longest = 64 * 2**10
+    with (
+        RawUpstream(streaming()) as upstream,
+        Proxied(upstream.url, max_body_bytes="64 KiB") as proxied,
+        contextlib.ExitStack() as stack,
+    ):
+        host, _, port = proxied.url.removeprefix("http://").rpartition(":")
+        path = f"/a/{ACCOUNT}/v1/chat/completions"
+
+        def answered(length: int) -> int:
+            connection = http.client.HTTPConnection(host, int(port), timeout=10)
+            with contextlib.closing(connection):
+                connection.request("POST", path, "x" * length)
+                return connection.getresponse().status
+
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {longest}\r\n\r\n".encode()
+        for _ in range(32):
+            one = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            with contextlib.suppress(ConnectionError):  # those that find no room
+                one.sendall(head + b"x" * (longest - 1))
+        while answered(longest) != 503:
+            time.sleep(0.01)
+        assert answered(1_000) == 400, "it is no call"
+        stack.close()
+        while answered(longest) != 400:
+            time.sleep(0.01)
 
 
 def test_embeddings_are_charged_for_their_input() -> None:

@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 
 import bursar
 from bursar import _grpc
+from bursar._transport import Retry
 from bursar.v1 import account_pb2, account_pb2_grpc, ledger_pb2, ledger_pb2_grpc
 
 Step = Callable[[Any, Any], Any]
@@ -143,6 +144,19 @@ def test_repeats_end_after_the_attempts(target: str, script: Script) -> None:
         client.get_account("acme")
     assert len(script.requests) == 2
     assert (caught.value.code, caught.value.decision) == ("UNAVAILABLE", "fail_closed")
+
+
+def test_pauses_grow_up_to_a_bound_and_are_spread() -> None:
+    retry = Retry()
+    for attempt, longest_s in ((1, 0.02), (2, 0.08), (3, 0.32), (4, 1.0), (1_000, 1.0)):
+        pauses_s = [retry.spread_s(attempt) for _ in range(200)]
+        assert longest_s / 2 <= min(pauses_s) < longest_s * 0.7
+        assert longest_s * 0.8 < max(pauses_s) <= longest_s
+    away = bursar.SidecarUnavailable("nobody is there")
+    assert retry.pause_s(1, away, left_s=5) is not None
+    assert retry.pause_s(3, away, left_s=0.1) is None, "its deadline comes first"
+    assert retry.pause_s(6, away, left_s=5) is None, "that was the last attempt"
+    assert retry.pause_s(1, bursar.AccountNotFound("x"), left_s=5) is None
 
 
 def test_an_error_of_the_ledger_is_not_repeated(client: bursar.Client, script: Script) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.certificates import Authority
 from support.daemon import Daemon
 
 import bursar
@@ -147,6 +149,20 @@ def write(path: str, text: str) -> Callable[[Path], None]:
     return run
 
 
+def webhook(mode: int | None) -> Callable[[Path], None]:
+    """A webhook with a secret in a file of that mode, or in none."""
+
+    def run(store: Path) -> None:
+        hook = 'name = "x"\nurl = "https://127.0.0.1:1"\nsecret_file = "hook.secret"\n'
+        text = f"{CONFIG}[[notify.webhooks]]\n{hook}"
+        (store.parent / "doctor.toml").write_text(text, encoding="utf-8")
+        if mode is not None:
+            (store.parent / "hook.secret").write_text("0123456789abcdef" * 2, encoding="utf-8")
+            (store.parent / "hook.secret").chmod(mode)
+
+    return run
+
+
 def ahead(store: Path) -> None:
     later_ms = time.time_ns() // 1_000_000 + 7_200_000
     edit(store, f"UPDATE meta SET ledger_time_ms = {later_ms}")  # noqa: S608 -- a number of ours
@@ -191,6 +207,8 @@ def someone_elses(store: Path) -> None:
         (widen(".", 0o777), "store folder", "broken: anybody may replace"),
         (widen(".", 0o1777), "store folder", "warn: anybody may create"),
         (widen("doctor.toml", 0o646), "configuration", "anybody may change"),
+        (webhook(0o644), "key file", "is open to others (0644)"),
+        (webhook(None), "key file", "No such file"),
         (someone_elses, "owner", "ledger.db.tokens is user 12345's"),
         (write("doctor.toml", "[store]\npath = 7\n"), "configuration", "store.path"),
         (write("bursar.sock", "x"), "socket", "is no socket"),
@@ -223,6 +241,31 @@ def test_a_stopped_sidecar_a_lost_socket_and_a_wide_one_are_found(daemon: Daemon
         stale.bind(str(daemon.socket_path))
     assert "stale" in odd(daemon)["socket"]
     assert stat.S_ISSOCK(daemon.socket_path.stat().st_mode), "it is left alone"
+
+
+@pytest.mark.parametrize(
+    ("days", "outcome", "said"),
+    [(30, "ok", "valid until"), (1, "warn", "valid until"), (-1, "broken", "has expired")],
+)
+def test_a_listener_with_tls_is_asked_by_tls_and_its_certificate_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: float, outcome: str, said: str
+) -> None:
+    monkeypatch.setenv("BURSAR_TOKEN", "bursar_of-somebody-who-runs-this")
+    pair = Authority(tmp_path).issue("sidecar", addresses=["127.0.0.1"], server=True, days=days)
+    tls = {"certificate": str(pair.certificate), "key": str(pair.key)}
+    with Daemon(server={"tcp": "127.0.0.1:0", "tls": tls}, access={"mode": "enforce"}) as daemon:
+        [tcp] = re.findall(r"127\.0\.0\.1:\d+", daemon.log)
+        lines = [
+            f'tcp = "{tcp}"',
+            f'tls = {{ certificate = "{pair.certificate}", key = "{pair.key}" }}',
+        ]
+        text = CONFIG.replace("[store]", "\n".join([*lines, "[store]"]))
+        (daemon.folder / "doctor.toml").write_text(text, encoding="utf-8")
+        told = findings(daemon)["tcp"]
+        assert (told["outcome"], said in told["detail"]) == (outcome, True), told
+        assert findings(daemon)["key file"]["outcome"] == "ok"
+        daemon.terminate()
+        assert findings(daemon)["tcp"]["outcome"] == "broken"
 
 
 def test_a_sidecar_of_another_release_is_found(daemon: Daemon, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from support.crew import LIMIT, Crew, check_answered, check_sums
 from support.daemon import LONG, Daemon, new_seed, picture
 
 import bursar
+from bursar.v1 import access_pb2 as ax
 from bursar.v1 import account_pb2 as ac
 from bursar.v1 import ledger_pb2 as lg
 
@@ -107,40 +108,60 @@ def test_every_durability_keeps_the_whole_ledger_over_a_clean_restart(durability
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_every_kind_of_call_survives_a_kill_right_after_its_answer(durability: str) -> None:
-    """One call, then kill -9 at once, for each call that changes anything."""
+    """One call, then kill -9 at once, for each call that changes anything; what an operator did is
+    an entry of the history as well."""
     with Daemon(store={"durability": durability}) as daemon:
         with daemon.client() as client:
             client.set_budget("acme", unit="tokens", limit=1_000)
             one = client.reserve("acme/a", tokens=10, ttl_s=600).id
             two = client.reserve("acme/a", tokens=10, ttl_s=600).id
+            token = client.tokens.create("first", role=bursar.Role.AGENT, ttl_s=600).token.id
+            client.set_budget("acme/gone", unit="tokens", limit=7)
         total = ac.Period(kind=ac.Period.KIND_TOTAL)
-        calls = [
+        budget = ac.Budget(account="acme", unit="tokens", limit=5, period=total)
+        made = ax.CreateTokenRequest(name="second", role=ax.ROLE_AGENT)
+        made.ttl.FromSeconds(60)
+        gone = ac.RetireAccountRequest(account="acme/gone")
+        calls: list[tuple[str, Any, str]] = [
             (
                 "LedgerService/Reserve",
                 lg.ReserveRequest(account="acme/b", amounts=amounts(tokens=7)),
+                "",
             ),
-            ("LedgerService/Extend", lg.ExtendRequest(reservation=one, granted=amounts(tokens=20))),
-            ("LedgerService/Commit", lg.CommitRequest(reservation=one, actual=amounts(tokens=25))),
-            ("LedgerService/Release", lg.ReleaseRequest(reservation=two)),
-            ("LedgerService/Record", lg.RecordRequest(account="acme", amounts=amounts(tokens=4))),
-            ("AccountService/Freeze", ac.FreezeRequest(account="acme/a", reason="why")),
-            ("AccountService/Unfreeze", ac.UnfreezeRequest(account="acme/a")),
             (
-                "AccountService/SetBudget",
-                ac.SetBudgetRequest(
-                    budget=ac.Budget(account="acme", unit="tokens", limit=5, period=total)
-                ),
+                "LedgerService/Extend",
+                lg.ExtendRequest(reservation=one, granted=amounts(tokens=20)),
+                "",
             ),
+            (
+                "LedgerService/Commit",
+                lg.CommitRequest(reservation=one, actual=amounts(tokens=25)),
+                "",
+            ),
+            ("LedgerService/Release", lg.ReleaseRequest(reservation=two), ""),
+            (
+                "LedgerService/Record",
+                lg.RecordRequest(account="acme", amounts=amounts(tokens=4)),
+                "",
+            ),
+            ("AccountService/Freeze", ac.FreezeRequest(account="acme/a", reason="why"), "why"),
+            ("AccountService/Unfreeze", ac.UnfreezeRequest(account="acme/a"), "ended its freeze"),
+            ("AccountService/SetBudget", ac.SetBudgetRequest(budget=budget), "limit of 5 tokens"),
+            ("AccountService/RetireAccount", gone, "retired it"),
+            ("AccessService/CreateToken", made, "(second)"),
+            ("AccessService/RevokeToken", ax.RevokeTokenRequest(id=token), "revoked the token"),
         ]
-        for method, request in calls:
+        for method, request, noted in calls:
             with Bare(daemon.target) as bare:
                 bare(method, request)
                 with daemon.client() as client:
-                    answered = picture(client)
+                    answered = (picture(client), client.tokens.list())
                 daemon.kill9()
             daemon.start()
             with daemon.client() as client:
-                assert picture(client) == answered, method
+                assert (picture(client), client.tokens.list()) == answered, method
+                operated = client.list_entries(kinds=[bursar.EntryKind.OPERATED])
+                assert any(noted in entry.detail for entry in operated), method
 
 
 def test_memory_durability_starts_after_a_kill_and_agrees_with_its_books(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
+from click.testing import CliRunner
 from openai import APIStatusError, OpenAI
 from support.bare import Failed
 from support.daemon import Daemon
@@ -16,6 +17,7 @@ from support.meter import Meter, debit
 
 import bursar
 from bursar import Client, EntryKind, Role
+from bursar.cli import cli
 
 DAY_S: Final = 86_400
 LIMIT: Final = 1_000_000
@@ -172,6 +174,28 @@ def test_a_meter_of_a_revoked_token_hears_no_news(daemon: Daemon, operator: Clie
         finally:
             operator.unfreeze("acme/a")
         assert raised.value.reason == "UNAUTHENTICATED"
+
+
+def test_a_token_is_made_listed_rotated_and_revoked_by_commands(daemon: Daemon) -> None:
+    def say(*command: str, token: str = "", code: int = 0) -> str:
+        env = {"BURSAR_TOKEN": token or None}
+        told = CliRunner().invoke(cli, [*command, "--target", daemon.target], env=env)
+        assert told.exit_code == code, told.output
+        return str(told.stdout)
+
+    def make() -> str:
+        made = say("token", "create", "robot", "--role", "agent", "--account", "acme/a")
+        return made.strip()
+
+    old, new = make(), make()
+    for secret in (old, new):
+        assert "robot: agent of acme/a, until" in say("whoami", token=secret)
+    ids = {say("token", "list", "acme/a").count(secret.split("_")[1]) for secret in (old, new)}
+    assert ids == {1}
+    assert "is good for nothing any more" in say("token", "revoke", old.split("_")[1])
+    assert re.search(rf"{old.split('_')[1]} .*revoked", say("token", "list", "acme/a"))
+    say("whoami", token=old, code=3)
+    assert "robot" in say("whoami", token=new)
 
 
 def test_a_token_expires(daemon: Daemon, operator: Client) -> None:

@@ -29,6 +29,8 @@ FORGED: Final = "bursar: SIGTERM: draining for at most 0 s"
 EVIL: Final = f"x\r\n{FORGED}\x1b[2J\x1b]0;title\x07\x9b31m\x00\x08\u2028{FORGED}\u202egpj"
 KEY: Final = "sk-of-the-provider-0123456789abcdef"
 PROMPT: Final = "the-prompt-that-nobody-may-read"
+TELLING: Final = {("account", "show", "acme/b"), ("account", "show", "acme/c"), ("log", "acme/b")}
+"""Commands that show what somebody else chose."""
 
 
 def is_clean(text: str) -> None:
@@ -94,7 +96,9 @@ def daemon() -> Iterator[Daemon]:
 def test_a_command_shows_what_others_chose_in_one_line_without_control_characters(
     daemon: Daemon, command: tuple[str, ...]
 ) -> None:
-    is_clean(shown(daemon, *command))
+    told = shown(daemon, *command)
+    is_clean(told)
+    assert "draining" in told or command not in TELLING
 
 
 def test_the_names_of_tokens_and_methods_reach_no_terminal_as_they_are(daemon: Daemon) -> None:
@@ -115,7 +119,6 @@ def test_json_is_escaped_and_keeps_what_was_chosen(daemon: Daemon) -> None:
 
 
 def test_the_daemons_log_stays_one_line_for_each_event(daemon: Daemon) -> None:
-    """With the watchdog told of evil commands, and the proxy of evil models and agents."""
     is_clean(daemon.log)
     assert all(line.startswith("bursar: ") for line in daemon.log.splitlines())
 

@@ -7,16 +7,17 @@ import os
 import re
 import socket
 import sqlite3
-import struct
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import pytest
-from support import wire
+from support.bare import Bare
 from support.daemon import Daemon, balance
 from support.desk import LEASE_LIMIT_REACHED, Desk
 from support.places import small_disk
@@ -106,40 +107,50 @@ def test_who_calls_through_the_proxy_without_end_leaves_some_to_others() -> None
         assert {one.getresponse().status for one in (*flood, other)} == {200}
 
 
-LOOKUPS: Final = 2_000
+LOOKUPS: Final = 1_600
 
 
 def test_lookups_without_end_take_turns_and_delay_nobody() -> None:
-    """Of reservations that there are none of, so that the store is asked for each."""
+    """Of reservations that there are none of, so that the store is asked for each. They are sent
+    while the daemon stands, so that it meets them all at once."""
     with Daemon(**ENFORCE) as daemon, daemon.client(timeout_s=20) as operator, ExitStack() as stack:
         operator.set_budget("acme", unit="tokens", limit=10)
         held = operator.reserve("acme/b", tokens=1)
         store, sequence, slot = held.id.split("-")
-        token = f"Bearer {secret_of(operator, 'acme/a')}".encode()
-        block = wire.headers(
-            "/bursar.v1.LedgerService/GetReservation", extra=wire.header(b"authorization", token)
-        )
-        flood = []
-        for _ in range(4):
-            one = stack.enter_context(socket.socket(socket.AF_UNIX))
-            one.settimeout(20)
-            one.connect(str(daemon.socket_path))
-            one.sendall(wire.start())
-            flood.append(one)
-        for number in range(LOOKUPS):
-            name = f"{store}-{int(sequence, 16) + 1_000 + number:x}-{slot}"
-            message = lg.GetReservationRequest(reservation=name).SerializeToString()
-            body = b"\0" + struct.pack(">I", len(message)) + message
-            stream = 2 * (number // len(flood)) + 1
-            flood[number % len(flood)].sendall(
-                wire.frame(wire.HEADERS, wire.END_HEADERS, stream, block)
-                + wire.frame(wire.DATA, wire.END_STREAM, stream, body)
+        token = (("authorization", f"Bearer {secret_of(operator, 'acme/a')}"),)
+        crowd = [stack.enter_context(Bare(daemon.target)) for _ in range(4)]
+        for one in crowd:
+            one("LedgerService/GetReservation", lg.GetReservationRequest(reservation=held.id))
+        lookups = [
+            one.channel.unary_unary(
+                "/bursar.v1.LedgerService/GetReservation",
+                request_serializer=lg.GetReservationRequest.SerializeToString,
+                response_deserializer=lg.GetReservationResponse.FromString,
             )
+            for one in crowd
+        ]
+        with daemon.stopped():
+            flood = [
+                lookups[number % 4].future(
+                    lg.GetReservationRequest(
+                        reservation=f"{store}-{int(sequence, 16) + 1_000 + number:x}-{slot}"
+                    ),
+                    metadata=token,
+                    timeout=60,
+                )
+                for number in range(LOOKUPS)
+            ]
         begun = time.monotonic()
         assert operator.get_account("acme").path == "acme"
-        print(f"an account after {(time.monotonic() - begun) * 1e3:.0f} ms")
-        assert time.monotonic() - begun < 2
+        with pytest.raises(bursar.ReservationNotFound):
+            operator.get_reservation(f"{store}-{int(sequence, 16) + 1:x}-{slot}")
+        print(f"an account and a lookup after {(time.monotonic() - begun) * 1e3:.0f} ms")
+        assert time.monotonic() - begun < 4
         held.commit(tokens=1)
+        codes = Counter(one.code() for one in flood)
+        assert set(codes) == {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}, codes
+        refused = next(one for one in flood if one.code() is grpc.StatusCode.UNAVAILABLE)
+        assert "256 calls of this kind wait" in refused.details()
 
 
 def test_a_revocation_holds_at_once_also_where_it_cannot_be_written(tmp_path: Path) -> None:

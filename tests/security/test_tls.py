@@ -391,7 +391,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
-@pytest.mark.parametrize("what", ["server", "proxy"])
+@pytest.mark.parametrize("what", ["server", "proxy", "dashboard", "metrics"])
 def test_others_reach_no_listener_without_tls_and_enforcement(
     world: World, tmp_path: Path, where: str, what: str
 ) -> None:
@@ -408,7 +408,9 @@ def test_others_reach_no_listener_without_tls_and_enforcement(
             sections["server"] |= {"tcp": where}
         else:
             sections["server"] |= {"tcp": "127.0.0.1:0"}
-            sections["proxy"] = {"listen": where, "upstreams": [upstream], "tls": has_tls}
+            sections[what] = {"listen": where, "tls": has_tls}
+        if what == "proxy":
+            sections["proxy"]["upstreams"] = [upstream]
         with pytest.raises(bursar.SidecarUnavailable) as raised, Daemon(**sections):
             pass
         said = str(raised.value)

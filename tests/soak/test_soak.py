@@ -32,7 +32,7 @@ GROWTH_BYTES_MAX: Final = (32 if SOAK_S >= 600 else 128) * 2**20
 """What memory may grow by from when it is warm: allocators keep some slack. A short run ends before
 all of it is warm, on a busy host long before."""
 DESCRIPTORS_MAX: Final = 16
-"""The same of descriptors: clients come and go."""
+"""The same of descriptors, and of threads: clients come and go."""
 LIMIT: Final = 10**15
 JOBS: Final = 1_000
 
@@ -198,7 +198,12 @@ def check_flat(samples: list[dict[str, Any]], probes_us: list[list[int]]) -> Non
         Path(file).write_text(json.dumps(told, indent=1), encoding="utf-8")
     warm = samples[int(len(samples) * WARM_SHARE) :]
     third = len(warm) // 3 or 1
-    for what, most in (("rss_bytes", GROWTH_BYTES_MAX), ("descriptors", DESCRIPTORS_MAX)):
+    bounds = {
+        "rss_bytes": GROWTH_BYTES_MAX,
+        "descriptors": DESCRIPTORS_MAX,
+        "threads": DESCRIPTORS_MAX,
+    }
+    for what, most in bounds.items():
         before = max(one[what] for one in warm[:third])
         after = max(one[what] for one in warm[-third:])
         assert after - before <= most, f"{what}: {before} when warm, {after} at the end"

@@ -20,4 +20,7 @@ def test_everything_that_is_asked_for_is_pinned_by_hash(project: Path) -> None:
         wanted = Requirement(text)
         version = pins[canonicalize_name(wanted.name)]
         assert wanted.specifier.contains(version), f"{text}, and {version} is pinned: make lock"
-    assert all("--hash=sha256:" in rest for _, _, rest in found)
+    tools = (project / "requirements" / "tools.txt").read_text(encoding="utf-8")
+    of_tools = PINNED.findall(tools)
+    assert of_tools
+    assert all("--hash=sha256:" in rest for _, _, rest in found + of_tools)

@@ -14,11 +14,12 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from bursar._grpc import channel_options
-from bursar.v1 import account_pb2, ledger_pb2, process_pb2
+from bursar.v1 import access_pb2, account_pb2, ledger_pb2, process_pb2
 
 M = TypeVar("M", bound=Message)
 
 _MODULES: Final[dict[str, Any]] = {
+    "AccessService": access_pb2,
     "LedgerService": ledger_pb2,
     "AccountService": account_pb2,
     "ProcessService": process_pb2,
@@ -37,8 +38,17 @@ class Failed(Exception):
 
 def answer_type(method: str) -> type[Message]:
     """The message that answers "LedgerService/Reserve"."""
-    service, _, name = method.partition("/")
-    found: type[Message] = getattr(_MODULES[service], f"{name}Response")
+    return _type(f"{method}Response")
+
+
+def request_type(method: str) -> type[Message]:
+    """The message that asks it."""
+    return _type(f"{method}Request")
+
+
+def _type(path: str) -> type[Message]:
+    service, _, name = path.partition("/")
+    found: type[Message] = getattr(_MODULES[service], name)
     return found
 
 

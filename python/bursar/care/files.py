@@ -60,6 +60,7 @@ def config_files(subject: Subject) -> Iterator[Finding]:
         yield Finding("configuration", Outcome.OK, f"{subject.config_path} is valid")
     secrets = [one.key_file for one in subject.config.proxy.upstreams]
     secrets += [one.secret_file for one in subject.config.notify.webhooks]
+    secrets += [subject.config.server.tls.key] if subject.config.server.tls else []
     for path in (Path(one) for one in secrets if one is not None):
         try:
             mode = path.stat().st_mode

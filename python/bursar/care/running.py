@@ -3,13 +3,16 @@
 import os
 import resource
 import socket
+import ssl
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from bursar.care.files import folder_of_socket
 from bursar.care.findings import Finding, Outcome, Subject
+from bursar.daemon._listen import TlsSection
 from bursar.exceptions import AccessError, BursarError
 
 __all__ = ["code", "descriptors", "sockets"]
@@ -17,6 +20,7 @@ __all__ = ["code", "descriptors", "sockets"]
 _ANSWER_S: Final = 2.0
 _OWN_DESCRIPTORS: Final = 128  # what the sidecar keeps for itself is about that
 _NEARLY_ALL: Final = 0.8
+_RENEWED_S: Final = 3 * 86_400.0  # short-lived certificates are renewed a day or more before
 
 
 def sockets(subject: Subject) -> Iterator[Finding]:
@@ -30,7 +34,7 @@ def sockets(subject: Subject) -> Iterator[Finding]:
             yield folder_of_socket(path)
         yield _socket(subject, path, int(server.socket_mode, 8))
     if server.tcp is not None:
-        yield _answer("tcp", server.tcp)
+        yield _answer("tcp", server.tcp) if server.tls is None else _tls(server.tcp, server.tls)
 
 
 def _socket(subject: Subject, path: Path, mode: int) -> Finding:
@@ -83,6 +87,34 @@ def _answer(what: str, target: str) -> Finding:
         advice = "see whether it runs and is not stopped; else restart it"
         return Finding(what, Outcome.BROKEN, f"{target} does not answer: {error}", advice)
     return Finding(what, Outcome.OK, f"a sidecar answers at {target}")
+
+
+def _tls(address: str, section: TlsSection) -> Finding:
+    """Whether what listens shows the configured certificate, and that one is good for a while."""
+    host, _, port = address.rpartition(":")
+    renew = f"renew {section.certificate}: the sidecar reads it again by itself"
+    try:
+        context = ssl.create_default_context(cafile=section.certificate)
+        context.check_hostname = False  # names are for its clients, who come by other ones
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.set_alpn_protocols(["h2"])
+        place = (host.strip("[]"), int(port))
+        with (
+            socket.create_connection(place, timeout=_ANSWER_S) as plain,
+            context.wrap_socket(plain) as shown,
+        ):
+            ends = str((shown.getpeercert() or {}).get("notAfter"))
+    except ssl.SSLCertVerificationError as error:
+        detail = f"{address} shows another certificate than {section.certificate}, or one that"
+        detail = f"{detail} is not valid: {error.verify_message}"
+        return Finding("tcp", Outcome.BROKEN, detail, f"see the sidecar's log, or {renew}")
+    except OSError as error:
+        advice = "see whether the sidecar runs and is not stopped; else restart it"
+        return Finding("tcp", Outcome.BROKEN, f"no TLS at {address}: {error}", advice)
+    detail = f"a sidecar answers at {address} by TLS; its certificate is valid until {ends}"
+    if ssl.cert_time_to_seconds(ends) - time.time() < _RENEWED_S:
+        return Finding("tcp", Outcome.WARN, detail, renew)
+    return Finding("tcp", Outcome.OK, detail)
 
 
 def code(subject: Subject) -> Iterator[Finding]:

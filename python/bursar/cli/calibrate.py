@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 import bursar
+from bursar._calls import ENTRIES_PAGE_MAX
 from bursar.calibrate.labels import LabelsError, read_labels
 from bursar.calibrate.runs import JUDGED, KINDS, By, History, TooMuchHistory, read_runs
 from bursar.calibrate.summary import QUANTILES, THRESHOLDS, Question, Summary, summarise
@@ -28,7 +29,6 @@ from bursar.exceptions import ReservationNotFound
 from bursar.models import Period, PeriodKind, ReservationState
 from bursar.units import CAPACITY_UNITS, UNITS, parse_amount
 
-_PAGE_SIZE: Final = 10_000
 _TRIED_MAX: Final = {"limits": 64, "quantiles": 64, "thresholds": 4}  # 4: as a budget has
 
 
@@ -206,8 +206,8 @@ def _history(client: bursar.Client, question: Question, options: dict[str, Any])
         return found.state is ReservationState.PENDING or any(found.spent.values())
 
     account, unit = question.account, options["unit"] or ""
-    entries = client.list_entries(account, unit=unit, kinds=KINDS, page_size=_PAGE_SIZE)
-    judged = client.list_entries(account, kinds=JUDGED, page_size=_PAGE_SIZE)
+    entries = client.list_entries(account, unit=unit, kinds=KINDS, page_size=ENTRIES_PAGE_MAX)
+    judged = client.list_entries(account, kinds=JUDGED, page_size=ENTRIES_PAGE_MAX)
     try:
         return read_runs(
             chain(entries, judged),

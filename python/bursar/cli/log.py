@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 import bursar
+from bursar._calls import ENTRIES_PAGE_MAX
 from bursar.cli._output import echo_table, plain
 from bursar.cli._shared import Moment, connect, json_option, store_option, target_option
 from bursar.models import Entry, EntryKind
@@ -36,7 +37,6 @@ _WITHOUT_AMOUNT: Final = frozenset(
         *(EntryKind.SUCCESS, EntryKind.FAILURE),
     }
 )
-_PAGE_SIZE: Final = 10_000
 _CHUNK_ROWS: Final = 1_000
 
 
@@ -94,7 +94,7 @@ def log(
             kinds=kinds,
             start_time=since,
             end_time=until,
-            page_size=_PAGE_SIZE,
+            page_size=ENTRIES_PAGE_MAX,
         )
         entries: Iterable[Entry] = deque(found, maxlen=limit) if limit else found
         form = "json" if as_json else form

@@ -214,7 +214,8 @@ class ProxySection(Section):
         default=32 * 2**20,
         ge=64 * 2**10,
         le=512 * 2**20,
-        description="the longest request, and the longest answer that is not a stream",
+        description="the longest request, and the longest answer that is not a stream; "
+        "requests under way take up to 16 times that",
         json_schema_extra=right('write from "64 KiB" to "512 MiB"'),
     )
     max_connections: int = Field(

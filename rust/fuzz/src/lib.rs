@@ -16,7 +16,7 @@ mod records;
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("access", bursar_server::fuzzing::access),
     ("answer", bursar_server::fuzzing::answer),
     ("engine", engine::run),
@@ -24,6 +24,7 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("lease_pages", bursar_server::fuzzing::lease_pages),
     ("log", bursar_store::fuzzing::log),
     ("paths", paths::run),
+    ("process_name", bursar_server::fuzzing::process_name),
     ("prompt", bursar_server::fuzzing::prompt),
     ("records", records::run),
     ("request", bursar_server::fuzzing::request),

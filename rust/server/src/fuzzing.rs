@@ -2,4 +2,5 @@
 
 pub use crate::access::fuzzing::{access, token_file};
 pub use crate::lease::fuzzing::lease_pages;
+pub use crate::owner::process_name;
 pub use crate::proxy::fuzzing::{answer, prompt, request, route, stream};

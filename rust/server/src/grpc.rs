@@ -83,7 +83,7 @@ impl Api {
     {
         let run = move |engine: &Engine| {
             let Answer { body, ticket, .. } = call(engine)?;
-            let announced = Announced(body.encoded_len());
+            let announced = Announced::Message(body.encoded_len());
             Ok(Answer::new((body, announced), ticket))
         };
         let (body, announced) = self.aside(run).await?.into_inner();
@@ -319,26 +319,28 @@ impl AccountService for Api {
         };
         let interval = Duration::from_millis(interval_ms.unsigned_abs());
         let place = self.watches.open(caller.may_act(Act::Manage).is_ok())?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let Api { engine, access, watches, mut draining, .. } = self.clone();
         tokio::spawn(async move {
-            let _place = place;
             let mut watch = Watch::new(account);
             loop {
                 if let Err(ended) = access.check(&caller, engine.now().wall_ms) {
+                    drop(place);
                     let _told = sender.send(Err(ended.into())).await;
                     return;
                 }
-                let turn = watches.turn().await;
-                let look = Arc::clone(&engine);
-                let looked = tokio::task::spawn_blocking(move || (watch.look(&look), watch)).await;
-                drop(turn);
-                let Ok((changes, same)) = looked else { return };
-                watch = same;
-                if let Some(changes) = changes
-                    && sender.send(Ok(changes)).await.is_err()
-                {
-                    return;
+                // For who has not taken what it was told last there is no look.
+                if let Ok(untold) = sender.try_reserve() {
+                    let turn = watches.turn().await;
+                    let look = Arc::clone(&engine);
+                    let looked =
+                        tokio::task::spawn_blocking(move || (watch.look(&look), watch)).await;
+                    drop(turn);
+                    let Ok((changes, same)) = looked else { return };
+                    watch = same;
+                    if let Some(changes) = changes {
+                        untold.send(Ok(changes));
+                    }
                 }
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
@@ -348,6 +350,8 @@ impl AccountService for Api {
             }
         });
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        Ok(Response::new(Box::pin(stream)))
+        let mut response: Response<Self::WatchAccountsStream> = Response::new(Box::pin(stream));
+        response.extensions_mut().insert(Announced::Stream);
+        Ok(response)
     }
 }

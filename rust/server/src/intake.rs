@@ -71,12 +71,11 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    fn of(room: &Arc<Room>, own: &Arc<AtomicUsize>) -> Share {
+    fn of(room: &Arc<Room>, own: Arc<AtomicUsize>) -> Share {
         let has_most = own.fetch_add(1, Ordering::AcqRel) > CALLS_MAX / 2;
         let spare = if has_most { spare(CALLS_MAX) } else { 0 };
         let fits = room.calls.fetch_add(1, Ordering::AcqRel) + spare < CALLS_MAX;
-        let (room, own) = (Arc::clone(room), Arc::clone(own));
-        Share { room, own, bytes: AtomicUsize::new(0), fits }
+        Share { room: Arc::clone(room), own, bytes: AtomicUsize::new(0), fits }
     }
 
     /// A message of that length is coming, and the one before it is no more.
@@ -97,6 +96,9 @@ impl Share {
     }
 
     fn give_back(&self) {
+        if self.bytes.load(Ordering::Acquire) == 0 {
+            return;
+        }
         let bytes = self.bytes.swap(0, Ordering::AcqRel);
         self.room.left.fetch_add(bytes, Ordering::AcqRel);
     }
@@ -242,9 +244,8 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let nobody = Arc::default();
-        let own = parts.extensions.get::<Peer>().map_or(&nobody, |peer| &peer.calls);
-        let share = Arc::new(Share::of(&self.room, own));
+        let own = parts.extensions.get::<Peer>().map(|peer| Arc::clone(&peer.calls));
+        let share = Arc::new(Share::of(&self.room, own.unwrap_or_default()));
         let converses = CONVERSATIONS.iter().any(|name| parts.uri.path().ends_with(name));
         let (borders, deadline) = (Borders::default(), None);
         // The body ends when its message is decoded; what a call still works on counts as well.
@@ -274,27 +275,44 @@ where
     }
 }
 
-/// In an answer: how long its message is.
+/// In an answer that may be large.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Announced(pub(crate) usize);
+pub(crate) enum Announced {
+    /// How long its only message is.
+    Message(usize),
+    /// It has many.
+    Stream,
+}
 
 /// The answer, with what it takes of the room until it is sent; a refusal where there is none.
 fn outgoing(share: &Arc<Share>, answer: http::Response<Body>) -> http::Response<Body> {
-    let announced = answer.extensions().get().map_or(0, |Announced(length)| *length);
-    if announced <= SMALL_BYTES {
-        return answer;
-    }
-    match share.expect(announced) {
-        Ok(()) => {
-            let share = Arc::clone(share);
-            let hold = move |frame| {
-                let _until_it_is_sent = &share;
-                frame
-            };
-            answer.map(|body| Body::new(body.map_frame(hold)))
+    let stream = match answer.extensions().get() {
+        Some(Announced::Message(length)) if *length > SMALL_BYTES => {
+            if let Err(full) = share.expect(*length) {
+                return full.into_http();
+            }
+            false
         }
-        Err(full) => full.into_http(),
-    }
+        Some(Announced::Stream) => true,
+        _small => return answer,
+    };
+    let share = Arc::clone(share);
+    let hold = move |frame: Frame<Bytes>| {
+        // What comes before it is sent: only then is there more to send.
+        let length = frame.data_ref().filter(|_| stream).map(Bytes::len);
+        match length.map_or(Ok(()), |length| share.expect(length)) {
+            Ok(()) => frame,
+            Err(full) => ended(&full),
+        }
+    };
+    answer.map(|body| Body::new(body.map_frame(hold)))
+}
+
+/// The end of a stream.
+fn ended(by: &Status) -> Frame<Bytes> {
+    let mut trailers = http::HeaderMap::new();
+    let _all_of_it_is_ascii = by.add_header(&mut trailers);
+    Frame::trailers(trailers)
 }
 
 #[cfg(test)]
@@ -312,7 +330,7 @@ mod tests {
 
     fn intake(room: &Arc<Room>, converses: bool) -> (Sender<Bytes, Status>, Intake) {
         let (sender, body) = Channel::new(8);
-        let share = Arc::new(Share::of(room, &Arc::default()));
+        let share = Arc::new(Share::of(room, Arc::default()));
         let (borders, patience) = (Borders::default(), Duration::from_millis(50));
         let body = Body::new(body);
         (sender, Intake { body, share, borders, converses, deadline: None, patience })
@@ -360,8 +378,7 @@ mod tests {
     #[tokio::test]
     async fn one_call_too_many_is_refused_until_another_has_ended() {
         let room = Room::new(1 << 20);
-        let mut others: Vec<_> =
-            (0..CALLS_MAX).map(|_| Share::of(&room, &Arc::default())).collect();
+        let mut others: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room, Arc::default())).collect();
         let (_sender, mut late) = intake(&room, false);
         let full = late.frame().await.expect("a frame").expect_err("there is no room");
         assert_eq!(full.code(), tonic::Code::Unavailable);
@@ -375,11 +392,11 @@ mod tests {
     async fn a_large_answer_takes_room_until_it_is_sent() {
         let room = Room::new(1 << 20);
         let answer = |length| {
-            let share = Arc::new(Share::of(&room, &Arc::default()));
+            let share = Arc::new(Share::of(&room, Arc::default()));
             // One that is not at its end yet.
             let (_sender, body) = Channel::<Bytes, Status>::new(1);
             let mut answer = http::Response::new(Body::new(body));
-            answer.extensions_mut().insert(Announced(length));
+            answer.extensions_mut().insert(Announced::Message(length));
             outgoing(&share, answer)
         };
         let sent: Vec<_> = (0..LARGE_MESSAGES).map(|_| answer(1 << 20)).collect();
@@ -393,14 +410,41 @@ mod tests {
         assert_eq!(room.left.load(Ordering::Acquire), room.all);
     }
 
+    #[tokio::test]
+    async fn a_stream_has_room_for_its_last_message_and_ends_where_there_is_none() {
+        let room = Room::new(1 << 20);
+        let share = || Arc::new(Share::of(&room, Arc::default()));
+        let stream = || {
+            let (sender, body) = Channel::<Bytes, Status>::new(8);
+            let mut answer = http::Response::new(Body::new(body));
+            answer.extensions_mut().insert(Announced::Stream);
+            (sender, outgoing(&share(), answer).into_body())
+        };
+        let others: Vec<_> = (1..LARGE_MESSAGES).map(|_| share()).collect();
+        assert!(others.iter().all(|one| one.expect(1 << 20).is_ok()));
+        let (mut sender, mut told) = stream();
+        for _ in 0..2 {
+            sender.send_data(message(1 << 20)).await.expect("room");
+            assert!(told.frame().await.expect("a frame").expect("there is room").is_data());
+        }
+        let (mut other, mut full) = stream();
+        other.send_data(message(1 << 20)).await.expect("room");
+        let end = full.frame().await.expect("a frame").expect("an end");
+        let status = Status::from_header_map(end.trailers_ref().expect("trailers"));
+        assert_eq!(status.map(|status| status.code()), Some(tonic::Code::Unavailable));
+        drop((told, full, others));
+        assert_eq!(room.left.load(Ordering::Acquire), room.all);
+    }
+
     #[test]
     fn who_has_most_calls_leaves_the_last_ones_to_others() {
-        let (room, crowd) = (Room::new(1 << 20), Arc::default());
-        let held: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room, &crowd)).collect();
+        let (room, crowd) = (Room::new(1 << 20), Arc::<AtomicUsize>::default());
+        let held: Vec<_> = (0..CALLS_MAX).map(|_| Share::of(&room, Arc::clone(&crowd))).collect();
         assert_eq!(held.iter().filter(|share| !share.fits).count(), spare(CALLS_MAX));
         drop(held);
-        let held: Vec<_> = (0..CALLS_MAX - 1).map(|_| Share::of(&room, &crowd)).collect();
-        assert!(Share::of(&room, &Arc::default()).fits, "of another");
+        let held: Vec<_> =
+            (0..CALLS_MAX - 1).map(|_| Share::of(&room, Arc::clone(&crowd))).collect();
+        assert!(Share::of(&room, Arc::default()).fits, "of another");
         drop(held);
         assert_eq!((room.calls.load(Ordering::Acquire), crowd.load(Ordering::Acquire)), (0, 0));
     }

@@ -27,19 +27,36 @@ fn boot() -> Option<u64> {
     *BOOT.get_or_init(|| read().map(|id| xxh3_64(id.trim().as_bytes())))
 }
 
-/// Field 22 of /proc/PID/stat (proc(5)); a zombie counts as gone.
+/// When a process began; `None`: it has ended.
 fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in brackets, which may itself hold brackets and blanks.
-    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
+    started(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Field 22 of /proc/PID/stat (proc(5)); a zombie counts as gone.
+fn started(stat: &[u8]) -> Option<u64> {
+    // The second field is the name in brackets, which may itself hold brackets, blanks, and what is no
+    // UTF-8.
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
     fields.nth(18)?.parse().ok()
 }
 
+/// Fuzz target: whatever a process calls itself, it is seen.
+#[cfg(feature = "fuzzing")]
+pub fn process_name(data: &[u8]) {
+    let _whatever_it_is = started(data);
+    let stat = [b"7 (", data, b") S", " 1".repeat(18).as_bytes(), b" 42 1\n"].concat();
+    assert_eq!(started(&stat), Some(42));
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -50,5 +67,25 @@ mod tests {
         assert!(!is_alive(&Owner { start_ticks: owner.start_ticks + 1, ..owner }));
         assert!(!is_alive(&Owner { boot: owner.boot ^ 1, ..owner }));
         assert!(!is_alive(&Owner { pid: u32::MAX, ..owner }));
+    }
+
+    /// Goal: nobody seems to be gone by calling itself something. Method: a real process with a name
+    /// that looks like a zombie's and is no text, until it has ended.
+    #[test]
+    fn a_process_with_a_strange_name_is_alive_until_it_has_ended() {
+        let named = r"printf '7) Z \377 (' > /proc/$$/comm; echo; read -r _";
+        let mut child = Command::new("bash")
+            .args(["-c", named])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("bash");
+        let mut line = String::new();
+        let told = child.stdout.take().expect("piped");
+        BufReader::new(told).read_line(&mut line).expect("it has its name");
+        let owner = identify(i32::try_from(child.id()).expect("a pid"), 0).expect("it is seen");
+        assert!(is_alive(&owner));
+        child.kill().and_then(|()| child.wait()).expect("it ends");
+        assert!(!is_alive(&owner));
     }
 }

@@ -7,6 +7,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::panic::catch_unwind;
 
+use bursar_simulation::plan::Counts;
 use bursar_simulation::run::{STEPS, run};
 use bursar_simulation::totals::Totals;
 
@@ -35,6 +36,11 @@ fn what_was_answered_is_there_once_whatever_the_disk_does() {
     play(first..first + count, &mut totals);
     println!("{totals}");
     assert!(totals.power_cuts > 0 && totals.kills > 0, "something went wrong");
+    if count >= 1_000 {
+        let Counts { deaths, faults, .. } = totals.disk;
+        let each = deaths.iter().chain(&faults).all(|times| *times > 0);
+        assert!(each && totals.read_only > 0, "everything that can go wrong did");
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The import: moves the log into SQLite and deletes what is moved.
 //!
 //! Two threads do it in turn. One has the lowest priority and all the time there is. The other has
-//! that of everybody else and works while somebody waits, the backlog grows or cleaning up is late,
-//! since on a host whose cores are all busy the first one hardly runs, and to raise its priority again
-//! takes a privilege. The log is read back from its files, which are in the page cache, so that
+//! that of everybody else and imports while somebody waits or the backlog grows, and cleans up while
+//! that is late, since on a host whose cores are all busy the first one hardly runs, and to raise its
+//! priority again takes a privilege. The log is read back from its files, which are in the page cache, so that
 //! callers never wait.
 
 use std::sync::Arc;
@@ -49,7 +49,9 @@ pub(crate) fn run(importing: &Mutex<Importing>, shared: &Arc<Shared>) {
     let mut interval = INTERVAL;
     while !shared.await_import(interval).stop {
         let mut importing = importing.lock();
-        importing.step(shared, || !shared.is_stopped() && !shared.is_import_urgent());
+        let has_time =
+            || !shared.is_stopped() && !shared.is_import_urgent() && !shared.is_cleanup_urgent();
+        importing.step(shared, has_time, has_time);
         let again = importing.retention.is_due(&importing.importer) && !importing.failed;
         interval = if again { Duration::ZERO } else { INTERVAL };
     }
@@ -59,7 +61,9 @@ pub(crate) fn run(importing: &Mutex<Importing>, shared: &Arc<Shared>) {
 pub(crate) fn run_urgent(importing: &Mutex<Importing>, shared: &Arc<Shared>) {
     let _alive = Alive::new(shared, "urgent import");
     while !shared.await_urgent(INTERVAL).stop {
-        importing.lock().step(shared, || !shared.is_stopped() && shared.is_import_urgent());
+        let drains = || !shared.is_stopped() && shared.is_import_urgent();
+        let cleans = || !shared.is_stopped() && shared.is_cleanup_urgent();
+        importing.lock().step(shared, drains, cleans);
     }
 }
 
@@ -74,8 +78,13 @@ impl Importing {
         Ok(Importing { importer, retention, present, reader: None, failed: false })
     }
 
-    /// Imports while it may `go_on`, and cleans up a little if it still may.
-    pub(crate) fn step(&mut self, shared: &Shared, go_on: impl Fn() -> bool) {
+    /// Imports while it `drains`, and cleans up a little if it then `cleans`.
+    pub(crate) fn step(
+        &mut self,
+        shared: &Shared,
+        drains: impl Fn() -> bool,
+        cleans: impl Fn() -> bool,
+    ) {
         if shared.is_memory() && shared.log.write().is_err() {
             shared.ring();
         }
@@ -83,8 +92,8 @@ impl Importing {
             return;
         }
         let there = self.present.as_ref().map_or(Ok(()), |present| present.check(shared));
-        let done = there.and_then(|()| self.drain(shared, &go_on)).and_then(|()| {
-            if go_on() {
+        let done = there.and_then(|()| self.drain(shared, drains)).and_then(|()| {
+            if cleans() {
                 self.retention.step(&mut self.importer)?;
             }
             shared.cleanup_late.store(self.retention.is_late(&self.importer), Ordering::Relaxed);

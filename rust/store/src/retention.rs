@@ -247,6 +247,7 @@ fn held_chains(tx: &Transaction<'_>) -> Result<HashSet<ChainId>, StoreError> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::Ordering;
 
     use bursar_ledger::fact::{Fact, Record, Settled};
     use bursar_ledger::{Amounts, ReservationId, State, Unit};
@@ -283,11 +284,11 @@ mod tests {
                 shared.log.append(&Record { time_ms, facts: vec![fact] });
             }
             shared.log.write().and_then(|()| sync(&shared)).expect("synced");
-            importing.step(&shared, || true);
+            importing.step(&shared, || true, || true);
             assert_eq!(shared.log.failure(), None);
             let query = "SELECT count(*) FROM entry";
             let left = importing.importer.conn.query_row(query, (), |row| row.get(0));
-            (left.expect("counted"), shared.is_import_urgent())
+            (left.expect("counted"), shared.is_cleanup_urgent())
         };
         let all = 3 * BATCH;
         assert_eq!(step(0, all), (all, false));
@@ -304,6 +305,24 @@ mod tests {
         assert_eq!(step(7_500_000, 1), (1, true));
         assert_eq!(step(7_500_000, 0), (1, false));
     }
+
+    #[test]
+    fn while_deleting_is_late_the_import_waits_until_it_is_worth_while() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (shared, _importing) = stepped(&folder);
+        let urgent = |late, bytes| {
+            let reason = "x".repeat(bytes);
+            let fact = Fact::Frozen { account: 1, frozen: true, reason };
+            shared.log.append(&Record { time_ms: 0, facts: vec![fact] });
+            shared.log.write().expect("written");
+            shared.cleanup_late.store(late, Ordering::Relaxed);
+            shared.is_import_urgent()
+        };
+        assert!(!urgent(true, 1 << 20));
+        assert!(urgent(true, 1 << 20));
+        assert!(!urgent(false, 0));
+    }
+
     /// Goal: of many chains, those go that nothing needs. Method: more than one batch looks at; the
     /// newest stays, and one that a nested reservation's rests on.
     #[test]
@@ -321,10 +340,10 @@ mod tests {
         for (time_ms, facts) in [(0, facts), (1_000_000, vec![Fact::Settled(spending)])] {
             shared.log.append(&Record { time_ms, facts });
             shared.log.write().and_then(|()| sync(&shared)).expect("synced");
-            importing.step(&shared, || true);
+            importing.step(&shared, || true, || true);
         }
         for _ in 0..8 {
-            importing.step(&shared, || true);
+            importing.step(&shared, || true, || true);
         }
         assert_eq!(shared.log.failure(), None);
         let conn = &importing.importer.conn;

@@ -16,6 +16,8 @@ use crate::log::LogWriter;
 /// How long a writer is held up at most when the backlog is full, a step at a time.
 const HOLD_UP_STEPS: u32 = 20;
 const HOLD_UP_STEP: Duration = Duration::from_millis(1);
+/// The backlog that is imported while the one thread that has the time for it cleans up.
+const WORTH_IMPORTING_BYTES: u64 = 2 << 20;
 /// A waiter looks at least this often whether the store has failed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -141,12 +143,17 @@ impl Shared {
         done
     }
 
-    /// Whether somebody waits for the import, or writers will soon, or the database grows on what it
-    /// should be rid of.
+    /// Whether somebody waits for the import, or writers will soon.
     pub(crate) fn is_import_urgent(&self) -> bool {
-        self.hurried.load(Ordering::Acquire) > 0
-            || self.backlog() > self.config.max_backlog_bytes / 2
-            || self.cleanup_late.load(Ordering::Relaxed)
+        let half = self.config.max_backlog_bytes / 2;
+        // A few records at a time would cost many times as much.
+        let most = if self.is_cleanup_urgent() { half.min(WORTH_IMPORTING_BYTES) } else { half };
+        self.hurried.load(Ordering::Acquire) > 0 || self.backlog() > most
+    }
+
+    /// Whether the database grows on what it should be rid of.
+    pub(crate) fn is_cleanup_urgent(&self) -> bool {
+        self.cleanup_late.load(Ordering::Relaxed)
     }
 
     fn ring_urgent(&self) {
@@ -190,9 +197,9 @@ impl Shared {
     pub(crate) fn await_urgent(&self, interval: Duration) -> Wanted {
         let mut wanted = self.bell.lock();
         let is_idle = || {
-            let is_behind = self.imported.load(Ordering::Acquire) < self.importable()
-                || self.cleanup_late.load(Ordering::Relaxed);
-            !self.is_import_urgent() || !is_behind || self.log.failure().is_some()
+            let is_behind = || self.imported.load(Ordering::Acquire) < self.importable();
+            let has_work = self.is_import_urgent() && is_behind() || self.is_cleanup_urgent();
+            !has_work || self.log.failure().is_some()
         };
         while !wanted.stop && is_idle() {
             self.to_hurry.wait_for(&mut wanted, interval);

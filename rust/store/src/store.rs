@@ -133,7 +133,7 @@ impl Store {
             return;
         }
         if let Some(background) = &*self.background.lock() {
-            background.importing.lock().step(&self.shared, || true);
+            background.importing.lock().step(&self.shared, || true, || true);
         }
     }
 

@@ -383,7 +383,7 @@ fn r13_what_a_detached_lease_has_counted_survives() {
 }
 
 #[test]
-fn r11_a_page_is_told_what_time_alone_has_changed() {
+fn r06_a_page_is_told_what_time_alone_has_changed() {
     let world = World::new();
     world.set("a", BudgetSpec { period: Period::rolling(HOUR), ..stepped(100) }).unwrap();
     let id = world.held("a", 98);
@@ -397,7 +397,7 @@ fn r11_a_page_is_told_what_time_alone_has_changed() {
 }
 
 #[test]
-fn r11_a_lease_that_is_topped_up_in_other_windows_hears_of_their_verdict() {
+fn r06_a_lease_that_is_topped_up_in_other_windows_hears_of_their_verdict() {
     let world = World::tokens(&[("a", 1_000)]);
     let id = world.held("a", 1);
     let (page, _) = attach(&world, id, 64, 0);

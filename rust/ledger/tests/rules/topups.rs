@@ -151,7 +151,7 @@ fn r13_what_a_lease_has_counted_is_logged_once() {
 }
 
 #[test]
-fn r11_a_page_has_the_advice_of_a_verdict_and_none_beside_ok() {
+fn r06_a_page_has_the_advice_of_a_verdict_and_none_beside_ok() {
     let world = World::new();
     world.set("a", stepped(100)).unwrap();
     let id = world.held("a", 98);

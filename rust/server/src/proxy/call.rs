@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use bursar_ledger::Verdict;
 use bursar_ledger::runaway::PROMPT_FINGERPRINT;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, header};
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::count::{Encoding, Growing};
 use super::failure::Failure;
@@ -24,14 +22,12 @@ use super::route::{Endpoint, PARENT, Route};
 use super::settings::Api;
 use super::stream::{self, Stream};
 use super::upstream::{Upstream, shown_headers, without_key};
-use super::{Proxy, dialect, probe};
+use super::{Proxy, body, dialect, probe};
 use crate::durable::yield_once;
 use crate::peer::Peer;
 use crate::places::{Holder, Taken};
 use crate::v1;
 
-/// The longest prompt that is counted between other calls; a longer one is counted aside.
-const COUNTED_AT_ONCE: usize = 32 * 1024;
 /// Parts of an answer that wait for a slow client; then its upstream waits.
 const PARTS: usize = 4;
 /// How often others have their turn before a head leaves without what follows it.
@@ -82,11 +78,11 @@ async fn try_answer(
     let place = proxy.calls.take(Holder::sharing(&account)).ok_or_else(|| {
         Failure::busy("as many calls as proxy.max_calls allows are under way: try again")
     })?;
-    let body = read(proxy, body).await?;
+    let (body, _share) = proxy.room.read(&proxy.settings, body).await?;
     if route.endpoint.is_free() {
         return pass(proxy, parts, route, api, body).await;
     }
-    let call = Call::parse(route.endpoint, &body)?;
+    let call = body::parse(route.endpoint, &body).await?;
     let repeatable = match repeatable(proxy, parts, route, &account, &body)? {
         Some(Begun::Again(answer)) => return Ok(*answer),
         Some(Begun::New(first)) => Some(first),
@@ -114,25 +110,6 @@ fn repeatable(
     proxy.replays.begin(key, payload, proxy.engine.now().mono_ms).map(Some)
 }
 
-/// All of a request, within its bounds.
-async fn read(proxy: &Proxy, mut body: Incoming) -> Result<Bytes, Failure> {
-    let most = proxy.settings.max_body_bytes;
-    let mut whole = BytesMut::new();
-    let reading = async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Failure::invalid("the request broke off"))?;
-            let Some(data) = frame.data_ref() else { continue };
-            if whole.len() + data.len() > most {
-                return Err(Failure::too_large(most));
-            }
-            whole.extend_from_slice(data);
-        }
-        Ok(())
-    };
-    timeout(proxy.settings.client_timeout, reading).await.map_err(|_| Failure::slow())??;
-    Ok(whole.freeze())
-}
-
 /// Passes a call on that costs nothing.
 async fn pass(
     proxy: &Proxy,
@@ -141,7 +118,7 @@ async fn pass(
     api: Api,
     body: Bytes,
 ) -> Result<Response<Reply>, Failure> {
-    let upstream = match Call::parse(route.endpoint, &body) {
+    let upstream = match body::parse(route.endpoint, &body).await {
         Ok(call) => Some(proxy.upstreams.named(api, &call.model)?),
         Err(_) => proxy.upstreams.first(api),
     };
@@ -304,7 +281,7 @@ fn parent_of(proxy: &Proxy, parts: &Parts, account: &str) -> Result<String, Fail
 async fn estimate(proxy: &Proxy, call: &Call) -> i64 {
     let encoding = Encoding::of(&proxy.engine, &call.model);
     let bytes: usize = call.prompt.texts.iter().map(String::len).sum();
-    if bytes <= COUNTED_AT_ONCE {
+    if bytes <= body::SMALL_BYTES {
         return encoding.prompt(&call.prompt);
     }
     let prompt = call.prompt.clone();

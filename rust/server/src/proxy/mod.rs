@@ -4,10 +4,10 @@
 //! upstream is asked, debited with each event of its stream, and settled at what the upstream says in
 //! the end; at the limit the answer is cut, and ended as one that its length has ended.
 //!
-//! `door` owns the thread (and `web` its connections), `call` one call, `stream` one stream, `hold` its
-//! reservation. `openai`, `anthropic` and `responses` know the interfaces; `sse` and `members` take
-//! apart what passes, and leave alone what nobody has to read. Nothing here takes the GIL, and a
-//! provider's key is known to `upstream` alone.
+//! `door` owns the thread (and `web` its connections), `body` what a request brings, `call` one call,
+//! `stream` one stream, `hold` its reservation. `openai`, `anthropic` and `responses` know the
+//! interfaces; `sse` and `members` take apart what passes, and leave alone what nobody has to read.
+//! Nothing here takes the GIL, and a provider's key is known to `upstream` alone.
 
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use crate::places::Places;
 use crate::tls::Tls;
 
 mod anthropic;
+mod body;
 mod call;
 mod count;
 mod dialect;
@@ -60,6 +61,7 @@ pub(crate) struct Proxy {
     upstreams: Upstreams,
     /// Places for calls under way.
     calls: Arc<Places>,
+    room: body::Room,
     replays: Arc<Replays>,
 }
 
@@ -75,7 +77,18 @@ impl Proxy {
         let calls = Places::new(settings.max_calls);
         let replays = Replays::new(engine.times.key_retention_ms);
         let seats = Places::new(settings.max_connections);
-        Ok(Arc::new(Proxy { engine, access, settings, tls, seats, upstreams, calls, replays }))
+        let room = body::Room::new(&settings);
+        Ok(Arc::new(Proxy {
+            engine,
+            access,
+            settings,
+            tls,
+            seats,
+            upstreams,
+            calls,
+            room,
+            replays,
+        }))
     }
 
     /// Whose a token is, or else a certificate.
