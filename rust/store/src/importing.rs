@@ -3,8 +3,8 @@
 //! Two threads do it in turn. One has the lowest priority and all the time there is. The other has
 //! that of everybody else and imports while somebody waits or the backlog grows, and cleans up while
 //! that is late, since on a host whose cores are all busy the first one hardly runs, and to raise its
-//! priority again takes a privilege. The log is read back from its files, which are in the page cache, so that
-//! callers never wait.
+//! priority again takes a privilege. The log is read back from its files, which are in the page cache,
+//! so that callers never wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
