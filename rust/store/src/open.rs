@@ -189,11 +189,7 @@ pub(crate) fn open(
         }
         (_, Looked::Present(looked, meta)) => {
             drop(looked);
-            let conn = connect(store, true).doing("open for writing")?;
-            if meta.version < SCHEMA_VERSION {
-                keep_old(&conn, store, meta.version)?;
-                migrate(&conn, meta.version)?;
-            }
+            let conn = connect_to(store, &meta)?;
             (conn, meta)
         }
         (_, _) => return Err(StoreError::malformed("the store", "it has no database")),
@@ -217,9 +213,14 @@ pub(crate) fn open(
     if !meta.clean && !canary::sings("reused-id") {
         importer.high.sequence += PASSED_OVER;
     }
+    let old = || old.iter().map(|old| old.file.as_path()).filter(|old| *old != segment.path);
+    if found.decision == Decision::KeepDatabase {
+        // What the database was kept without counts for nothing, also where the next opening finds
+        // that this session has begun.
+        files.remove_in_order(&folder, old())?;
+    }
     begin_session(&importer.conn, config.durability, importer.high.sequence)?;
-    let old = old.iter().map(|old| old.file.as_path()).filter(|old| *old != segment.path);
-    files.remove_in_order(&folder, old)?;
+    files.remove_in_order(&folder, old())?;
     let log = LogWriter::new(segment, &folder, config.segment_bytes, files);
     let HighIds { sequence, window, chain, budget, account } = importer.high;
     let recovery = Recovery {
@@ -235,6 +236,21 @@ pub(crate) fn open(
         last_time_ms: importer.time_ms,
     };
     Ok(Opened { lock, importer, log, store_id: meta.store_id, recovery })
+}
+
+/// The database of this schema, to write.
+fn connect_to(store: &Path, meta: &Meta) -> Result<Connection, StoreError> {
+    if meta.memory {
+        // Who wrote it may have synced nothing. Closing the file ends SQLite's locks on it, so this
+        // comes before there are any.
+        File::open(store).and_then(|file| file.sync_all()).at("sync", store)?;
+    }
+    let conn = connect(store, true).doing("open for writing")?;
+    if meta.version < SCHEMA_VERSION {
+        keep_old(&conn, store, meta.version)?;
+        migrate(&conn, meta.version)?;
+    }
+    Ok(conn)
 }
 
 /// What is about to be imported has to be on the disk first: the database may not know more than

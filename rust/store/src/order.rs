@@ -21,6 +21,7 @@ use crate::error::StoreError;
 use crate::files::{FILES, Files, LogFile, log_folder, segment_path};
 use crate::frame::{HEADER_BYTES, HeaderIs, SLOT_OFFSET, Synced, read_header};
 use crate::open::{Recovery, open};
+use crate::recovery::Case;
 use crate::shared::{Alive, Shared};
 use crate::store::Store;
 
@@ -179,6 +180,29 @@ fn a_segment_that_cannot_be_deleted_fails_the_opening_and_one_that_is_gone_does_
             assert_eq!(end, ["remove 1"]);
         }
     }
+}
+
+/// Goal: a store whose log is behind its database in memory opens, however often that is cut off.
+/// Method: the log loses its records; the first opening, with another durability, cannot delete it.
+#[test]
+fn a_log_that_counts_for_nothing_goes_before_the_session_that_says_so() {
+    let (_folder, config) = folder();
+    let config = StoreConfig { durability: Durability::Memory, ..config };
+    let store = opened(&config);
+    write(&store, 3);
+    store.step_import();
+    drop(store);
+    let path = segment_path(&log_folder(&config.path), 1);
+    let file = OpenOptions::new().write(true).open(&path).expect("writable");
+    file.set_len(HEADER_BYTES as u64).expect("cut");
+    let config = StoreConfig { durability: Durability::Process, ..config };
+    NO_REMOVE.set(Some(io::ErrorKind::PermissionDenied));
+    let cut_off = try_open(&config).map(drop);
+    NO_REMOVE.set(None);
+    assert!(cut_off.is_err());
+    let (store, recovery) = try_open(&config).expect("it opens");
+    assert_eq!(recovery.case, Case::LogBehindInMemory);
+    drop(store);
 }
 
 #[test]

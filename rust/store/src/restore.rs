@@ -29,8 +29,8 @@ const NO_TIME_MS: i64 = 0;
 /// Takes the records.
 pub(crate) type Apply<'a> = &'a mut dyn FnMut(&Record) -> Result<(), String>;
 
-/// Reads the database and passes on what the ledger needs. Writes only which accounts are opened anew,
-/// and raises `max_account` for them.
+/// Reads the database and passes on what the ledger needs. Writes only which accounts are opened anew
+/// and whose chains they have, and raises `max_account` for them.
 pub(crate) fn restore(
     conn: &Connection,
     max_account: &mut AccountId,

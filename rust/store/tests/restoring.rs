@@ -2,7 +2,7 @@
 
 mod support;
 
-use bursar_ledger::fact::{Fact, Record, Reserved, Settled, SliceFact};
+use bursar_ledger::fact::{AccountId, Fact, Record, Reserved, Settled, SliceFact};
 use bursar_ledger::{Amounts, State, Unit};
 use bursar_store::EntryKind;
 use support::*;
@@ -206,6 +206,29 @@ fn a_retired_account_is_not_told_of_unless_a_reservation_names_it() {
         _ => None,
     });
     assert_eq!(remembered, Some(3));
+}
+
+/// Goal: a chain by which somebody still charges is not over. Method: the account of a hold has
+/// retired; the chain is then that of the one which stands in for it.
+#[test]
+fn a_chain_goes_to_the_account_that_stands_in_for_a_retired_one() {
+    let folder = folder();
+    let config = config(&folder);
+    let store = open(&config);
+    let retired = at(T0 + 10, vec![Fact::AccountRetired { account: 2 }]);
+    for record in [world(), reserve(1, 5), retired] {
+        add(&store, &record);
+    }
+    drop(store);
+    let whose = || -> AccountId {
+        let conn = rusqlite::Connection::open(&config.path).expect("a database");
+        conn.query_row("SELECT account FROM chains WHERE id = 1", (), |row| row.get(0)).expect("it")
+    };
+    drop(open(&config));
+    let stands_in = whose();
+    assert!(stands_in > 2, "{stands_in}");
+    drop(open(&config));
+    assert_eq!(whose(), stands_in);
 }
 
 /// A third account and its chain, 2, of holds in which money is carved from one of `acme/a`'s.

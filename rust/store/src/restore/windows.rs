@@ -8,7 +8,7 @@ use bursar_ledger::{Amounts, Period, Threshold, Unit};
 use rusqlite::{Row, params};
 
 use super::{Chain, NO_TIME_MS, Restore};
-use crate::error::StoreError;
+use crate::error::{Doing, StoreError};
 use crate::import::first_live_ms;
 use crate::known::parse_period;
 use crate::reservations::Stored;
@@ -110,6 +110,11 @@ impl Restore<'_> {
                 }
             }
             let account = self.in_use(chain.account);
+            if account != chain.account {
+                // It goes on to charge by this chain, which must not be over with the other.
+                let passed_on = "UPDATE chains SET account = ?2 WHERE id = ?1";
+                self.conn.execute(passed_on, params![id, account]).doing("pass a chain on")?;
+            }
             let opened = Fact::ChainOpened { chain: *id, account, windows, base: chain.base };
             self.tell(NO_TIME_MS, vec![opened])?;
         }
