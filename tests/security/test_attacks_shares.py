@@ -107,7 +107,7 @@ def test_who_calls_through_the_proxy_without_end_leaves_some_to_others() -> None
         assert {one.getresponse().status for one in (*flood, other)} == {200}
 
 
-LOOKUPS: Final = 1_600
+LOOKUPS: Final = 2_000
 
 
 def test_lookups_without_end_take_turns_and_delay_nobody() -> None:
@@ -142,10 +142,10 @@ def test_lookups_without_end_take_turns_and_delay_nobody() -> None:
             ]
         begun = time.monotonic()
         assert operator.get_account("acme").path == "acme"
-        with pytest.raises(bursar.ReservationNotFound):
+        print(f"an account after {(time.monotonic() - begun) * 1e3:.0f} ms")
+        assert time.monotonic() - begun < 2
+        with pytest.raises(bursar.ReservationNotFound):  # another's lookup finds a place
             operator.get_reservation(f"{store}-{int(sequence, 16) + 1:x}-{slot}")
-        print(f"an account and a lookup after {(time.monotonic() - begun) * 1e3:.0f} ms")
-        assert time.monotonic() - begun < 4
         held.commit(tokens=1)
         codes = Counter(one.code() for one in flood)
         assert set(codes) == {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}, codes

@@ -20,6 +20,7 @@ __all__ = ["code", "descriptors", "sockets"]
 _ANSWER_S: Final = 2.0
 _OWN_DESCRIPTORS: Final = 128  # what the sidecar keeps for itself is about that
 _NEARLY_ALL: Final = 0.8
+_AWAY: Final = "see whether it runs and is not stopped; else restart it"
 _RENEWED_S: Final = 3 * 86_400.0  # short-lived certificates are renewed a day or more before
 
 
@@ -84,8 +85,7 @@ def _answer(what: str, target: str) -> Finding:
     except AccessError:
         return Finding(what, Outcome.OK, f"a sidecar answers at {target}, and asks for a token")
     except BursarError as error:
-        advice = "see whether it runs and is not stopped; else restart it"
-        return Finding(what, Outcome.BROKEN, f"{target} does not answer: {error}", advice)
+        return Finding(what, Outcome.BROKEN, f"{target} does not answer: {error}", _AWAY)
     return Finding(what, Outcome.OK, f"a sidecar answers at {target}")
 
 
@@ -109,8 +109,7 @@ def _tls(address: str, section: TlsSection) -> Finding:
         detail = f"{detail} is not valid: {error.verify_message}"
         return Finding("tcp", Outcome.BROKEN, detail, f"see the sidecar's log, or {renew}")
     except OSError as error:
-        advice = "see whether the sidecar runs and is not stopped; else restart it"
-        return Finding("tcp", Outcome.BROKEN, f"no TLS at {address}: {error}", advice)
+        return Finding("tcp", Outcome.BROKEN, f"no TLS at {address}: {error}", _AWAY)
     detail = f"a sidecar answers at {address} by TLS; its certificate is valid until {ends}"
     if ssl.cert_time_to_seconds(ends) - time.time() < _RENEWED_S:
         return Finding("tcp", Outcome.WARN, detail, renew)

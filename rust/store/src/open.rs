@@ -189,8 +189,7 @@ pub(crate) fn open(
         }
         (_, Looked::Present(looked, meta)) => {
             drop(looked);
-            let conn = connect_to(store, &meta)?;
-            (conn, meta)
+            (connect_to(store, &meta)?, meta)
         }
         (_, _) => return Err(StoreError::malformed("the store", "it has no database")),
     };
