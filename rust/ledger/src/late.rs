@@ -112,6 +112,7 @@ fn unspend(
     crossed: &mut Vec<Arc<Window>>,
 ) -> Vec<(ChainId, Amounts)> {
     let mut given = Vec::new();
+    let span = reservation.span(now_ms);
     for slice in reservation.slices.iter_mut().rev() {
         let part = less.min(&slice.used);
         if part.is_zero() {
@@ -123,7 +124,7 @@ fn unspend(
         let part = Amounts::ZERO.checked_sub(&part).expect("not negative");
         for (unit, amount) in part.iter() {
             let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-            spend(&slice.chain, unit, amount, now_ms, &mut note);
+            spend(&slice.chain, unit, amount, span, &mut note);
             slice.chain.each(unit, &mut |window| window.give_back(-amount));
         }
         given.push((slice.chain.id, part));

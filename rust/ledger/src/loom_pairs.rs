@@ -11,6 +11,7 @@ use loom::thread;
 use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::charge::{Charges, LANES};
 use crate::period::{Calendar, Period, PeriodKind};
+use crate::rolling::Span;
 use crate::unit::Unit;
 use crate::window::Window;
 
@@ -89,7 +90,7 @@ impl World {
                 0
             }
             Act::Expiry => {
-                let _no_thresholds = self.window.spend_held(USED, 0);
+                let _no_thresholds = self.window.spend_held(USED, Span::at(0));
                 self.window.give_back(HELD - USED);
                 0
             }

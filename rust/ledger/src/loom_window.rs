@@ -11,7 +11,7 @@ use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::charge::Charges;
 use crate::free::{FreeList, Link};
 use crate::period::{Calendar, Period, PeriodKind};
-use crate::rolling::Rolling;
+use crate::rolling::{Rolling, Span};
 use crate::unit::Unit;
 use crate::verdict::{Advice, Threshold, Verdict};
 use crate::window::Window;
@@ -142,7 +142,7 @@ fn loom_two_debits_cross_a_threshold_once() {
         let shared = window(1, 10, &[500]);
         assert!(charge_all(&[Arc::clone(&shared)], 8));
         let debit = |window: &Window| {
-            if window.spend_held(4, 0) { window.crossings().len() } else { 0 }
+            if window.spend_held(4, Span::at(0)) { window.crossings().len() } else { 0 }
         };
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || debit(&other));
@@ -158,8 +158,9 @@ fn loom_a_debit_and_a_limit_change_cross_a_threshold_once() {
         let shared = window(1, 10, &[500]);
         assert!(charge_all(&[Arc::clone(&shared)], 4));
         let other = Arc::clone(&shared);
-        let thread =
-            thread::spawn(move || if other.spend_held(4, 0) { other.crossings().len() } else { 0 });
+        let thread = thread::spawn(move || {
+            if other.spend_held(4, Span::at(0)) { other.crossings().len() } else { 0 }
+        });
         // 4 is below half of 10 and is half of 8.
         let crossed = shared.set_limit(8, thresholds(&[500]), || {}).unwrap().len();
         assert_eq!(crossed + thread.join().unwrap(), 1);

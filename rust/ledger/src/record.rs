@@ -9,6 +9,7 @@ use crate::fact::{Fact, Journal, ReservationId, Settled};
 use crate::ledger::{Ledger, Now, Scope, body, view};
 use crate::reservation::{Reservation, spend};
 use crate::reserve::leave;
+use crate::rolling::Span;
 use crate::settle::{Ended, after, as_it_ended};
 use crate::unit::Amounts;
 use crate::window::Window;
@@ -131,7 +132,7 @@ impl<J: Journal> Ledger<J> {
         }
         for (unit, amount) in excess.iter() {
             let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-            spend(&chain, unit, amount, now_ms, &mut note);
+            spend(&chain, unit, amount, Span::at(now_ms), &mut note);
         }
         Ok((Some((chain, *excess)), overdraft))
     }

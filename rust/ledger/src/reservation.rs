@@ -17,6 +17,7 @@ use crate::guard::Fork;
 use crate::lease::Lease;
 use crate::rates::Rate;
 use crate::record::Spending;
+use crate::rolling::Span;
 use crate::unit::{Amounts, Unit};
 use crate::window::Window;
 
@@ -218,13 +219,18 @@ impl Reservation {
             let part = rest.min(slice.held.get(unit) - used);
             if part > 0 {
                 slice.used.set(unit, used + part);
-                spend(&slice.chain, unit, part, now_ms, crossed);
+                spend(&slice.chain, unit, part, Span::at(now_ms), crossed);
                 rest -= part;
             }
         }
         self.used.set(unit, to - rest);
         self.debited = true;
         rest == 0
+    }
+
+    /// When what it has spent was spent.
+    pub(crate) fn span(&self, now_ms: i64) -> Span {
+        Span { since_ms: self.created_ms, now_ms }
     }
 
     /// The slices as facts.
@@ -289,11 +295,11 @@ pub(crate) fn spend(
     chain: &Chain,
     unit: Unit,
     amount: i64,
-    now_ms: i64,
+    span: Span,
     crossed: &mut impl FnMut(&Arc<Window>),
 ) {
     chain.each(unit, &mut |window| {
-        if window.spend_at(amount, now_ms) {
+        if window.spend_at(amount, span) {
             crossed(window);
         }
     });
@@ -306,7 +312,7 @@ pub(crate) fn spend_and_give_back(
     chain: &Chain,
     delta: &Amounts,
     back: &Amounts,
-    now_ms: i64,
+    span: Span,
     crossed: &mut impl FnMut(&Arc<Window>),
 ) {
     for unit in Unit::each() {
@@ -315,7 +321,7 @@ pub(crate) fn spend_and_give_back(
             continue;
         }
         for window in chain.windows.iter().filter(|window| window.unit == unit) {
-            if delta != 0 && window.spend_at(delta, now_ms) {
+            if delta != 0 && window.spend_at(delta, span) {
                 crossed(window);
             }
             if back != 0 {
@@ -326,7 +332,7 @@ pub(crate) fn spend_and_give_back(
             && delta != 0
             && covers(*units, unit)
         {
-            spend(base, unit, delta, now_ms, crossed);
+            spend(base, unit, delta, span, crossed);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::guard::Fork;
 use crate::late::return_kept;
 use crate::replay::{Replay, ReplayError, missing};
 use crate::reservation::{End, Reservation, Slice, spend};
+use crate::rolling::Span;
 use crate::unit::{Amounts, Unit};
 
 impl<J: Journal> Replay<J> {
@@ -159,7 +160,7 @@ impl<J: Journal> Replay<J> {
             None => None,
         };
         let time_ms = self.time_ms;
-        let applied = self.with(id, |reservation| {
+        let created_ms = self.with(id, |reservation| {
             if reservation.state == State::Pending {
                 turn_into_spending(reservation, settled, time_ms);
                 reservation.account.open.fetch_sub(1, Ordering::Relaxed);
@@ -170,15 +171,17 @@ impl<J: Journal> Replay<J> {
                 reservation.end.returned = returned;
             }
             reservation.finish(settled);
+            reservation.created_ms
         });
         // One that is forgotten here has no hold left, but its late Commit still counts.
-        if applied.is_none() && !settled.slices.is_empty() {
+        if created_ms.is_none() && !settled.slices.is_empty() {
             return Err(missing("reservation", id.sequence));
         }
         if let Some((chain, amounts)) = beyond {
             let slice = Slice::new(chain, amounts);
             hold(&slice);
-            respend(&slice, &amounts, time_ms);
+            let since_ms = created_ms.unwrap_or(i64::MIN);
+            respend(&slice, &amounts, Span { since_ms, now_ms: time_ms });
         }
         self.ends.insert(id.sequence, settled.clone());
         self.forget_after(id, 0);
@@ -244,9 +247,10 @@ fn is_seen(last: &Settled, settled: &Settled) -> bool {
 /// Turns the hold of a pending reservation into what its settlement says, slice by slice.
 fn turn_into_spending(reservation: &mut Reservation, settled: &Settled, now_ms: i64) {
     let kept = |unit: Unit| settled.kept.get(unit) != 0;
+    let span = reservation.span(now_ms);
     for (slice, fact) in reservation.slices.iter_mut().zip(&settled.slices) {
         let delta = fact.spent.checked_sub(&slice.used).expect("within i64");
-        respend(slice, &delta, now_ms);
+        respend(slice, &delta, span);
         let rest = slice.held.checked_sub(&fact.spent).unwrap_or_default();
         let back = rest.filter(|unit| !kept(unit));
         unhold(slice, &back);
@@ -272,8 +276,8 @@ fn unhold(slice: &Slice, amounts: &Amounts) {
 }
 
 /// Turns so much of a hold into spending, or (negative) back.
-fn respend(slice: &Slice, amounts: &Amounts, now_ms: i64) {
+fn respend(slice: &Slice, amounts: &Amounts, span: Span) {
     for (unit, amount) in amounts.iter() {
-        spend(&slice.chain, unit, amount, now_ms, &mut |_| {});
+        spend(&slice.chain, unit, amount, span, &mut |_| {});
     }
 }

@@ -22,6 +22,20 @@ pub(crate) struct Rolling {
     spent: [AtomicI64; RING],
 }
 
+/// When an amount was spent: at some time since `since_ms`, and `now_ms` at the latest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) since_ms: i64,
+    pub(crate) now_ms: i64,
+}
+
+impl Span {
+    /// For what is being spent.
+    pub(crate) fn at(now_ms: i64) -> Span {
+        Span { since_ms: now_ms, now_ms }
+    }
+}
+
 /// The length of one bucket.
 pub fn bucket_ms(length_ms: i64) -> i64 {
     (length_ms + BUCKETS - 1).div_euclid(BUCKETS)
@@ -48,11 +62,14 @@ impl Rolling {
         self.bucket(now_ms.div_euclid(self.bucket_ms)).fetch_add(amount, Ordering::AcqRel);
     }
 
-    /// Takes a spending back, as much of it as has not left yet, and returns how much that is. Which
+    /// Takes a spending back, if none of it can have left yet, and returns how much that is. Which
     /// bucket it was spent in is not known: the oldest ones lose it, so the rest leaves no earlier than
-    /// it should.
-    pub(crate) fn take_back(&self, amount: i64) -> i64 {
+    /// it should. Once some of it may have left, what is here may be others', so none is taken.
+    pub(crate) fn take_back(&self, amount: i64, since_ms: i64) -> i64 {
         let left = self.left.load(Ordering::Acquire);
+        if since_ms.div_euclid(self.bucket_ms) <= left {
+            return 0;
+        }
         let mut rest = amount;
         for index in left + 1..=left + BUCKETS + 1 {
             let (ok, fail) = (Ordering::AcqRel, Ordering::Acquire);
@@ -113,9 +130,10 @@ mod tests {
         rolling.add(1_000, 10);
         assert_eq!(rolling.roll(1_064), 0);
         rolling.add(1_064, 10);
-        assert_eq!(rolling.take_back(7), 7, "of the older ones");
+        assert_eq!(rolling.take_back(7, 1_000), 7, "of the older ones");
         assert_eq!(rolling.roll(1_065), 3);
-        assert_eq!(rolling.take_back(99), 10);
+        assert_eq!(rolling.take_back(99, 1_000), 0, "it may have left");
+        assert_eq!(rolling.take_back(99, 1_001), 10);
         assert_eq!(rolling.roll(1_200), 0);
     }
 

@@ -289,6 +289,7 @@ fn settle_slices(
     crossed: &mut Vec<Arc<Window>>,
     to_parent: &mut ToParent,
 ) {
+    let span = reservation.span(now_ms);
     for slice in &mut reservation.slices {
         let part = slice.held.min(&rest);
         rest = rest.checked_sub(&part).expect("part of it");
@@ -296,7 +297,7 @@ fn settle_slices(
         slice.used = part;
         let back = returnable(slice, reservation.state);
         let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-        spend_and_give_back(&slice.chain, &delta, &back, now_ms, &mut note);
+        spend_and_give_back(&slice.chain, &delta, &back, span, &mut note);
         if let Some((base, units)) = &slice.chain.base {
             let up = back.filter(|unit| covers(*units, unit));
             if !up.is_zero() {

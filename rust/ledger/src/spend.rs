@@ -14,6 +14,7 @@ use crate::ledger::{Ledger, Now, Scope, exhausted, frozen, view};
 use crate::record::Spending;
 use crate::reservation::{Reservation, spend};
 use crate::reserve::{Admission, RECLAIMS, leave};
+use crate::rolling::Span;
 use crate::settle::{Ended, after, as_it_ended};
 use crate::unit::Amounts;
 use crate::verdict::Refusal;
@@ -135,7 +136,7 @@ impl<J: Journal> Ledger<J> {
             let amounts = spending.amounts;
             for (unit, amount) in amounts.iter() {
                 let mut note = |window: &Arc<_>| crossed.push(Arc::clone(window));
-                spend(chain, unit, amount, now_ms, &mut note);
+                spend(chain, unit, amount, Span::at(now_ms), &mut note);
             }
             let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
             let id = ReservationId { sequence, slot };

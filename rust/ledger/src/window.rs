@@ -16,7 +16,7 @@ use crate::canary;
 use crate::changes::Changes;
 use crate::charge::Short;
 use crate::fact::WindowId;
-use crate::rolling::Rolling;
+use crate::rolling::{Rolling, Span};
 use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::unit::Unit;
 use crate::verdict::{Advice, Threshold, Verdict};
@@ -195,32 +195,33 @@ impl Window {
     /// As below, after what has left the period by now.
     #[inline]
     #[must_use]
-    pub(crate) fn spend_at(&self, amount: i64, now_ms: i64) -> bool {
-        self.roll(now_ms);
-        self.spend_held(amount, now_ms)
+    pub(crate) fn spend_at(&self, amount: i64, span: Span) -> bool {
+        self.roll(span.now_ms);
+        self.spend_held(amount, span)
     }
 
     /// Turns so much of a hold into spending (negative: back into a hold). Returns whether a threshold
     /// has to be looked at.
     #[inline]
     #[must_use]
-    pub(crate) fn spend_held(&self, amount: i64, now_ms: i64) -> bool {
+    pub(crate) fn spend_held(&self, amount: i64, span: Span) -> bool {
         let spent = match &self.rolling {
             None => amount,
-            Some(rolling) => self.spend_rolling(rolling, amount, now_ms),
+            Some(rolling) => self.spend_rolling(rolling, amount, span),
         };
         // AcqRel pairs with `refresh`: either it sees this spending or we see its mark.
         let before = self.hot.spent.fetch_add(spent, Ordering::AcqRel);
         amount < 0 || before.wrapping_add(spent) >= self.hot.next_mark.load(Ordering::Acquire)
     }
 
-    fn spend_rolling(&self, rolling: &Rolling, amount: i64, now_ms: i64) -> i64 {
+    fn spend_rolling(&self, rolling: &Rolling, amount: i64, span: Span) -> i64 {
         if amount >= 0 {
-            rolling.add(now_ms, amount);
+            rolling.add(span.now_ms, amount);
             return amount;
         }
-        // What has left the period by itself was given back then: it is held anew.
-        let taken = rolling.take_back(-amount);
+        // What has left the period by itself was given back then, and what may have been stays until
+        // it leaves: it is held anew.
+        let taken = rolling.take_back(-amount, span.since_ms);
         let left = amount + taken;
         self.hot.remaining.fetch_add(left, Ordering::AcqRel);
         -taken

@@ -47,6 +47,7 @@ pub struct Piece {
 #[derive(Debug, Clone)]
 pub struct Reservation {
     pub path: &'static str,
+    pub created: i64,
     pub state: State,
     pub pieces: Vec<Piece>,
     pub spent: Amounts,
@@ -257,6 +258,7 @@ impl Plain {
         };
         self.reservations.push(Reservation {
             path,
+            created: self.wall,
             state: State::Pending,
             pieces,
             spent: Amounts::ZERO,
@@ -346,8 +348,10 @@ impl Plain {
         piece
     }
 
-    pub fn spend(&mut self, windows: &[usize], amount: i64) {
+    /// Spends, or takes back (negative) what was spent after `since`.
+    pub fn spend(&mut self, windows: &[usize], amount: i64, since: i64) {
         let bucket = self.wall.div_euclid(BUCKET);
+        let may_have_left = since.div_euclid(BUCKET) <= bucket - LEAVES_AFTER;
         for window in windows {
             let rolling = self.budgets[self.windows[*window].budget].kind == PeriodKind::Rolling;
             let window = &mut self.windows[*window];
@@ -356,8 +360,8 @@ impl Plain {
             } else if amount > 0 {
                 window.spent += amount;
                 *window.buckets.entry(bucket).or_default() += amount;
-            } else {
-                // What has left already cannot be taken back; the oldest go first.
+            } else if !may_have_left {
+                // The oldest go first.
                 let mut rest = -amount;
                 for spent in window.buckets.values_mut() {
                     let taken = rest.min(*spent);
@@ -373,7 +377,7 @@ impl Plain {
         let piece = &mut self.reservations[reservation].pieces[at];
         add(&mut piece.used, unit, amount);
         let counts = piece.counts[index(unit)].clone();
-        self.spend(&counts, amount);
+        self.spend(&counts, amount, self.reservations[reservation].created);
     }
 
     /// Returns what is left of the hold, or nothing when it has ended.
@@ -451,7 +455,7 @@ impl Plain {
         for window in chain {
             let amount = amounts.get(self.unit(window));
             if amount > 0 {
-                self.spend(&[window], amount);
+                self.spend(&[window], amount, self.wall);
             }
         }
         over

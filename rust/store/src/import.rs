@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bursar_ledger::canary;
-use bursar_ledger::fact::{AccountId, ChainId, Fact, Record, Reserved, Settled, WindowId};
+use bursar_ledger::fact::{
+    AccountId, ChainId, Fact, Record, ReservationId, Reserved, Settled, WindowId,
+};
 use bursar_ledger::rolling::BUCKETS;
 use bursar_ledger::{Amounts, HighIds, Period};
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
@@ -263,11 +265,11 @@ impl Group<'_> {
         let about = |chain| About { account: settled.account, reservation, chain };
         for slice in &settled.slices {
             self.push_all(EntryKind::Spend, about(Some(slice.chain)), &slice.spent)?;
-            self.spend(slice.chain, &slice.spent)?;
+            self.spend(settled.id, slice.chain, &slice.spent)?;
         }
         if let Some((chain, amounts)) = &settled.beyond {
             self.push_all(EntryKind::Spend, about(Some(*chain)), amounts)?;
-            self.spend(*chain, amounts)?;
+            self.spend(settled.id, *chain, amounts)?;
         }
         let sole = match settled.slices.as_slice() {
             [slice] => Some(slice.chain),
@@ -293,7 +295,12 @@ impl Group<'_> {
             .try_for_each(|(unit, amount)| self.rows.push(kind, about, Some(unit), amount))
     }
 
-    fn spend(&mut self, chain: ChainId, amounts: &Amounts) -> Result<(), StoreError> {
+    fn spend(
+        &mut self,
+        by: ReservationId,
+        chain: ChainId,
+        amounts: &Amounts,
+    ) -> Result<(), StoreError> {
         let chain = self.known.chain(self.conn, chain)?;
         for (window, unit) in &chain.windows {
             let amount = amounts.get(*unit);
@@ -307,7 +314,7 @@ impl Group<'_> {
             let bucket_ms = known.bucket_ms;
             self.spent.insert(*window);
             if bucket_ms != 0 && amount < 0 {
-                self.take_back(*window, bucket_ms, amount.saturating_neg())?;
+                self.take_back(by, *window, bucket_ms, amount.saturating_neg())?;
             } else if bucket_ms != 0 {
                 let start_ms = time_ms - time_ms.rem_euclid(bucket_ms);
                 let bucket = self.buckets.entry((*window, start_ms)).or_insert(0);
@@ -317,10 +324,11 @@ impl Group<'_> {
         Ok(())
     }
 
-    /// Takes a spending back as the ledger does: out of the oldest buckets that count, and what has
-    /// left them not at all.
+    /// Takes a spending back as the ledger does: out of the oldest buckets that count, and not at all
+    /// when some of it may have left them.
     fn take_back(
         &mut self,
+        by: ReservationId,
         window: WindowId,
         bucket_ms: i64,
         mut rest: i64,
@@ -328,6 +336,9 @@ impl Group<'_> {
         const LIVE: &str =
             "SELECT start_ms, spent FROM window_buckets WHERE window = ?1 AND start_ms >= ?2";
         let from_ms = first_live_ms(self.time_ms, bucket_ms);
+        if self.touched.created_ms(self.conn, by)?.is_none_or(|since_ms| since_ms < from_ms) {
+            return Ok(());
+        }
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
         let mut live: BTreeMap<i64, i64> = self
             .conn

@@ -152,6 +152,15 @@ impl Touched {
         Ok(std::mem::replace(&mut stored.body.reserved.slices, slices.to_vec()))
     }
 
+    /// When it was reserved; `None`: that is forgotten.
+    pub(crate) fn created_ms(
+        &mut self,
+        conn: &Connection,
+        id: ReservationId,
+    ) -> Result<Option<i64>, StoreError> {
+        Ok(self.load(conn, id.sequence)?.map(|stored| stored.created_ms))
+    }
+
     /// Notes the floor. It only rises: a record may tell of a moment before the last change.
     pub(crate) fn used(&mut self, id: ReservationId, used: &Amounts) {
         match self.rows.get_mut(&id.sequence) {

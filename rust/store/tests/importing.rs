@@ -66,13 +66,13 @@ fn a_floor_never_falls_also_from_one_group_to_the_next() {
 }
 
 /// Goal: a late correction gives nothing back after a restart that the ledger has not given back
-/// before. Method: 7, or 4 and 3 others, are taken back before or after they have left the rolling
-/// hour; 5 are spent meanwhile.
+/// before, and takes nothing of others'. Method: 7, or 4 and 3 others, are taken back before or after
+/// they have left the rolling hour; 5 are spent meanwhile.
 #[test]
 fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
     const MINUTE: i64 = 60_000;
     for (first, corrected_ms, stood) in
-        [(7, 50 * MINUTE, 5), (4, 50 * MINUTE, 2), (7, 150 * MINUTE, 0)]
+        [(7, 50 * MINUTE, 5), (4, 50 * MINUTE, 2), (7, 80 * MINUTE, 5), (7, 150 * MINUTE, 0)]
     {
         let folder = folder();
         let config = config(&folder);

@@ -89,8 +89,9 @@ proptest! {
         let last = steps.len() - 1;
         for (at, (step, cut)) in steps.iter().enumerate() {
             // Debits reach the journal now and then, by `log_used`, and at the latest before time goes
-            // on: when they were is not told, and matters to a rolling window.
-            if matches!(step, Step::Wait { .. } | Step::Wall { .. }) {
+            // on: when they were is not told, and matters to a rolling window. One that commits less
+            // later than the window's length leaves there what it had debited, if that was told.
+            if matches!(step, Step::Wait { .. } | Step::Wall { .. } | Step::Commit { .. }) {
                 pair.world.ledger.log_used(pair.world.now());
             }
             pair.step(step);
