@@ -44,6 +44,9 @@ const OWN_DESCRIPTORS: usize = 128;
 const END_RESERVED: Duration = Duration::from_millis(500);
 /// Threads for calls that read the disk, walk the ledger or count tokens.
 const ASIDE_THREADS: usize = 4;
+/// How far the data plane goes before other programs, where the system allows it: who waits for a
+/// decision waits for nothing else.
+const AHEAD: i32 = 10;
 
 /// A daemon that runs.
 #[derive(Debug)]
@@ -240,6 +243,21 @@ async fn end_reserved(api: Api) {
     }
 }
 
+/// A runtime for this thread, which goes ahead from now on; the threads for calls aside do not.
+fn runtime_ahead() -> tokio::runtime::Runtime {
+    let is_ahead = rustix::process::nice(-AHEAD).is_ok();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(ASIDE_THREADS)
+        .on_thread_start(move || {
+            if is_ahead {
+                let _may_always_fall_back = rustix::process::nice(AHEAD);
+            }
+        })
+        .build()
+        .expect("a runtime needs an epoll descriptor, which the listeners had as well")
+}
+
 /// One data-plane thread, from its start to the end of the drain. The first one has the door.
 fn run_thread(
     door: Option<Door>,
@@ -249,12 +267,7 @@ fn run_thread(
     (timed, bounded): (Timed, Bounded),
     listen: &Listen,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(ASIDE_THREADS)
-        .build()
-        .expect("a runtime needs an epoll descriptor, which the listeners had as well");
-    runtime.block_on(async {
+    runtime_ahead().block_on(async {
         let draining = api.draining.clone();
         if let Some(door) = door {
             door.open(&draining);
