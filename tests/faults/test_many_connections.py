@@ -71,6 +71,8 @@ def test_ten_thousand_connections_take_little_memory_and_others_are_served(
         each = (daemon.rss_bytes() - before) // count
         print(f"{count} connections take {each} bytes each")
         assert each < BYTES_EACH
+        if count < MANY:
+            pytest.skip(f"held with {count}: the system gives no more descriptors")
 
 
 def test_who_says_nothing_is_let_go_and_who_speaks_is_not() -> None:

@@ -115,7 +115,8 @@ def test_a_lease_debits_within_its_grant_while_the_daemon_is_away(tmp_path: Path
 def test_client_and_daemon_that_die_together_lose_no_more_than_the_last_moment(
     tmp_path: Path,
 ) -> None:
-    """What the pump has logged, every 100 ms, is the floor: the reservation expires at it."""
+    """What the pump has logged, every 100 ms, is the floor: what was debited half a second before
+    is in it, also on a busy host."""
     with Daemon() as daemon, daemon.client(timeout_s=20, attempts=100) as client:
         client.set_budget("acme", unit="tokens", limit=LIMIT)
         with Lessee(daemon.target, "acme/a", tmp_path / "journal", reserve=10, count=10) as agent:
@@ -123,15 +124,14 @@ def test_client_and_daemon_that_die_together_lose_no_more_than_the_last_moment(
         del agent
         with Lessee(daemon.target, "acme/b", tmp_path / "journal") as agent:
             agent.wait_for(1_000)
-            time.sleep(0.3)
-            floor = client.get_reservation(agent.reservation).used["tokens"]
+            logged = agent.debited()[0]
+            time.sleep(0.5)
             daemon.kill9()
             agent.kill9()
             daemon.start()
             info = client.get_reservation(agent.reservation)
             assert info.state is ReservationState.PENDING
-            assert 0 < info.used["tokens"] <= agent.debited()[1]
-            assert info.used["tokens"] >= floor - 100_000
+            assert logged <= info.used["tokens"] <= agent.debited()[1]
 
 
 def test_what_a_detached_lease_has_counted_survives_kill_9() -> None:

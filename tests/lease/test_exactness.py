@@ -4,18 +4,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from support.daemon import LONG, Daemon, balance
 
 import bursar
+from bursar import Verdict
 
 PROCESSES, THREADS = (8, 4) if LONG else (4, 3)
 ROUNDS = 20 if LONG else 3
 LIMIT = 30_011
 LEASES = 1_000 if LONG else 200
+ROOM = 10**9
 
 SPENDER = """
 import sys, threading, bursar
@@ -72,22 +74,33 @@ def test_processes_and_threads_spend_a_departments_budget_to_the_last_token() ->
             assert balance(client, "acme") == (0, LIMIT, 0)
 
 
-def test_a_freeze_stops_every_lease_at_its_next_debit(tmp_path: Path) -> None:
+CHANGES: dict[str, tuple[Callable[[bursar.Client], object], Verdict]] = {
+    "freeze": (lambda client: client.freeze("acme", reason="test"), Verdict.STOP),
+    "limit": (lambda client: client.set_budget("acme", unit="tokens", limit=1), Verdict.STOP),
+    "threshold": (lambda client: client.record("acme/other", tokens=ROOM // 2), Verdict.WARN),
+}
+"""What somebody else does, and what every lease hears of it."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_reaches_every_lease_at_its_next_debit(change: str) -> None:
+    act, heard = CHANGES[change]
     with Daemon() as daemon, daemon.client() as client:
-        client.set_budget("acme", unit="tokens", limit=10**9)
+        half = bursar.Threshold(500, Verdict.WARN)
+        client.set_budget("acme", unit="tokens", limit=ROOM, thresholds=[half])
         leases = [
-            client.reserve(f"acme/{number % 50}", tokens=100).lease(top_up=False)
+            client.reserve(f"acme/{number % 50}", tokens=10_000).lease(top_up=False)
             for number in range(LEASES)
         ]
-        assert {lease.debit() for lease in leases} == {bursar.Verdict.OK}
-        client.freeze("acme", reason="test")
+        assert {lease.debit() for lease in leases} == {Verdict.OK}
+        act(client)
         begun = time.monotonic()
         late = leases
         while late:
-            late = [lease for lease in late if lease.debit() is not bursar.Verdict.STOP]
+            late = [lease for lease in late if lease.debit() is not heard]
             assert time.monotonic() - begun < 1, f"{len(late)} leases go on"
         took = time.monotonic() - begun
-        print(f"{LEASES} leases were stopped {took * 1e3:.1f} ms after the freeze was answered")
+        print(f"{LEASES} leases heard of a {change} {took * 1e3:.1f} ms after it was answered")
         for lease in leases:
             lease.detach()
 

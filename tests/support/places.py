@@ -6,6 +6,7 @@ test is skipped with the reason.
 
 import ctypes
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ def small_disk(path: Path, size: str) -> Iterator[Disk]:
 class Network:
     """A network of its own that is nothing but `lo`; who is in it is started while it is entered.
 
-    What is lost is lost as packets, below TCP. Delays come from netem where the kernel has it.
+    What is lost is lost as packets, below TCP. Delays come from netem where the kernel has it, else
+    from a queue that lets through so little that packets wait for each other.
     """
 
     def __init__(self) -> None:
@@ -85,7 +87,7 @@ class Network:
         self._enter(inside)
         os.close(inside)
         try:
-            _run("ip", "link", "set", "lo", "up")
+            _run("ip", "link", "set", "lo", "mtu", "1500", "up")
             _run("tc", "qdisc", "add", "dev", "lo", "clsact")
             self.lose(0)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -111,14 +113,28 @@ class Network:
         where = ("dev", "lo", "ingress", "pref", "1", "handle", "1", "bpf", "da")
         _run("tc", "filter", "replace", *where, "bytecode", program)
 
-    def delay(self, milliseconds: int) -> bool:
-        """Delays every packet, give or take half of it; whether the kernel can."""
+    def delay(self, milliseconds: int) -> None:
+        """Delays packets by about so much, give or take half of it."""
+        self.delay_no_more()
+        root = ("tc", "qdisc", "add", "dev", "lo", "root")
         how = (f"{milliseconds}ms", f"{milliseconds // 2}ms")
         try:
-            _run("tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", *how)
+            _run(*root, "netem", "delay", *how)
         except subprocess.CalledProcessError:
-            return False
-        return True
+            # A packet of 250 bytes takes so long.
+            rate = f"{2_000 // milliseconds}kbit"
+            longest = f"{20 * milliseconds}ms"
+            _run(*root, "tbf", "rate", rate, "burst", "1600", "latency", longest)
+
+    def delay_no_more(self) -> int:
+        """Ends the delay, and says how many packets it has delayed."""
+        shown = ("tc", "-s", "qdisc", "show", "dev", "lo", "root")
+        said = subprocess.run(shown, check=True, capture_output=True, text=True).stdout
+        found = re.search(r"qdisc (netem|tbf).*? (\d+) pkt .*?overlimits (\d+)", said, re.DOTALL)
+        if found is None:
+            return 0
+        _run("tc", "qdisc", "delete", "dev", "lo", "root")
+        return int(found[2] if found[1] == "netem" else found[3])
 
     @staticmethod
     def _enter(namespace: int) -> None:

@@ -36,16 +36,13 @@ const MOST: usize = 32;
 
 /// Calls: a method's number, the length in two bytes, and the message.
 pub(crate) fn run(mut data: &[u8]) {
-    let config = Config::parse(CONFIG).expect("it is a configuration");
-    let engine = Engine::open(config).expect("it opens in memory");
+    let engine = opened();
     let mut reservations = Vec::new();
     let mut before = books(&engine);
     for _ in 0..MOST {
-        let &[method, low, high, ref rest @ ..] = data else { break };
-        let (method, length) =
-            (usize::from(method) % METHODS.len(), u16::from_le_bytes([low, high]));
-        let (message, rest) = rest.split_at(usize::from(length).min(rest.len()));
-        data = rest;
+        let Some((method, rest)) = data.split_first() else { break };
+        let method = usize::from(*method) % METHODS.len();
+        let Some(message) = next(rest, &mut data) else { break };
         let answer = engine.call(METHODS[method], message);
         let after = books(&engine);
         if let (RESERVE, Ok(answer)) = (method, &answer) {
@@ -54,10 +51,7 @@ pub(crate) fn run(mut data: &[u8]) {
             reservations.extend(answer.reservation.map(|made| made.id));
         }
         if matches!(method, RESERVE | CHECK) {
-            for (name, left) in &after {
-                let had = before.get(name).copied().unwrap_or(0);
-                assert!(*left >= had.min(0), "{name:?}: {had} were left, and {left} after a call");
-            }
+            assert_within(&before, &after);
         }
         before = after;
     }
@@ -71,8 +65,59 @@ pub(crate) fn run(mut data: &[u8]) {
     engine.close().expect("there is no store that could fail");
 }
 
+/// Requests of Envoy's: what is let through stays within the limits, and what is not has spent nothing,
+/// but for money, which is recorded. Each is the length in two bytes, and the message.
+pub(crate) fn envoy(mut data: &[u8]) {
+    let engine = opened();
+    let spent_on_admission = || {
+        let mut books = books(&engine);
+        books.retain(|(_, unit, _), _| unit != "usd_nanos");
+        books
+    };
+    let mut before = spent_on_admission();
+    for _ in 0..MOST {
+        let Some(message) = next(data, &mut data) else { break };
+        let passes = bursar_server::fuzzing::envoy(&engine, message);
+        let after = spent_on_admission();
+        if passes {
+            assert_within(&before, &after);
+        } else {
+            let same =
+                |(name, left): (&Window, &i64)| before.get(name).is_none_or(|had| had == left);
+            assert!(after.iter().all(same), "refused, and {before:?} became {after:?}");
+        }
+        before = after;
+    }
+    engine.close().expect("there is no store that could fail");
+}
+
+fn opened() -> Arc<Engine> {
+    let config = Config::parse(CONFIG).expect("it is a configuration");
+    Engine::open(config).expect("it opens in memory")
+}
+
+/// A length in two bytes, and so many bytes or what there is; `rest`: what follows.
+fn next<'a>(data: &'a [u8], rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let &[low, high, ref message @ ..] = data else { return None };
+    let length = usize::from(u16::from_le_bytes([low, high]));
+    let (message, after) = message.split_at(length.min(message.len()));
+    *rest = after;
+    Some(message)
+}
+
+/// A call takes no window below nothing.
+fn assert_within(before: &BTreeMap<Window, i64>, after: &BTreeMap<Window, i64>) {
+    for (name, left) in after {
+        let had = before.get(name).copied().unwrap_or(0);
+        assert!(*left >= had.min(0), "{name:?}: {had} were left, and {left} after a call");
+    }
+}
+
+/// Account, unit and period.
+type Window = (String, String, String);
+
 /// What is left in each window.
-fn books(engine: &Arc<Engine>) -> BTreeMap<(String, String, String), i64> {
+fn books(engine: &Arc<Engine>) -> BTreeMap<Window, i64> {
     let of = |balance: v1::Balance| {
         assert!(balance.limit >= 0 && balance.held >= 0 && balance.spent >= 0, "{balance:?}");
         let left = i128::from(balance.limit) - i128::from(balance.spent) - i128::from(balance.held);

@@ -16,10 +16,11 @@ mod records;
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("access", bursar_server::fuzzing::access),
     ("answer", bursar_server::fuzzing::answer),
     ("engine", engine::run),
+    ("envoy", engine::envoy),
     ("lease_frames", frames::run),
     ("lease_pages", bursar_server::fuzzing::lease_pages),
     ("log", bursar_store::fuzzing::log),

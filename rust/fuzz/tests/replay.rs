@@ -85,8 +85,8 @@ macro_rules! targets {
 }
 
 targets! {
-    access answer engine lease_frames lease_pages log paths process_name prompt records request
-    route stream token_file
+    access answer engine envoy lease_frames lease_pages log paths process_name prompt records
+    request route stream token_file
 }
 
 #[test]

@@ -244,7 +244,9 @@ pub enum Fact {
         reserved: Box<Reserved>,
         /// As it was settled.
         settled: Box<Settled>,
-        /// When it ended (Unix ms).
+        /// When it began and when it ended (Unix ms).
+        created_ms: i64,
+        /// See above.
         ended_ms: i64,
     },
     /// An account was found to have run away.

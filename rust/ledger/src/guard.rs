@@ -19,6 +19,7 @@ use crate::ledger::Ledger;
 use crate::leeway::{Holds, Leeway};
 use crate::period::PeriodKind;
 use crate::reservation::Reservation;
+use crate::reserve::leave;
 use crate::runaway::{Action, BURST, Counts, Finding, PROMPT_FINGERPRINT, Paced, Policy, Rule};
 use crate::unit::{Amounts, Unit};
 use crate::verdict::{Refusal, RefusalReason};
@@ -194,6 +195,18 @@ impl<J: Journal> Ledger<J> {
             self.look_at_spending(account, chain, spent, *created_ms, now_ms);
         } else if is_attempt(reservation) {
             self.look_at_failure(&reservation.account, now_ms);
+        }
+    }
+
+    /// Looks at what a Commit after the end has spent beyond it.
+    pub(crate) fn look_at_late(&self, reservation: &Reservation, spent: &Amounts, now_ms: i64) {
+        if spent.is_zero() {
+            return;
+        }
+        // Where it was spent: one that has retired since has a successor.
+        if let Ok(chain) = self.enter(&reservation.account.path, now_ms) {
+            self.look_at_spending(&chain.account, &chain, spent, reservation.created_ms, now_ms);
+            leave(&chain.account);
         }
     }
 

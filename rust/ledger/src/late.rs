@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::LedgerError;
 use crate::fact::{ChainId, Fact, Journal, ReservationId, Reserved, Settled};
 use crate::ledger::{Ledger, Now, body};
-use crate::reservation::{Reservation, give_back, spend};
+use crate::reservation::{Reservation, give_back};
 use crate::settle::{Settlement, as_it_ended};
 use crate::tree::Opening;
 use crate::unit::{Amounts, Unit};
@@ -58,6 +58,7 @@ impl<J: Journal> Ledger<J> {
         facts.extend(settlement.judged(reservation));
         let ticket = self.log(now_ms, || facts);
         self.report_crossings(now_ms, &crossed);
+        self.look_at_late(reservation, &more, now_ms);
         Ok(ticket)
     }
 
@@ -83,8 +84,7 @@ impl<J: Journal> Ledger<J> {
     pub fn recall(
         &self,
         account: &str,
-        reserved: &Reserved,
-        settled: &Settled,
+        (reserved, settled, created_ms): (&Reserved, &Settled, i64),
         now: Now,
     ) -> Result<ReservationId, LedgerError> {
         let now_ms = self.time(now.wall_ms);
@@ -95,7 +95,7 @@ impl<J: Journal> Ledger<J> {
         let slot = self.slots.take();
         let slot = slot.ok_or(LedgerError::ReservationLimit { max: self.slots.max() })?;
         let id = ReservationId { sequence: reserved.id.sequence, slot };
-        let reservation = Reservation::ended(id, account, reserved, settled, now_ms);
+        let reservation = Reservation::ended(id, account, reserved, settled, created_ms);
         let mut locked = self.slots.at(slot).body.lock();
         self.forget_later(&reservation, now.mono_ms);
         *locked = Some(reservation);
@@ -123,9 +123,11 @@ fn unspend(
         slice.used = slice.used.checked_sub(&part).expect("part of it");
         let part = Amounts::ZERO.checked_sub(&part).expect("not negative");
         for (unit, amount) in part.iter() {
-            let mut note = |window: &Arc<Window>| crossed.push(Arc::clone(window));
-            spend(&slice.chain, unit, amount, span, &mut note);
-            slice.chain.each(unit, &mut |window| window.give_back(-amount));
+            slice.chain.each(unit, &mut |window| {
+                if window.spend_at(amount, -amount, span) {
+                    crossed.push(Arc::clone(window));
+                }
+            });
         }
         given.push((slice.chain.id, part));
     }

@@ -90,7 +90,7 @@ impl World {
                 0
             }
             Act::Expiry => {
-                let _no_thresholds = self.window.spend_held(USED, Span::at(0));
+                let _no_thresholds = self.window.spend_held(USED, 0, Span::at(0));
                 self.window.give_back(HELD - USED);
                 0
             }

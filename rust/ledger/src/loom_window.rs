@@ -142,7 +142,7 @@ fn loom_two_debits_cross_a_threshold_once() {
         let shared = window(1, 10, &[500]);
         assert!(charge_all(&[Arc::clone(&shared)], 8));
         let debit = |window: &Window| {
-            if window.spend_held(4, Span::at(0)) { window.crossings().len() } else { 0 }
+            if window.spend_held(4, 0, Span::at(0)) { window.crossings().len() } else { 0 }
         };
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || debit(&other));
@@ -159,7 +159,7 @@ fn loom_a_debit_and_a_limit_change_cross_a_threshold_once() {
         assert!(charge_all(&[Arc::clone(&shared)], 4));
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || {
-            if other.spend_held(4, Span::at(0)) { other.crossings().len() } else { 0 }
+            if other.spend_held(4, 0, Span::at(0)) { other.crossings().len() } else { 0 }
         });
         // 4 is below half of 10 and is half of 8.
         let crossed = shared.set_limit(8, thresholds(&[500]), || {}).unwrap().len();
@@ -249,11 +249,13 @@ fn loom_a_correction_beside_a_roll_gives_back_once() {
         let rolling = Arc::new(Rolling::of(&Period::rolling(64_000)).unwrap());
         rolling.roll(1_000);
         rolling.add(1_000, 5);
+        rolling.add(2_000, 10);
         let other = Arc::clone(&rolling);
-        let thread = thread::spawn(move || other.take_back(4));
+        let thread = thread::spawn(move || other.take_back(4, 1_000));
         let left = rolling.roll(66_000);
         let taken = thread.join().unwrap();
         assert!((taken, left) == (4, 1) || (taken, left) == (0, 5));
+        assert_eq!(rolling.roll(67_000), 10, "another's");
     });
 }
 

@@ -99,7 +99,12 @@ impl<J: Journal> Ledger<J> {
             vec![Fact::Reserved(reservation.reserved_fact()), Fact::Settled(settled)]
         });
         self.report_crossings(now_ms, &crossed);
-        self.forget_later(&reservation, now.mono_ms);
+        if reservation.key == 0 {
+            // Nobody can send it again.
+            self.slots.set_deadline(slot, now.mono_ms);
+        } else {
+            self.forget_later(&reservation, now.mono_ms);
+        }
         let view = view(&reservation, now.mono_ms);
         *locked = Some(reservation);
         Ok(Ended { view, verdict: after(chain), scope: Scope(Some(Arc::clone(chain))), ticket })

@@ -123,8 +123,8 @@ impl<J: Journal> Replay<J> {
             Fact::WindowStood { window, spent, fired, buckets } => {
                 self.window(*window)?.restore(*spent, fired, buckets);
             }
-            Fact::Remembered { reserved, settled, ended_ms } => {
-                self.remember(reserved, settled, *ended_ms)?;
+            Fact::Remembered { reserved, settled, created_ms, ended_ms } => {
+                self.remember(reserved, settled, (*created_ms, *ended_ms))?;
             }
         }
         Ok(())

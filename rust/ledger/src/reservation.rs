@@ -299,7 +299,7 @@ pub(crate) fn spend(
     crossed: &mut impl FnMut(&Arc<Window>),
 ) {
     chain.each(unit, &mut |window| {
-        if window.spend_at(amount, span) {
+        if window.spend_at(amount, 0, span) {
             crossed(window);
         }
     });
@@ -321,11 +321,8 @@ pub(crate) fn spend_and_give_back(
             continue;
         }
         for window in chain.windows.iter().filter(|window| window.unit == unit) {
-            if delta != 0 && window.spend_at(delta, span) {
+            if window.spend_at(delta, back, span) && delta != 0 {
                 crossed(window);
-            }
-            if back != 0 {
-                window.give_back(back);
             }
         }
         if let Some((base, units)) = &chain.base

@@ -297,6 +297,7 @@ impl<J: Journal> Ledger<J> {
         if let Some(by) = self.tree.frozen_by(&chain.account) {
             return Ok(Admission::Refused(frozen(by), Scope(Some(chain))));
         }
+        self.check_room(&chain.account)?;
         let (most, least) = wish.bounds()?;
         let largest = wish.largest(&available(&chain.windows))?;
         let scope = Scope(Some(Arc::clone(&chain)));

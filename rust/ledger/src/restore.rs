@@ -33,7 +33,7 @@ impl<J: Journal> Replay<J> {
         reservation.slices = slices.into();
         reservation.granted = reservation.held();
         reservation.account.open.fetch_add(1, Ordering::Relaxed);
-        self.place(reservation, self.mono_ms.saturating_add(reserved.ttl_ms));
+        let _evicted = self.place(reservation, self.mono_ms.saturating_add(reserved.ttl_ms));
         Ok(())
     }
 
@@ -65,7 +65,8 @@ impl<J: Journal> Replay<J> {
         })
     }
 
-    fn place(&mut self, mut reservation: Reservation, deadline_ms: i64) {
+    /// Puts a reservation into its slot. Returns the sequence of the one that was there before.
+    fn place(&mut self, mut reservation: Reservation, deadline_ms: i64) -> Option<u64> {
         let id = reservation.id;
         self.high.sequence = self.high.sequence.max(id.sequence);
         self.places.insert(id.sequence, id.slot);
@@ -84,13 +85,15 @@ impl<J: Journal> Replay<J> {
         let slot = self.ledger.slots.at(id.slot);
         let evicted = slot.body.lock().replace(reservation);
         // The slot was reused, so the one before it was forgotten before this one was made.
-        if let Some(old) = evicted.filter(|old| old.id != id) {
+        let evicted = evicted.filter(|old| old.id != id);
+        if let Some(old) = &evicted {
             let mut shard = self.ledger.keys.shard(old.key);
             if shard.get(&old.key) == Some(&old.id) {
                 shard.remove(&old.key);
             }
         }
         self.ledger.slots.set_deadline(id.slot, deadline_ms);
+        evicted.map(|old| old.id.sequence)
     }
 
     /// Changes the reservation in its slot, if it is there. One that was recalled from the store since
@@ -192,13 +195,18 @@ impl<J: Journal> Replay<J> {
         &mut self,
         reserved: &Reserved,
         settled: &Settled,
-        ended_ms: i64,
+        (created_ms, ended_ms): (i64, i64),
     ) -> Result<(), ReplayError> {
         let mut reservation = self.blank(reserved)?;
+        reservation.created_ms = created_ms;
         reservation.granted = settled.granted();
         reservation.finish(settled);
         let id = reservation.id;
-        self.place(reservation, i64::MAX);
+        // No fact of before comes after this one: of those that shared a slot, the last is enough.
+        if let Some(evicted) = self.place(reservation, i64::MAX) {
+            self.places.remove(&evicted);
+            self.ends.remove(&evicted);
+        }
         self.ends.insert(id.sequence, settled.clone());
         self.forget_after(id, self.time_ms.saturating_sub(ended_ms).max(0));
         Ok(())

@@ -17,7 +17,7 @@ pub(crate) struct Rolling {
     bucket_ms: i64,
     /// The newest bucket that has left.
     left: AtomicI64,
-    /// Held while buckets leave, once per bucket's length.
+    /// Held while buckets leave, once per bucket's length, and while one is taken back from.
     leaving: Mutex<()>,
     spent: [AtomicI64; RING],
 }
@@ -62,10 +62,21 @@ impl Rolling {
         self.bucket(now_ms.div_euclid(self.bucket_ms)).fetch_add(amount, Ordering::AcqRel);
     }
 
+    /// Counts a spending (negative: takes it back), and returns how much of it.
+    pub(crate) fn spend(&self, amount: i64, span: Span) -> i64 {
+        if amount < 0 {
+            return -self.take_back(-amount, span.since_ms);
+        }
+        self.add(span.now_ms, amount);
+        amount
+    }
+
     /// Takes a spending back, if none of it can have left yet, and returns how much that is. Which
     /// bucket it was spent in is not known: the oldest ones lose it, so the rest leaves no earlier than
     /// it should. Once some of it may have left, what is here may be others', so none is taken.
     pub(crate) fn take_back(&self, amount: i64, since_ms: i64) -> i64 {
+        // None leaves meanwhile: it would be given back twice.
+        let _leaving = self.leaving.lock();
         let left = self.left.load(Ordering::Acquire);
         if since_ms.div_euclid(self.bucket_ms) <= left {
             return 0;

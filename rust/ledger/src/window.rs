@@ -195,36 +195,29 @@ impl Window {
     /// As below, after what has left the period by now.
     #[inline]
     #[must_use]
-    pub(crate) fn spend_at(&self, amount: i64, span: Span) -> bool {
+    pub(crate) fn spend_at(&self, amount: i64, back: i64, span: Span) -> bool {
         self.roll(span.now_ms);
-        self.spend_held(amount, span)
+        self.spend_held(amount, back, span)
     }
 
-    /// Turns so much of a hold into spending (negative: back into a hold). Returns whether a threshold
-    /// has to be looked at.
+    /// Turns so much of a hold into spending (negative: back into a hold), and gives `back` of the hold
+    /// back. Returns whether a threshold has to be looked at.
     #[inline]
     #[must_use]
-    pub(crate) fn spend_held(&self, amount: i64, span: Span) -> bool {
+    pub(crate) fn spend_held(&self, amount: i64, back: i64, span: Span) -> bool {
         let spent = match &self.rolling {
             None => amount,
-            Some(rolling) => self.spend_rolling(rolling, amount, span),
+            Some(rolling) => rolling.spend(amount, span),
         };
         // AcqRel pairs with `refresh`: either it sees this spending or we see its mark.
         let before = self.hot.spent.fetch_add(spent, Ordering::AcqRel);
-        amount < 0 || before.wrapping_add(spent) >= self.hot.next_mark.load(Ordering::Acquire)
-    }
-
-    fn spend_rolling(&self, rolling: &Rolling, amount: i64, span: Span) -> i64 {
-        if amount >= 0 {
-            rolling.add(span.now_ms, amount);
-            return amount;
+        // What has left the period by itself was given back then, and what may have stays until it
+        // leaves. In one step, or others would find less than there is.
+        let back = back + (amount - spent);
+        if back != 0 {
+            self.give_back(back);
         }
-        // What has left the period by itself was given back then, and what may have been stays until
-        // it leaves: it is held anew.
-        let taken = rolling.take_back(-amount, span.since_ms);
-        let left = amount + taken;
-        self.hot.remaining.fetch_add(left, Ordering::AcqRel);
-        -taken
+        amount < 0 || before.wrapping_add(spent) >= self.hot.next_mark.load(Ordering::Acquire)
     }
 
     /// Gives so much of a hold back.

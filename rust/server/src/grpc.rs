@@ -30,6 +30,8 @@ pub(crate) struct Api {
     pub(crate) watches: Arc<Watches>,
     /// Of calls that read the store.
     pub(crate) reads: Arc<Turns>,
+    /// Of calls that walk the accounts.
+    pub(crate) accounts: Arc<Turns>,
     /// Of calls that count tokens.
     pub(crate) counts: Arc<Turns>,
     /// Ends the streams when the daemon drains.
@@ -241,8 +243,10 @@ impl AccountService for Api {
         &self,
         request: Request<v1::GetAccountRequest>,
     ) -> Answered<v1::GetAccountResponse> {
-        self.caller(&request)?.may(Act::Read, &request.get_ref().account)?;
-        self.aside(move |engine| engine.get_account(request.get_ref())).await
+        let caller = self.caller(&request)?;
+        caller.may(Act::Read, &request.get_ref().account)?;
+        let turn = self.accounts.turn(&caller).await?;
+        self.aside_in(turn, move |engine| engine.get_account(request.get_ref())).await
     }
 
     async fn list_accounts(
@@ -253,7 +257,8 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListAccountsRequest { account, ..request };
-        self.aside_large(move |engine| engine.list_accounts(&request)).await
+        let turn = self.accounts.turn(&caller).await?;
+        self.aside_large(in_turn(turn, move |engine| engine.list_accounts(&request))).await
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {

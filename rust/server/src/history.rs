@@ -91,13 +91,14 @@ impl Engine {
             ApiError::new(ErrorReason::ReservationNotFound, message).with("reservation", name)
         };
         let reader = self.reader()?.ok_or_else(missing)?;
-        let (reserved, settled, _) = reader.reservation(id.sequence)?.ok_or_else(missing)?;
+        let (reserved, settled, created_ms) =
+            reader.reservation(id.sequence)?.ok_or_else(missing)?;
         // It goes by one name only, or it could be ended twice.
         if in_memory(reserved.id) {
             return Ok(reserved.id);
         }
         let account = reader.account(reserved.account)?.ok_or_else(missing)?;
-        let found = self.ledger.recall(&account, &reserved, &settled, now)?;
+        let found = self.ledger.recall(&account, (&reserved, &settled, created_ms), now)?;
         recalled.insert(id.sequence, found);
         Ok(found)
     }
@@ -108,7 +109,7 @@ impl Engine {
         id: ReservationId,
     ) -> Result<Option<v1::Reservation>, ApiError> {
         let Some(reader) = self.reader()? else { return Ok(None) };
-        let Some((reserved, settled, _)) = reader.reservation(id.sequence)? else {
+        let Some((reserved, settled, created_ms)) = reader.reservation(id.sequence)? else {
             return Ok(None);
         };
         Ok(Some(v1::Reservation {
@@ -120,6 +121,7 @@ impl Engine {
             used: convert::list(&settled.spent),
             max_output_tokens: reserved.max_output_tokens,
             model: settled.model.unwrap_or_default(),
+            create_time: Some(convert::timestamp(created_ms)),
             ..v1::Reservation::default()
         }))
     }

@@ -57,6 +57,14 @@ impl Others {
         }
     }
 
+    /// How many descriptors their connections may take.
+    pub(crate) fn descriptors(&self) -> usize {
+        // A call through the proxy has a second one, to its upstream.
+        let proxy = self.proxy.as_ref().map_or(0, |(_, it)| it.max_connections + it.max_calls);
+        let page = self.page.as_ref().map_or(0, |(_, it)| it.max_connections);
+        proxy + page + self.metrics.as_ref().map_or(0, |_| metrics::MAX_CONNECTIONS)
+    }
+
     /// Whether anybody asks for what is counted.
     pub(crate) fn has_metrics(&self) -> bool {
         self.metrics.is_some()

@@ -3,22 +3,24 @@
 //! A pid alone proves nothing, since pids are reused; with its start time and the boot it names one
 //! process for good.
 
-use std::fs;
 use std::sync::OnceLock;
+use std::{fs, io};
 
 use bursar_ledger::Owner;
+use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The process behind a pid, or `None` when it cannot be seen.
 pub(crate) fn identify(pid: i32, uid: u32) -> Option<Owner> {
-    let (boot, start_ticks) = (boot()?, start_ticks(pid)?);
+    let (boot, start_ticks) = (boot()?, start_ticks(pid).ok()??);
     Some(Owner { pid: u32::try_from(pid).ok()?, start_ticks, boot, uid })
 }
 
-/// Whether the process that `identify` named still lives.
+/// Whether the process that `identify` named still lives. Where that cannot be seen, it does.
 pub(crate) fn is_alive(owner: &Owner) -> bool {
-    let ticks = i32::try_from(owner.pid).ok().and_then(start_ticks);
-    boot() == Some(owner.boot) && ticks == Some(owner.start_ticks)
+    let Ok(pid) = i32::try_from(owner.pid) else { return false };
+    let is_it = |ticks: Option<u64>| ticks == Some(owner.start_ticks);
+    boot().is_none_or(|boot| boot == owner.boot) && start_ticks(pid).map_or(true, is_it)
 }
 
 fn boot() -> Option<u64> {
@@ -28,20 +30,27 @@ fn boot() -> Option<u64> {
 }
 
 /// When a process began; `None`: it has ended.
-fn start_ticks(pid: i32) -> Option<u64> {
-    started(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+fn start_ticks(pid: i32) -> io::Result<Option<u64>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => Ok(started(&stat)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-/// Field 22 of /proc/PID/stat (proc(5)); a zombie counts as gone.
+/// Field 22 of /proc/PID/stat (proc(5)); a zombie counts as gone, unless other threads of it go on.
 fn started(stat: &[u8]) -> Option<u64> {
     // The second field is the name in brackets, which may itself hold brackets, blanks, and what is no
     // UTF-8.
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let mut fields = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
+    let state = fields.next()?;
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    if state == "X" || state == "Z" && threads <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 /// Fuzz target: whatever a process calls itself, it is seen.

@@ -30,8 +30,16 @@ pub(crate) struct Peer {
 pub(crate) struct Local {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// What its calls go by.
+    pub(crate) name: Arc<str>,
     /// The path of its control group when it connected, where that was asked for.
     pub(crate) cgroup: Option<Arc<str>>,
+}
+
+impl Local {
+    pub(crate) fn new(uid: u32, gid: u32, cgroup: Option<Arc<str>>) -> Local {
+        Local { uid, gid, name: format!("user {uid}").into(), cgroup }
+    }
 }
 
 impl Peer {
@@ -51,7 +59,7 @@ impl Peer {
         let is_it = |_: &Owner| credentials.exact_pidfd().is_none_or(lives);
         Peer {
             owner: seen.filter(is_it),
-            local: Some(Local { uid, gid, cgroup: with_cgroup.then(cgroup).flatten() }),
+            local: Some(Local::new(uid, gid, with_cgroup.then(cgroup).flatten())),
             ..Peer::default()
         }
     }

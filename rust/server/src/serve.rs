@@ -42,8 +42,9 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 const OWN_DESCRIPTORS: usize = 128;
 /// How long what a token holds outlives it, at the most and about.
 const END_RESERVED: Duration = Duration::from_millis(500);
-/// Threads for calls that read the disk, walk the ledger or count tokens.
-const ASIDE_THREADS: usize = 4;
+/// Threads for calls that read the disk, walk the accounts or count tokens, of each kind two at a time,
+/// and for those that do something.
+const ASIDE_THREADS: usize = 8;
 /// How far the data plane goes before other programs, where the system allows it: who waits for a
 /// decision waits for nothing else.
 const AHEAD: i32 = 10;
@@ -72,12 +73,13 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     refuse_core_files();
     // Who first touches a huge page waits while it is cleared, milliseconds where memory is slow.
     let _where_there_are_any = rustix::thread::disable_transparent_huge_pages(true);
-    let (connections, lease_connections) = within_descriptors(listen.max_connections);
     let tls = listen.tls.as_ref().map(Tls::open).transpose()?;
     let guard = Guard { tls: tls.clone(), enforces: config.access.enforces() };
     let mut handed = Handed::take()?;
     let listeners = Listeners::bind(&listen, &guard, &mut handed)?;
     let others = Others::bind(&config, &guard, &mut handed)?;
+    let (connections, lease_connections) =
+        within_descriptors(listen.max_connections, others.descriptors());
     let rules = config.envoy.as_ref().map(EnvoySection::rules).transpose()?.map(Arc::new);
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
@@ -101,6 +103,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
         processes: Arc::clone(&processes),
         watches,
         reads: Arc::default(),
+        accounts: Arc::default(),
         counts: Arc::default(),
         draining: draining.clone(),
     };
@@ -148,8 +151,9 @@ fn refuse_core_files() {
 }
 
 /// Takes as many descriptors as the system gives, and shares them out: how many connections there may
-/// be, and how many to the lease socket, so that the store never lacks one.
-fn within_descriptors(max: usize) -> (usize, usize) {
+/// be, and how many to the lease socket, so that the store never lacks one. The listeners beside the
+/// daemon's own, which may have `others`, leave it half at least.
+fn within_descriptors(max: usize, others: usize) -> (usize, usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _as_before = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
@@ -157,6 +161,7 @@ fn within_descriptors(max: usize) -> (usize, usize) {
         .current
         .map_or(usize::MAX, |all| usize::try_from(all).unwrap_or(usize::MAX));
     let room = all.saturating_sub(OWN_DESCRIPTORS);
+    let room = room - others.min(room / 2);
     // A lease's connection has a second one, for its process.
     (max.min(room / 2), max.min(room / 4))
 }

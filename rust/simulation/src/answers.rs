@@ -170,7 +170,7 @@ impl Oracle {
         let remembered = plain.reserve(path, none, None, TTL_MS, asked);
         assert!(matches!(remembered, Ok(Ok(_))), "nothing always fits");
         plain.frozen = frozen;
-        let due = plain.mono + RETENTION_MS;
+        let due = plain.mono + if asked.0 == 0 { 0 } else { RETENTION_MS };
         let recorded = plain.reservations.last_mut().expect("it was pushed");
         (recorded.state, recorded.spent, recorded.due) = (State::Committed, amounts, due);
         recorded.overdraft = overdraft;

@@ -52,7 +52,8 @@ pub(crate) fn run(importing: &Mutex<Importing>, shared: &Arc<Shared>) {
         let has_time =
             || !shared.is_stopped() && !shared.is_import_urgent() && !shared.is_cleanup_urgent();
         importing.step(shared, has_time, has_time);
-        let again = importing.retention.is_due(&importing.importer) && !importing.failed;
+        let is_due = importing.retention.is_due(&importing.importer);
+        let again = is_due && !importing.failed && has_time();
         interval = if again { Duration::ZERO } else { INTERVAL };
     }
 }

@@ -139,16 +139,16 @@ impl Reader {
     }
 
     /// An ended reservation that is not in memory any more: as it was reserved (without slices),
-    /// what its settlements come to, and when it ended.
+    /// what its settlements come to, and when it began.
     pub fn reservation(
         &self,
         sequence: u64,
     ) -> Result<Option<(Reserved, Settled, i64)>, StoreError> {
         let Some(stored) = reservations::find(&self.conn, sequence)? else { return Ok(None) };
-        let ended_ms = stored.ended_ms.unwrap_or(stored.created_ms);
+        let created_ms = stored.created_ms;
         let Body { mut reserved, settled } = stored.body;
         reserved.slices.clear();
-        Ok(settled.map(|settled| (reserved, settled, ended_ms)))
+        Ok(settled.map(|settled| (reserved, settled, created_ms)))
     }
 
     /// The path of an account, retired ones included.

@@ -212,7 +212,8 @@ impl Restore<'_> {
             if ended_ms <= remembered.from_ms && !remembered.parents.contains(&sequence) {
                 continue;
             }
-            let Body { mut reserved, settled } = reservations::read(row).doing("restore")??.body;
+            let Stored { body, created_ms, .. } = reservations::read(row).doing("restore")??;
+            let Body { mut reserved, settled } = body;
             let Some(mut settled) = settled else { continue };
             // A slot that is taken again: the ledger had forgotten this one.
             let account = self.in_use(reserved.account);
@@ -221,7 +222,7 @@ impl Restore<'_> {
             }
             (reserved.account, settled.account) = (account, account);
             let (reserved, settled) = (Box::new(reserved), Box::new(settled));
-            let fact = Fact::Remembered { reserved, settled, ended_ms };
+            let fact = Fact::Remembered { reserved, settled, created_ms, ended_ms };
             let record = Record { time_ms: self.time_ms, facts: vec![fact] };
             (self.apply)(&record).map_err(StoreError::Apply)?;
         }

@@ -73,6 +73,7 @@ impl Drop for Alive {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.shared.fail(StoreError::Died { thread: self.thread });
+            self.shared.tell();
         }
     }
 }
@@ -217,6 +218,14 @@ impl Shared {
     pub(crate) fn fail(&self, failure: StoreError) {
         self.log.fail(failure);
         self.ring();
+    }
+
+    /// Tells the listener, who then looks whether the store has failed.
+    pub(crate) fn tell(&self) {
+        let listener = self.listener.lock().clone();
+        if let Some(listener) = listener {
+            listener(self.synced.load(Ordering::Acquire));
+        }
     }
 
     /// Waits until a number has reached `seq`, or the store has failed.

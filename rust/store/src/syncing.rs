@@ -30,20 +30,13 @@ pub(crate) fn step(shared: &Shared, told_failure: &mut bool) {
     let done = shared.log.write().and_then(|()| sync(shared));
     match done {
         Ok(false) => {}
-        Ok(true) => tell(shared),
+        Ok(true) => shared.tell(),
         Err(failure) => {
             shared.fail(failure);
             if !std::mem::replace(told_failure, true) {
-                tell(shared);
+                shared.tell();
             }
         }
-    }
-}
-
-fn tell(shared: &Shared) {
-    let listener = shared.listener.lock().clone();
-    if let Some(listener) = listener {
-        listener(shared.synced.load(Ordering::Acquire));
     }
 }
 

@@ -268,9 +268,9 @@ fn an_ended_reservation_can_be_read_back() {
     let store = filled(&folder);
     store.import_through(store.written()).expect("imported");
     let reader = store.reader().expect("a reader");
-    let (reserved, settled, ended_ms) = reader.reservation(1).expect("read").expect("it ended");
+    let (reserved, settled, created_ms) = reader.reservation(1).expect("read").expect("it ended");
     assert_eq!((reserved.id, reserved.slices.len()), (id(1), 0));
-    assert_eq!((settled.state, settled.payload, ended_ms), (State::Committed, 12, T0 + 150));
+    assert_eq!((settled.state, settled.payload, created_ms), (State::Committed, 12, T0 + 100));
     assert_eq!(reader.reservation(2).expect("read"), None, "it is pending");
     assert_eq!(reader.reservation(1000).expect("read"), None);
 }

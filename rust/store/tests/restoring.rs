@@ -129,7 +129,9 @@ fn kept_capacity_is_held_again_until_the_owner_is_gone() {
     records.push(at(T0 + 20, vec![Fact::Settled(gone)]));
     let told = told_after(&records);
     let ended = told.iter().flat_map(|record| &record.facts).find_map(|fact| match fact {
-        Fact::Remembered { reserved, settled, ended_ms } => Some((reserved, settled, *ended_ms)),
+        Fact::Remembered { reserved, settled, ended_ms, .. } => {
+            Some((reserved, settled, *ended_ms))
+        }
         _ => None,
     });
     let (reserved, settled, ended_ms) = ended.expect("it is remembered");
@@ -229,6 +231,30 @@ fn a_chain_goes_to_the_account_that_stands_in_for_a_retired_one() {
     assert!(stands_in > 2, "{stands_in}");
     drop(open(&config));
     assert_eq!(whose(), stands_in);
+}
+
+/// Goal: a store opens whatever retention has deleted. Method: of the account of a hold that has
+/// retired, the one above it is gone, as nothing names it any more.
+#[test]
+fn an_account_above_a_hold_that_is_forgotten_is_opened_anew() {
+    let folder = folder();
+    let config = config(&folder);
+    let store = open(&config);
+    let retired = [2, 1].map(|account| Fact::AccountRetired { account });
+    for record in [world(), reserve(1, 5), at(T0 + 10, retired.into())] {
+        add(&store, &record);
+    }
+    store.import_through(store.written()).expect("imported");
+    drop(store);
+    let conn = rusqlite::Connection::open(&config.path).expect("a database");
+    conn.execute("DELETE FROM accounts WHERE id = 1", ()).expect("deleted");
+    drop(conn);
+    let (_store, _, told) = open_all(&config).expect("it opens");
+    let opened = told.iter().flat_map(|record| &record.facts).filter_map(|fact| match fact {
+        Fact::AccountOpened { path, .. } => Some(path.as_str()),
+        _ => None,
+    });
+    assert_eq!(opened.collect::<Vec<_>>(), ["acme", "acme/a"]);
 }
 
 /// A third account and its chain, 2, of holds in which money is carved from one of `acme/a`'s.

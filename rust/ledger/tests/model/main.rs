@@ -158,7 +158,8 @@ impl Pair {
         let thawed = std::mem::take(&mut self.plain.frozen);
         self.plain.reserve(path, none, None, TTL, (0, 0)).unwrap().unwrap();
         self.plain.frozen = thawed;
-        let due = self.plain.mono + RETENTION;
+        // Without a key it is forgotten at once.
+        let due = self.plain.mono;
         let recorded = self.plain.reservations.last_mut().unwrap();
         (recorded.state, recorded.spent, recorded.due) = (State::Committed, amounts, due);
         recorded.overdraft = ended.view.overdraft;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use bursar_ledger::fact::{Fact, Record, State};
 use bursar_ledger::{
-    Admission, Amounts, Ending, HighIds, Ledger, MAX_SLICES, Now, Period, Replay, ReservationId,
-    Unit,
+    Admission, Amounts, Ending, HighIds, Ledger, MAX_SLICES, Now, Period, PeriodKind, Replay,
+    ReservationId, Unit,
 };
 use proptest::prelude::*;
 
-use crate::common::{Tape, World, ask, exactly, settings, spec};
+use crate::common::{HOUR, Tape, World, ask, exactly, settings, spec};
 use crate::steps::{PATHS, Step, step};
 use crate::{Pair, config};
 
@@ -160,6 +160,25 @@ fn ids_go_on_after_those_that_were_given_out() {
     let facts = ledger.journal().facts();
     assert!(facts.iter().any(|fact| matches!(fact, Fact::BudgetSet { budget: 81, .. })));
     assert!(facts.iter().any(|fact| matches!(fact, Fact::ChainOpened { chain: 80, .. })));
+}
+
+/// Whatever the order in which they are told of, the newest window is the one that counts.
+#[test]
+fn an_older_window_that_is_told_of_later_is_not_the_current_one() {
+    let world = World::new();
+    world.limit("a", Unit::Tokens, Period::calendar(PeriodKind::Hour, "UTC"), 100);
+    world.held("a", 10);
+    world.wait(HOUR);
+    world.held("a", 10);
+    let facts = world.tape.facts();
+    let windows = facts.iter().filter(|fact| matches!(fact, Fact::WindowOpened { .. }));
+    let above = |fact: &&Fact| matches!(fact, Fact::AccountOpened { .. } | Fact::BudgetSet { .. });
+    let told: Vec<_> = facts.iter().filter(above).chain(windows.clone().rev()).cloned().collect();
+    assert_eq!(windows.count(), 2);
+    let recovered = world.replayed(settings(vec![]), &[Record { time_ms: 0, facts: told }]);
+    recovered.held("a", 10);
+    let opened = recovered.tape.facts();
+    assert!(!opened.iter().any(|fact| matches!(fact, Fact::WindowOpened { .. })), "{opened:?}");
 }
 
 /// Recovery begins no period: what is topped up after it goes on in the slice that there is.

@@ -202,7 +202,7 @@ fn r06_a_key_that_was_used_again_means_the_later_one_after_a_restart() {
     };
     told.retain(|record| !is_first(record));
     let time_ms = world.now().wall_ms;
-    let remembered = Fact::Remembered { reserved, settled, ended_ms: time_ms - 1 };
+    let remembered = Fact::Remembered { reserved, settled, created_ms: 0, ended_ms: time_ms - 1 };
     told.push(Record { time_ms, facts: vec![remembered] });
     let after = world.replayed(settings(Vec::new()), &told);
     assert_eq!(granted(&after, keyed("a", 20, 7)).view.id, second);

@@ -235,6 +235,17 @@ fn s12_recorded_spending_counts_too() {
     assert_eq!(rule(&world.hold("a/x", tokens(1)).unwrap_err()), Rule::Velocity);
 }
 
+/// Who releases first and tells later has spent as fast.
+#[test]
+fn s12_what_a_late_commit_has_spent_counts_too() {
+    let world = world(Action::Stop);
+    let id = world.held("a/x", 1_000);
+    world.release(id);
+    assert!(world.hold("a/x", tokens(1)).is_ok());
+    world.commit(id, 30_000);
+    assert_eq!(rule(&world.hold("a/x", tokens(1)).unwrap_err()), Rule::Velocity);
+}
+
 #[test]
 fn s12_too_many_pending_children_of_one_parent_or_of_one_account_are_stopped() {
     let world = world(Action::Stop);

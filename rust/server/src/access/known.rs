@@ -137,7 +137,7 @@ mod tests {
             {"uid": 7, "gid": null, "cgroup": "/a.slice", "role": "agent", "account": ""}]}"#;
         let section: AccessSection = serde_json::from_str(text).expect("a section");
         let is_known = |uid, cgroup: Option<&str>| {
-            section.local(&Local { uid, gid: 0, cgroup: cgroup.map(Into::into) }).is_some()
+            section.local(&Local::new(uid, 0, cgroup.map(Into::into))).is_some()
         };
         assert!(is_known(7, Some("/a.slice/b")));
         assert!(!is_known(8, Some("/a.slice/b")));

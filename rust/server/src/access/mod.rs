@@ -171,11 +171,12 @@ impl Access {
             return Ok(caller);
         }
         let local = peer.local.as_ref();
-        let name = local.map_or("a caller by TCP".into(), |local| format!("user {}", local.uid));
+        let name = local.map_or_else(|| "a caller by TCP".into(), |local| Arc::clone(&local.name));
         let of = |role, account: &str| Caller {
-            name: name.as_str().into(),
+            name: Arc::clone(&name),
             role,
-            account: account.into(),
+            // Each call asks, and that of nothing allocates nothing.
+            account: if account.is_empty() { Arc::default() } else { account.into() },
             shown: Shown::Nothing,
         };
         if !self.section.enforces() {

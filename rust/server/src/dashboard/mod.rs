@@ -48,7 +48,7 @@ pub(crate) struct DashboardSection {
     /// What else browsers may call a loopback address: names of a proxy in front of it.
     hosts: Vec<String>,
     /// The most connections at a time; half of them may watch.
-    max_connections: usize,
+    pub(crate) max_connections: usize,
 }
 
 impl DashboardSection {

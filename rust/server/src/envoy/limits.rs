@@ -13,7 +13,7 @@ use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
 
 /// The most descriptors of one call.
-const MAX_DESCRIPTORS: usize = 100;
+pub(super) const MAX_DESCRIPTORS: usize = 100;
 
 /// Charges what all descriptors ask for, or nothing; what is to be recorded is recorded in any case.
 pub(super) fn should_rate_limit(
@@ -38,7 +38,7 @@ pub(super) fn should_rate_limit(
     }
     // Opens the accounts, too: where one cannot be had, that is no reason to fail.
     let mut statuses: Vec<Status> = asked.iter().map(|asked| call.look(asked)).collect();
-    call.record(&asked, &mut statuses)?;
+    call.record(&asked, &mut statuses);
     call.spend(&asked, &mut statuses);
     Ok(Answer::new(response(&statuses, engine.now().wall_ms), call.ticket))
 }
@@ -78,19 +78,22 @@ impl Call<'_> {
     }
 
     /// Records what has been used already.
-    fn record(&mut self, asked: &[Asked], statuses: &mut [Status]) -> Result<(), ApiError> {
+    fn record(&mut self, asked: &[Asked], statuses: &mut [Status]) {
         for (asked, status) in asked.iter().zip(statuses) {
             if let Asked::Charge(target, amount, Over::Record) = asked
                 && !status.is_over()
             {
                 let spending = self.spending(target, *amount);
-                let ended = self.engine.ledger.record(spending, self.engine.now())?;
-                self.ticket = self.ticket.max(ended.ticket);
-                *status = Status::of(&ended.scope, target, ended.verdict);
-                status.refuse_overdrawn();
+                match self.engine.ledger.record(spending, self.engine.now()) {
+                    Ok(ended) => {
+                        self.ticket = self.ticket.max(ended.ticket);
+                        *status = Status::of(&ended.scope, target, ended.verdict);
+                        status.refuse_overdrawn();
+                    }
+                    Err(why) => *status = Status::refused(&why.to_string()),
+                }
             }
         }
-        Ok(())
     }
 
     /// Spends what is to be refused where it does not fit, if nothing is refused so far.

@@ -5,6 +5,8 @@
 //! Envoy's defaults an error lets the request through, and descriptors carry what clients send.
 
 mod answer;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod limits;
 mod rules;
 

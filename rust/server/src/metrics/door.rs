@@ -19,7 +19,7 @@ use crate::v1::ErrorReason;
 use crate::web::Web;
 
 /// The most connections at a time: who scrapes needs one.
-pub(super) const MAX_CONNECTIONS: usize = 32;
+pub(crate) const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take for its request, and to take a part of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the watchdog may take for its part of a page.

@@ -24,7 +24,7 @@ use crate::places::Places;
 use crate::tls::Tls;
 pub(crate) use calls::{Calls, Timed};
 pub(crate) use counts::{Histogram, Reserves};
-pub(crate) use door::run;
+pub(crate) use door::{MAX_CONNECTIONS, run};
 
 /// `[metrics]` as the Python side hands it over.
 #[derive(Debug, Clone, Deserialize)]

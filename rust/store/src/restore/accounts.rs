@@ -9,7 +9,7 @@ use bursar_ledger::fact::{AccountId, ChainId, Fact};
 use bursar_ledger::path::parent;
 use rusqlite::{Row, params};
 
-use super::{Chain, Remembered, Restore};
+use super::{Chain, NO_TIME_MS, Remembered, Restore};
 use crate::error::{Doing, StoreError};
 use crate::reservations::{self, Stored};
 
@@ -78,8 +78,8 @@ impl Restore<'_> {
         // As old as the one before, or reservations would seem younger than they are.
         const SINCE: &str = "SELECT max(created_ms) FROM accounts WHERE path = ?1";
         let since = self.select(SINCE, [path], |row| row.get::<_, Option<i64>>(0))?.pop();
-        let created_ms =
-            since.flatten().ok_or_else(|| StoreError::malformed("an account", path))?;
+        // One above it may be forgotten altogether.
+        let created_ms = since.flatten().unwrap_or(NO_TIME_MS);
         *self.max_account += 1;
         let id = *self.max_account;
         // First the id: were the daemon to die in between, it is only lost.
