@@ -1,6 +1,5 @@
 """A disk that fills up under load and is emptied again: what was answered is there, once."""
 
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 from support.bare import Bare, amounts
 from support.crew import LIMIT, Crew, check_answered, check_sums
 from support.daemon import LONG, Daemon, balance, new_seed
-from support.places import Disk, small_disk
+from support.places import small_disk
 
 import bursar
 from bursar.v1 import account_pb2 as ac
@@ -152,7 +151,7 @@ def test_an_agent_that_fills_the_disk_is_refused_while_others_end_what_they_hold
             held = [operator.reserve("acme/other", tokens=10, ttl_s=600) for _ in range(20)]
             leased = operator.reserve("acme/leased", tokens=100, ttl_s=600)
             lease = leased.lease()
-            leave(disk, 10 * MIB)
+            disk.leave(10 * MIB)
             for told in loops(daemon.target, token.secret):
                 assert "STORE_NEARLY_FULL RESOURCE_EXHAUSTED the store is nearly full" in told
             until(lambda: "the store is nearly full" in daemon.log, "the operator is not told")
@@ -178,12 +177,6 @@ def test_an_agent_that_fills_the_disk_is_refused_while_others_end_what_they_hold
             daemon.kill9()
             daemon.start()
             assert balance(operator, "acme") == (0, 109, 1_891)
-
-
-def leave(disk: Disk, free_bytes: int) -> None:
-    """Takes all but so much of the disk."""
-    found = os.statvfs(disk.path)
-    disk.take(found.f_bavail * found.f_frsize - free_bytes)
 
 
 def loops(target: str, secret: str) -> list[str]:

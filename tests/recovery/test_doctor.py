@@ -1,38 +1,26 @@
 """`bursar doctor` finds what is really wrong with a sidecar, and nothing where nothing is."""
 
-import json
 import os
 import re
 import shutil
 import socket
-import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from support.certificates import Authority
 from support.daemon import Daemon
+from support.examined import CONFIG, edit, findings, sidecar
 
 import bursar
 from bursar.care import host
 from bursar.cli import cli
 
-CONFIG = """
-[server]
-socket = "bursar.sock"
-socket_mode = "0600"
-max_connections = 100
-[store]
-path = "ledger.db"
-[[accounts]]
-path = "**"
-"""
 MEMORY = Path("/dev/shm")  # noqa: S108 -- a folder of its own in it
 OF_THE_MACHINE = {one.what for one in host.look()}
 DEPENDS_ON_THE_MACHINE = {"file system", "disk"}
@@ -40,25 +28,8 @@ DEPENDS_ON_THE_MACHINE = {"file system", "disk"}
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    with Daemon(server={"socket_mode": "0600", "max_connections": 100}) as running:
-        (running.folder / "doctor.toml").write_text(CONFIG, encoding="utf-8")
-        with running.client() as client:
-            client.set_budget("acme", unit="tokens", limit=1_000, period="day@Europe/Berlin")
-            client.set_budget("acme", unit="usd_nanos", limit=10**9)
-            client.commit(client.reserve("acme", tokens=50).id, tokens=20)
-            client.reserve("acme", amounts={"tokens": 70, "usd_nanos": 5})
-            client.tokens.create("ci", role=bursar.access.Role.OPERATOR, ttl_s=600)
-            len(list(client.list_entries("")))  # they are in SQLite
+    with sidecar() as running:
         yield running
-
-
-def findings(daemon: Daemon) -> dict[str, Any]:
-    """What the doctor says of the sidecar, by what it looked at; its exit code as `exit`."""
-    told = CliRunner().invoke(
-        cli, ["doctor", "--config", str(daemon.folder / "doctor.toml"), "--json"]
-    )
-    assert told.exit_code in {0, 1}, told.output
-    return {one["what"]: one for one in json.loads(told.stdout)} | {"exit": told.exit_code}
 
 
 def odd(daemon: Daemon) -> dict[str, str]:
@@ -109,12 +80,6 @@ def test_a_store_under_load_is_looked_at_without_a_false_alarm(daemon: Daemon) -
             looks += 1
         assert load.returncode == 0
     assert looks > 2
-
-
-def edit(store: Path, statement: str) -> None:
-    with sqlite3.connect(store) as db:
-        db.execute(statement)
-    db.close()
 
 
 def scribble(store: Path) -> None:

@@ -48,6 +48,12 @@ class Disk:
         with self._filling.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, count)
 
+    def leave(self, count: int) -> None:
+        """Takes all but so many bytes."""
+        self._filling.unlink(missing_ok=True)
+        found = os.statvfs(self.path)
+        self.take(found.f_bavail * found.f_frsize - count)
+
     def empty(self) -> None:
         """Makes room again."""
         self._filling.unlink()
@@ -55,13 +61,20 @@ class Disk:
 
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Disk]:
-    """Mounts one at a new folder; sizes are as in `mount`: "96m"."""
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(path)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    try:
+    """Mounts one at a new folder; sizes are as in `mount`: "96m", or "96m,nr_inodes=50"."""
+    with mounted(path, "tmpfs", f"size={size},mode=700"):
         yield Disk(path)
+
+
+@contextmanager
+def mounted(path: Path, kind: str, options: str, source: str = "none") -> Iterator[Path]:
+    """Mounts a file system at a new folder."""
+    path.mkdir()
+    command = ["mount", "-t", kind, "-o", options, source, str(path)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip(f"no {kind} can be mounted here")
+    try:
+        yield path
     finally:
         _run("umount", "--lazy", str(path))
 

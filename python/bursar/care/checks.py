@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bursar._errors import from_core
 from bursar.care import clocks, files, host, running, stored
-from bursar.care.findings import Finding, Outcome, Subject
+from bursar.care.findings import AS_ITS_USER, Finding, Outcome, Subject
 from bursar.daemon.config import ConfigError, load_config
 from bursar.exceptions import BursarError
 
@@ -52,7 +52,7 @@ def examine_store(store: Path, report: dict[str, Any]) -> Iterator[Finding]:
     """Looks at a store, in use or not."""
     subject = Subject(store=store, report=report)
     for check in (*OF_WHAT_IS_STORED, *AROUND_A_STORE):
-        yield from check(subject)
+        yield from _found_by(check, subject)
 
 
 def examine_config(path: Path) -> Iterator[Finding]:
@@ -65,17 +65,27 @@ def examine_config(path: Path) -> Iterator[Finding]:
         return
     store = Path(config.store.path) if config.store.path else None
     report, failure = None, None
-    try:
-        report = report_on(store) if store is not None else None
-    except BursarError as error:
-        failure = Finding("recovery", Outcome.BROKEN, str(error), stored.RESTORE)
+    if store is not None:
+        try:
+            report = report_on(store)
+        except BursarError as error:
+            failure = stored.unread(store, error)
     subject = Subject(store=store, config=config, config_path=path, report=report)
     for check in OF_A_SIDECAR:
-        yield from check(subject)
+        yield from _found_by(check, subject)
     if failure is not None:
         yield failure
     for check in OF_WHAT_IS_STORED if report is not None else ():
-        yield from check(subject)
+        yield from _found_by(check, subject)
     for check in AROUND_A_STORE if store is not None else ():
-        yield from check(subject)
+        yield from _found_by(check, subject)
     yield from host.look()
+
+
+def _found_by(check: Check, subject: Subject) -> Iterator[Finding]:
+    """What a check finds; where this user may not look, that."""
+    try:
+        yield from check(subject)
+    except PermissionError as error:
+        detail = f"{error.filename} cannot be looked at: {error.strerror}"
+        yield Finding(check.__name__.replace("_", " "), Outcome.WARN, detail, AS_ITS_USER)

@@ -56,6 +56,7 @@ def time_zones(subject: Subject) -> Iterator[Finding]:
             contextlib.suppress(sqlite3.Error),  # `tables` says what is wrong with it
             contextlib.closing(sqlite3.connect(read_only, uri=True)) as db,
         ):
+            db.text_factory = lambda raw: raw.decode("utf-8", "replace")
             rows = db.execute("SELECT DISTINCT time_zone FROM budgets")
             names |= {name for (name,) in rows}
     unknown = sorted(name for name in names if name and not _core.check_time_zone(name))
@@ -68,4 +69,7 @@ def time_zones(subject: Subject) -> Iterator[Finding]:
 
 
 def _show(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # a flipped bit takes it out of all calendars
+        return f"{time_ms:,} ms after 1970"

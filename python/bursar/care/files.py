@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bursar.care.findings import Finding, Outcome, Subject
+from bursar.care.findings import AS_ITS_USER, Finding, Outcome, Subject
 
 __all__ = ["config_files", "file_system", "permissions", "room"]
 
@@ -45,7 +45,7 @@ def permissions(subject: Subject) -> Iterator[Finding]:
         yield Finding("owner", Outcome.BROKEN, told, advice)
     elif owners - {0, os.geteuid()} and os.geteuid():
         detail = f"they are {_user(owners.pop())}'s, and this runs as {_user(os.geteuid())}"
-        yield Finding("owner", Outcome.WARN, detail, "run this as the sidecar's user")
+        yield Finding("owner", Outcome.WARN, detail, AS_ITS_USER)
 
 
 def config_files(subject: Subject) -> Iterator[Finding]:
@@ -86,7 +86,9 @@ def room(subject: Subject) -> Iterator[Finding]:
         return
     system = os.statvfs(subject.store.parent)
     free_bytes = system.f_bavail * system.f_frsize
-    if free_bytes < LOW_BYTES:
+    if not system.f_blocks:
+        yield Finding("disk", Outcome.OK, "the file system does not say how much is left")
+    elif free_bytes < LOW_BYTES:
         advice = "make room, or keep less history: entry_retention"
         detail = f"{free_bytes:,} bytes are left"
         yield Finding("disk", Outcome.WARN, detail, advice)
@@ -100,7 +102,7 @@ def unwritable(folder: Path) -> str:
     if system.f_flag & os.ST_RDONLY:
         return "the file system is read-only"
     free_bytes = system.f_bavail * system.f_frsize
-    if free_bytes < FULL_BYTES:
+    if system.f_blocks and free_bytes < FULL_BYTES:  # some name no size: ramfs, a tmpfs of any size
         return f"the file system is full: {free_bytes:,} bytes are left"
     return "the file system has no inodes left" if system.f_files and not system.f_favail else ""
 
@@ -146,14 +148,15 @@ def _folder(what: str, folder: Path) -> Finding:
 
 
 def _kind_of(folder: Path) -> str:
-    """The type of the file system, by the mount that is the longest way down to the folder."""
+    """The type of the file system, by a mount that has the folder's device."""
     device = folder.stat().st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
+    name = f"{os.major(device)}:{os.minor(device)}".encode()
     kind = "unknown"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split()[2] == name:
-            kind = after.split()[0]
+    # As bytes: anybody may have mounted something at a name that is no text.
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        if before.split()[2:3] == [name]:
+            kind = after.split()[0].decode("utf-8", "replace")
     return kind
 
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from bursar.daemon.config import Config
 
-__all__ = ["Finding", "Outcome", "Subject"]
+__all__ = ["AS_ITS_USER", "Finding", "Outcome", "Subject"]
+
+AS_ITS_USER: Final = "run this as the sidecar's user"
 
 
 class Outcome(StrEnum):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bursar.care.files import folder_of_socket
-from bursar.care.findings import Finding, Outcome, Subject
+from bursar.care.findings import AS_ITS_USER, Finding, Outcome, Subject
 from bursar.daemon._listen import TlsSection
 from bursar.exceptions import AccessError, BursarError
 
@@ -31,9 +31,12 @@ def sockets(subject: Subject) -> Iterator[Finding]:
     server = subject.config.server
     if server.socket is not None:
         path = Path(server.socket)
-        if path.parent.is_dir():
-            yield folder_of_socket(path)
-        yield _socket(subject, path, int(server.socket_mode, 8))
+        try:
+            if path.parent.is_dir():
+                yield folder_of_socket(path)
+            yield _socket(subject, path, int(server.socket_mode, 8))
+        except PermissionError:
+            yield _out_of_reach(path)
     if server.tcp is not None:
         yield _answer("tcp", server.tcp) if server.tls is None else _tls(server.tcp, server.tls)
 
@@ -68,12 +71,16 @@ def _connect(path: Path) -> Finding | None:
         advice = "start the sidecar, which replaces it"
         return Finding("socket", Outcome.WARN, f"{path} is stale: nobody listens on it", advice)
     except PermissionError:
-        advice = "join its group, or run this as the sidecar's user"
-        return Finding("socket", Outcome.WARN, f"{path} cannot be reached from here", advice)
+        return _out_of_reach(path)
     except OSError as error:
         detail = f"{path} takes no connection: {error}"
         return Finding("socket", Outcome.BROKEN, detail, "restart the sidecar")
     return None
+
+
+def _out_of_reach(path: Path) -> Finding:
+    advice = f"join its group, or {AS_ITS_USER}"
+    return Finding("socket", Outcome.WARN, f"{path} cannot be reached from here", advice)
 
 
 def _answer(what: str, target: str) -> Finding:
@@ -126,7 +133,7 @@ def code(subject: Subject) -> Iterator[Finding]:
         maps = Path(f"/proc/{subject.in_use_by}/maps").read_text(encoding="utf-8")
     except OSError as error:
         detail = f"process {subject.in_use_by} cannot be looked at: {error.strerror}"
-        yield Finding("release", Outcome.WARN, detail, "run this as the sidecar's user")
+        yield Finding("release", Outcome.WARN, detail, AS_ITS_USER)
         return
     here = Path(_core.__file__).stat()
     lines = [line.split(maxsplit=5) for line in maps.splitlines() if "/_core." in line]
@@ -160,7 +167,7 @@ def descriptors(subject: Subject) -> Iterator[Finding]:
         used = len(list(Path(f"/proc/{pid or 'self'}/fd").iterdir()))
     except OSError as error:
         detail = f"those of process {pid} cannot be seen: {error.strerror}"
-        yield Finding("descriptors", Outcome.WARN, detail, "run this as the sidecar's user")
+        yield Finding("descriptors", Outcome.WARN, detail, AS_ITS_USER)
         return
     wanted = subject.config.server.max_connections
     advice = "raise LimitNOFILE= of its unit (ulimit -n), or lower server.max_connections"

@@ -5,14 +5,18 @@ Works on a store that is in use: nothing is written, and nobody waits for it.
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
-from bursar.care.findings import Finding, Outcome, Subject
+from bursar.care.files import unwritable
+from bursar.care.findings import AS_ITS_USER, Finding, Outcome, Subject
+from bursar.exceptions import BursarError
 from bursar.watchdog import journal
 
-__all__ = ["journal_file", "recovery", "tables", "token_file", "totals"]
+__all__ = ["journal_file", "recovery", "tables", "token_file", "totals", "unread"]
 
 RESTORE: Final = "move the store away and put the latest backup in its place: bursar restore"
 _DECISIONS: Final = {
@@ -52,6 +56,22 @@ def recovery(subject: Subject) -> Iterator[Finding]:
         segments = len(log["segments"])
         counted = "1 segment" if segments == 1 else f"{segments} segments"
         yield Finding("log", Outcome.OK, f"{counted}, readable to the end")
+
+
+def unread(store: Path, error: BursarError) -> Finding:
+    """Why nothing can be said of a store: it is damaged, closed to this user, or on a full disk."""
+    for path in (store, store.with_name(f"{store.name}-log")):
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+        except PermissionError as closed:
+            detail = f"{path} cannot be looked at: {closed.strerror}"
+            return Finding("recovery", Outcome.WARN, detail, AS_ITS_USER)
+        except OSError:
+            continue
+    # Even to read a store that was closed, SQLite makes files beside it.
+    full = store.parent.is_dir() and unwritable(store.parent)
+    advice = "nothing is known of it yet: see `disk`, and look again after" if full else RESTORE
+    return Finding("recovery", Outcome.BROKEN, str(error), advice)
 
 
 def tables(subject: Subject) -> Iterator[Finding]:
@@ -103,8 +123,8 @@ def token_file(subject: Subject) -> Iterator[Finding]:
         yield Finding("tokens", Outcome.OK, "none were made")
         return
     except OSError as error:
-        advice = "run this as the sidecar's user"
-        yield Finding("tokens", Outcome.WARN, f"{path} cannot be read: {error.strerror}", advice)
+        detail = f"{path} cannot be read: {error.strerror}"
+        yield Finding("tokens", Outcome.WARN, detail, AS_ITS_USER)
         return
     except (ValueError, KeyError, TypeError) as error:
         yield Finding("tokens", Outcome.BROKEN, f"{path} cannot be understood: {error}", advice)
@@ -121,6 +141,8 @@ def journal_file(subject: Subject) -> Iterator[Finding]:
     path = subject.beside(".watchdog")
     advice = "the watchdog does not start with it: restore it, or move it away"
     try:
+        if path.exists():
+            path.open("rb").close()  # SQLite would not say that it is the rights that it lacks
         version = journal.written_by(path)
         if not version:
             yield Finding("journal", Outcome.OK, "none yet")
@@ -129,6 +151,10 @@ def journal_file(subject: Subject) -> Iterator[Finding]:
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         ) as db:
             [damage] = db.execute("PRAGMA integrity_check(1)").fetchone()
+    except PermissionError as error:
+        detail = f"{path} cannot be read: {error.strerror}"
+        yield Finding("journal", Outcome.WARN, detail, AS_ITS_USER)
+        return
     except (OSError, sqlite3.Error) as error:
         yield Finding("journal", Outcome.BROKEN, f"{path} cannot be read: {error}", advice)
         return
