@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from support.bare import Failed
 from support.daemon import Daemon, balance
+from support.places import small_disk
 from support.ratelimits import OK, OVER_LIMIT, RateLimits, codes, headers, rule
+from support.receivers import until
 
 import bursar
 from bursar._grpc import channel_options
@@ -170,6 +172,24 @@ def test_what_was_used_already_is_recorded_beyond_the_limit_and_stops_the_next(
     limited.client.freeze("acme/used/u", reason="test")
     limited.ask(used, hits=1)
     assert limited.left("acme/used/u") == -51
+
+
+def test_where_nothing_can_be_recorded_a_question_and_a_record_are_over_the_limit(
+    project: Path, tmp_path: Path
+) -> None:
+    """No error: with Envoy's defaults that lets the request through."""
+    rules = [rule(["used", "agent"], "acme/used/{agent}", over="record")]
+    with small_disk(tmp_path / "disk", "64m") as disk, closing(Limited(project, rules)) as limited:
+        limited.daemon.terminate()
+        limited.daemon.store_path = disk.path / "ledger.db"
+        limited.daemon.start()
+        limited.client.set_budget("acme/used/u", unit="tokens", limit=100)
+        disk.leave(2 * 2**20)
+        until(lambda: "the store is nearly full" in limited.daemon.log, "the operator is told")
+        used = {"used": "yes", "agent": "u"}
+        for hits in (0, 7):
+            assert codes(limited.ask(used, own=[hits])) == (OVER_LIMIT, [OVER_LIMIT])
+        assert limited.left("acme/used/u") == 100
 
 
 def test_a_hit_may_be_worth_many_and_limits_are_told_in_hits(limited: Limited) -> None:

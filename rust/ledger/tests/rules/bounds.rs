@@ -128,6 +128,8 @@ fn r15_a_store_that_is_nearly_full_ends_holds_and_begins_none() {
     let ask = || crate::common::ask("a", crate::common::exactly(tokens(1)));
     assert_eq!(world.reserve(ask()).unwrap_err(), full);
     assert_eq!(world.record("a", tokens(1)).unwrap_err(), full);
+    let one = crate::common::exactly(tokens(1));
+    assert_eq!(world.ledger.check("a", &one, world.now()).unwrap_err(), full);
     let wish = crate::common::exactly(tokens(11));
     let raised = world.ledger.extend(held[0], Some(&wish), false, None, world.now());
     assert_eq!(raised.unwrap_err(), full);
