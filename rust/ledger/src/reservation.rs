@@ -321,7 +321,9 @@ pub(crate) fn spend_and_give_back(
             continue;
         }
         for window in chain.windows.iter().filter(|window| window.unit == unit) {
-            if window.spend_at(delta, back, span) && delta != 0 {
+            if delta == 0 {
+                window.give_back(back);
+            } else if window.spend_at(delta, back, span) {
                 crossed(window);
             }
         }

@@ -71,9 +71,18 @@ fn a_floor_never_falls_also_from_one_group_to_the_next() {
 #[test]
 fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
     const MINUTE: i64 = 60_000;
-    for (first, corrected_ms, stood) in
-        [(7, 50 * MINUTE, 5), (4, 50 * MINUTE, 2), (7, 80 * MINUTE, 5), (7, 150 * MINUTE, 0)]
-    {
+    // The first moment of one of the hour's 64 buckets, and the last one at which that counts.
+    let bucket_ms = 60 * MINUTE / 64;
+    let first_ms = bucket_ms - T0.rem_euclid(bucket_ms);
+    let last_ms = first_ms + 65 * bucket_ms - 1;
+    for (first, spent_ms, corrected_ms, stood) in [
+        (7, 0, 50 * MINUTE, 5),
+        (4, 0, 50 * MINUTE, 2),
+        (7, 0, 80 * MINUTE, 5),
+        (7, 0, 150 * MINUTE, 0),
+        (7, first_ms, last_ms, 5),
+        (7, first_ms, last_ms + 1, 5),
+    ] {
         let folder = folder();
         let config = config(&folder);
         let store = open(&config);
@@ -82,7 +91,7 @@ fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
             let fact = Settled { returned: Amounts::ZERO, ..settled(sequence, spent, spent) };
             add(&store, &at(T0 + after_ms, vec![Fact::Settled(fact)]));
         };
-        spend(1, 0, first);
+        spend(1, spent_ms, first);
         store.import_through(store.written()).expect("imported");
         spend(2, 40 * MINUTE, 5);
         let beyond = Some((1, amounts(&[(Unit::Tokens, -7)])));

@@ -192,6 +192,7 @@ fn r06_a_key_that_was_used_again_means_the_later_one_after_a_restart() {
     reserved.slices.clear();
     // The slots are apart, so both can be there.
     reserved.id.slot = second.slot + 1;
+    let moved = reserved.id;
     let mut told: Vec<Record> = world.tape.records();
     let is_first = |record: &Record| {
         record.facts.iter().any(|fact| match fact {
@@ -206,4 +207,5 @@ fn r06_a_key_that_was_used_again_means_the_later_one_after_a_restart() {
     told.push(Record { time_ms, facts: vec![remembered] });
     let after = world.replayed(settings(Vec::new()), &told);
     assert_eq!(granted(&after, keyed("a", 20, 7)).view.id, second);
+    assert_eq!(after.view(moved).created_ms, 0, "when it began, not when it was told of");
 }
