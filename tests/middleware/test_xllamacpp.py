@@ -3,12 +3,14 @@
 import random
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import llama as engine
 from support.daemon import balance, new_seed
+from support.receivers import until
 
 import bursar
 from bursar import Advice, BudgetExceeded, Threshold, Verdict
@@ -209,5 +211,13 @@ def test_an_engine_that_cannot_erase_is_refused(ledger: bursar.Client, tmp_path:
     params.model.path = str(write_tiny_model(tmp_path / "tiny.gguf"))
     params.warmup, params.verbosity, params.n_ctx = False, -1, 256
     server = xllamacpp.Server(params)
+
+    def listens() -> str:
+        with suppress(OSError):
+            return engine.get(server, "/health")
+        return ""
+
+    # One that is dropped before it listens waits for ever.
+    until(listens, "it listens")
     with pytest.raises(bursar.InvalidRequest, match="erases no slot"):
         BudgetedServer(server, client=ledger, account="acme/x")

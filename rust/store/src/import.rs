@@ -350,7 +350,7 @@ impl Group<'_> {
             *before = before.saturating_add(*spent);
         }
         for (start_ms, spent) in live {
-            let part = rest.min(spent).max(0);
+            let part = rest.min(spent);
             if part > 0 {
                 *self.buckets.entry((window, start_ms)).or_insert(0) -= part;
                 rest -= part;

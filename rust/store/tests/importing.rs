@@ -75,13 +75,14 @@ fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
     let bucket_ms = 60 * MINUTE / 64;
     let first_ms = bucket_ms - T0.rem_euclid(bucket_ms);
     let last_ms = first_ms + 65 * bucket_ms - 1;
-    for (first, spent_ms, corrected_ms, stood) in [
-        (7, 0, 50 * MINUTE, 5),
-        (4, 0, 50 * MINUTE, 2),
-        (7, 0, 80 * MINUTE, 5),
-        (7, 0, 150 * MINUTE, 0),
-        (7, first_ms, last_ms, 5),
-        (7, first_ms, last_ms + 1, 5),
+    for (first, spent_ms, (corrected, corrected_ms), stood) in [
+        (7, 0, (1, 50 * MINUTE), 5),
+        (7, 0, (9, 50 * MINUTE), 12), // of one that is forgotten
+        (4, 0, (1, 50 * MINUTE), 2),
+        (7, 0, (1, 80 * MINUTE), 5),
+        (7, 0, (1, 150 * MINUTE), 0),
+        (7, first_ms, (1, last_ms), 5),
+        (7, first_ms, (1, last_ms + 1), 5),
     ] {
         let folder = folder();
         let config = config(&folder);
@@ -96,7 +97,8 @@ fn a_correction_in_a_rolling_window_takes_back_what_has_not_left_it() {
         spend(2, 40 * MINUTE, 5);
         let beyond = Some((1, amounts(&[(Unit::Tokens, -7)])));
         let zero = Amounts::ZERO;
-        let correction = Settled { beyond, slices: vec![], spent: zero, ..settled(1, 0, 0) };
+        let correction =
+            Settled { beyond, slices: vec![], spent: zero, ..settled(corrected, 0, 0) };
         add(&store, &at(T0 + corrected_ms, vec![Fact::Settled(correction)]));
         store.import_through(store.written()).expect("imported");
         assert_eq!(check_store(&config.path).expect("checked"), []);

@@ -129,13 +129,13 @@ fn kept_capacity_is_held_again_until_the_owner_is_gone() {
     records.push(at(T0 + 20, vec![Fact::Settled(gone)]));
     let told = told_after(&records);
     let ended = told.iter().flat_map(|record| &record.facts).find_map(|fact| match fact {
-        Fact::Remembered { reserved, settled, ended_ms, .. } => {
-            Some((reserved, settled, *ended_ms))
+        Fact::Remembered { reserved, settled, created_ms, ended_ms } => {
+            Some((reserved, settled, [*created_ms, *ended_ms]))
         }
         _ => None,
     });
-    let (reserved, settled, ended_ms) = ended.expect("it is remembered");
-    assert_eq!((reserved.slices.len(), ended_ms), (0, T0 + 20));
+    let (reserved, settled, times_ms) = ended.expect("it is remembered");
+    assert_eq!((reserved.slices.len(), times_ms), (0, [T0 + 1, T0 + 20]));
     assert_eq!(settled.returned, amounts(&[(Unit::Tokens, 70), (Unit::VramBytes, 8)]));
     assert_eq!((settled.spent, settled.kept), (spent, Amounts::ZERO));
 }
@@ -250,11 +250,12 @@ fn an_account_above_a_hold_that_is_forgotten_is_opened_anew() {
     conn.execute("DELETE FROM accounts WHERE id = 1", ()).expect("deleted");
     drop(conn);
     let (_store, _, told) = open_all(&config).expect("it opens");
-    let opened = told.iter().flat_map(|record| &record.facts).filter_map(|fact| match fact {
-        Fact::AccountOpened { path, .. } => Some(path.as_str()),
+    let opened = |record: &Record| match &record.facts[..] {
+        [Fact::AccountOpened { path, .. }] => Some((path.clone(), record.time_ms)),
         _ => None,
-    });
-    assert_eq!(opened.collect::<Vec<_>>(), ["acme", "acme/a"]);
+    };
+    let opened: Vec<_> = told.iter().filter_map(opened).collect();
+    assert_eq!(opened, [("acme".into(), 0), ("acme/a".into(), T0)], "nothing seems younger");
 }
 
 /// A third account and its chain, 2, of holds in which money is carved from one of `acme/a`'s.

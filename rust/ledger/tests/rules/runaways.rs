@@ -247,6 +247,16 @@ fn s12_what_a_late_commit_has_spent_counts_too() {
 }
 
 #[test]
+fn s12_what_was_spent_counts_for_its_interval_also_while_nobody_calls() {
+    let world = world(Action::Stop);
+    world.commit(world.held("a/x", 1_000), 20_000);
+    world.wait(MINUTE);
+    world.ledger.retire_idle(world.now());
+    world.commit(world.held("a/x", 1_000), 6_000);
+    assert_eq!(rule(&world.hold("a/x", tokens(1)).unwrap_err()), Rule::Velocity);
+}
+
+#[test]
 fn s12_too_many_pending_children_of_one_parent_or_of_one_account_are_stopped() {
     let world = world(Action::Stop);
     let top = world.held("a/x", 100);
