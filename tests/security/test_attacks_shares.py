@@ -133,7 +133,7 @@ def test_lookups_without_end_take_turns_and_delay_nobody(what: str) -> None:
             ),
             "accounts": ("AccountService/ListAccounts", repeat(b""), grpc.StatusCode.OK),
         }[what]
-        lookups = [one.channel.unary_unary(f"/bursar.v1.{method}") for one in crowd]
+        lookups: list[Any] = [one.channel.unary_unary(f"/bursar.v1.{method}") for one in crowd]
         with daemon.stopped():
             flood = [
                 lookups[number % 4].future(request, metadata=token, timeout=60)
