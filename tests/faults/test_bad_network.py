@@ -48,6 +48,7 @@ def test_a_network_that_parts_and_heals_comes_to_the_exact_totals(
     ) as crew, daemon.client(timeout_s=30) as client:  # fmt: skip
         for account in ("acme", *crew.accounts):
             client.set_budget(account, unit="tokens", limit=LIMIT)
+        delays = 0
         for number in range(ROUNDS):
             network.lose((2, 5, 10)[number % 3])
             network.delay((5, 20, 40)[number % 3])
@@ -60,8 +61,9 @@ def test_a_network_that_parts_and_heals_comes_to_the_exact_totals(
             assert took < DEADLINE_S + 5, "deadlines are those of the client"
             network.lose(0)
             delayed = network.delay_no_more()
-            assert delayed > 0
+            delays += delayed
             print(f"round {number}: told after {took:.1f} s, {delayed} packets delayed")
+        assert delays > 0, "no round had late packets"
         crew.settle()
         for book in crew.books().values():
             check_answered(client, book, crashed_at=None)

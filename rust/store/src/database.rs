@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
-use bursar_ledger::{HighIds, canary};
+use bursar_ledger::HighIds;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
@@ -202,9 +202,7 @@ pub(crate) fn begin_session(
         // read here may be what a killed process left in the system's memory, and the log that has
         // it, too, is about to go.
         let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
-        if !canary::sings("unsynced-session") {
-            tx.execute("UPDATE meta SET clean_shutdown = 1 - clean_shutdown", ())?;
-        }
+        tx.execute("UPDATE meta SET clean_shutdown = 1 - clean_shutdown", ())?;
         let begun = "UPDATE meta SET clean_shutdown = 0, durability = ?1, max_reservation = ?2";
         tx.execute(begun, params![durability.name(), max_reservation])?;
         tx.commit()?;
