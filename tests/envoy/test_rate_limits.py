@@ -180,9 +180,7 @@ def test_where_nothing_can_be_recorded_a_question_and_a_record_are_over_the_limi
     """No error: with Envoy's defaults that lets the request through."""
     rules = [rule(["used", "agent"], "acme/used/{agent}", over="record")]
     with small_disk(tmp_path / "disk", "64m") as disk, closing(Limited(project, rules)) as limited:
-        limited.daemon.terminate()
-        limited.daemon.store_path = disk.path / "ledger.db"
-        limited.daemon.start()
+        limited.daemon.move_store(disk.path)
         limited.client.set_budget("acme/used/u", unit="tokens", limit=100)
         disk.leave(2 * 2**20)
         until(lambda: "the store is nearly full" in limited.daemon.log, "the operator is told")

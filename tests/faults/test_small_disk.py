@@ -44,9 +44,7 @@ def test_a_disk_that_fills_under_load_loses_no_answer_and_agents_are_told(
         small_disk(tmp_path / "disk", "64m") as disk,
         Daemon(**config) as daemon,
     ):
-        daemon.terminate()
-        daemon.store_path = disk.path / "ledger.db"
-        daemon.start()
+        daemon.move_store(disk.path)
         with Crew(daemon, tmp_path, agents=4, seed=seed) as crew:
             with daemon.client() as client:
                 for account in ("acme", *crew.accounts):
@@ -90,9 +88,7 @@ def is_read_only(daemon: Daemon) -> None:
 def test_a_lease_on_a_full_disk_stops_at_its_grant_and_its_count_is_kept(tmp_path: Path) -> None:
     bare = {"min_free_bytes": 0}
     with small_disk(tmp_path / "disk", "32m") as disk, Daemon(store=bare) as daemon:
-        daemon.terminate()
-        daemon.store_path = disk.path / "ledger.db"
-        daemon.start()
+        daemon.move_store(disk.path)
         with daemon.client(timeout_s=20, attempts=100) as client:
             client.set_budget("acme", unit="tokens", limit=1_000)
             held = client.reserve("acme/a", tokens=100, ttl_s=600)
@@ -140,9 +136,7 @@ def test_an_agent_that_fills_the_disk_is_refused_while_others_end_what_they_hold
     disk is nearly full; others then end holds, the operator acts; with room all goes on, and the
     books balance, also after a kill."""
     with small_disk(tmp_path / "disk", "64m") as disk, Daemon(access={"mode": "enforce"}) as daemon:
-        daemon.terminate()
-        daemon.store_path = disk.path / "ledger.db"
-        daemon.start()
+        daemon.move_store(disk.path)
         with daemon.client(timeout_s=30, attempts=1) as operator:
             operator.set_budget("acme", unit="tokens", limit=1_000)
             token = operator.tokens.create(

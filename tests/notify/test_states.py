@@ -66,9 +66,7 @@ def test_a_full_disk_is_told_of_although_nothing_can_be_written(tmp_path: Path) 
         small_disk(tmp_path / "disk", "64m") as disk,
         Told(webhook(tmp_path, hook)) as daemon,
     ):
-        daemon.terminate()
-        daemon.store_path = disk.path / "ledger.db"
-        daemon.start()
+        daemon.move_store(disk.path)
         disk.fill()
         with daemon.client() as client:
             end_s = time.monotonic() + 30

@@ -123,12 +123,14 @@ def test_lookups_without_end_take_turns_and_delay_nobody(what: str) -> None:
         crowd = [stack.enter_context(Bare(daemon.target)) for _ in range(4)]
         for one in crowd:
             one("LedgerService/GetReservation", lg.GetReservationRequest(reservation=held.id))
-        names = (f"{store}-{int(sequence, 16) + 1_000 + number:x}-{slot}" for number in count())
-        requests = (lg.GetReservationRequest(reservation=name) for name in names)
+        unknown = (f"{store}-{int(sequence, 16) + 1_000 + number:x}-{slot}" for number in count())
         method, sent, answer = {
             "reservations": (
                 "LedgerService/GetReservation",
-                (request.SerializeToString() for request in requests),
+                (
+                    lg.GetReservationRequest(reservation=name).SerializeToString()
+                    for name in unknown
+                ),
                 grpc.StatusCode.NOT_FOUND,
             ),
             "accounts": ("AccountService/ListAccounts", repeat(b""), grpc.StatusCode.OK),

@@ -80,6 +80,12 @@ class Daemon(Sidecar):
             time.sleep(0.001)
         return False
 
+    def move_store(self, folder: Path) -> None:
+        """Goes on with a new store, in another folder."""
+        self.terminate()
+        self.store_path = folder / "ledger.db"
+        self.start()
+
     def rss_bytes(self) -> int:
         """The memory that is resident."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])

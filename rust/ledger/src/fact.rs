@@ -244,9 +244,9 @@ pub enum Fact {
         reserved: Box<Reserved>,
         /// As it was settled.
         settled: Box<Settled>,
-        /// When it began and when it ended (Unix ms).
+        /// When it began (Unix ms).
         created_ms: i64,
-        /// See above.
+        /// When it ended (Unix ms).
         ended_ms: i64,
     },
     /// An account was found to have run away.

@@ -152,7 +152,7 @@ pub(crate) fn create_file(store: &Path) -> Result<(), StoreError> {
 }
 
 /// The folder that a file is in.
-pub(crate) fn parent(file: &Path) -> &Path {
+pub fn parent(file: &Path) -> &Path {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
 }

@@ -55,7 +55,7 @@ pub use copy::{Copied, adopt_copy, copy_store};
 pub use diagnose::{DatabaseReport, Diagnosis, diagnose};
 pub use entries::EntryKind;
 pub use error::StoreError;
-pub use files::{Files, LogFile};
+pub use files::{Files, LogFile, parent};
 pub use frame::{FORMAT_VERSION, MAX_RECORD_BYTES};
 pub use open::Recovery;
 pub use reader::{Cursor, EntryFilter, EntryRow, Reader};

@@ -174,10 +174,16 @@ fn r14_a_clock_that_steps_back_never_reopens_a_window() {
     }
 }
 
-#[test]
-fn r14_a_rolling_window_frees_what_has_left_and_not_before() {
+/// 100 tokens in any 64 seconds, which have a bucket each.
+fn rolling() -> World {
     let world = World::new();
     world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 100);
+    world
+}
+
+#[test]
+fn r14_a_rolling_window_frees_what_has_left_and_not_before() {
+    let world = rolling();
     for _ in 0..10 {
         world.record("a", tokens(10)).unwrap();
         world.wait(SECOND);
@@ -194,8 +200,7 @@ fn r14_a_rolling_window_frees_what_has_left_and_not_before() {
 
 #[test]
 fn r14_a_rolling_window_survives_long_silence_and_big_jumps() {
-    let world = World::new();
-    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 100);
+    let world = rolling();
     let id = world.held("a", 50);
     world.debit(id, 30);
     for jump in [65 * SECOND, 66 * SECOND, 67 * SECOND, DAY, 400 * DAY] {
@@ -209,8 +214,7 @@ fn r14_a_rolling_window_survives_long_silence_and_big_jumps() {
 /// A correction long after: what has left the window by itself does not come back twice.
 #[test]
 fn r14_a_correction_gives_nothing_back_that_has_left_a_rolling_window() {
-    let world = World::new();
-    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 100);
+    let world = rolling();
     let id = world.held("a", 80);
     world.debit(id, 80);
     world.release(id);
@@ -228,8 +232,7 @@ fn r14_a_correction_gives_nothing_back_that_has_left_a_rolling_window() {
 /// stays until it leaves.
 #[test]
 fn r14_what_a_long_hold_spent_in_a_rolling_window_leaves_by_itself() {
-    let world = World::new();
-    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 100);
+    let world = rolling();
     let id = world.held("a", 60);
     world.debit(id, 20);
     world.wait(70 * SECOND);
@@ -243,8 +246,7 @@ fn r14_what_a_long_hold_spent_in_a_rolling_window_leaves_by_itself() {
 
 #[test]
 fn r14_a_correction_soon_after_frees_a_rolling_window() {
-    let world = World::new();
-    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 100);
+    let world = rolling();
     let id = world.held("a", 80);
     world.debit(id, 80);
     world.wait(10 * SECOND);

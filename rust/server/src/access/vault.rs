@@ -242,8 +242,7 @@ fn write(path: &Path, tokens: &HashMap<String, Arc<Token>>) -> io::Result<()> {
     file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    fs::File::open(bursar_store::parent(path))?.sync_all()
 }
 
 /// So many random bytes, in hexadecimal digits.
