@@ -149,7 +149,7 @@ wheel: build
 
 # What the wheel is made of and what it asks for, as CycloneDX: the wheel brings that of its crates.
 sbom: wheel $(TOOLS)/.built
-	cd dist && unzip -o -q -j bursar-*.whl '*/sboms/*.json'
+	cd dist && unzip -o -q -j bursar_sidecar-*.whl '*/sboms/*.json'
 	$(TOOLS)/bin/cyclonedx-py requirements requirements/dev.txt --pyproject pyproject.toml --validate \
 		--output-reproducible -o dist/python.cyclonedx.json
 	ls dist/*.cyclonedx.json

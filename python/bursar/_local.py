@@ -143,9 +143,12 @@ class LocalLedger:
     def __init__(self, policy: FailOpen) -> None:
         from bursar.daemon.config import Config
 
-        rates: dict[str, Any] = {"allow_unpriced": "usd_nanos" not in policy.grant}
+        prices_matter = "usd_nanos" in policy.grant
+        rates: dict[str, Any] = {"allow_unpriced": not prices_matter}
         if policy.rates is not None:
             rates["file"] = str(policy.rates)
+        elif prices_matter:
+            rates["list_prices"] = True
         data = {"store": {"path": ""}, "accounts": [{"path": "**"}], "rates": rates}
         config = Config.from_dict(data)
         self._grant = policy.amounts

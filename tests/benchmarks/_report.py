@@ -34,7 +34,7 @@ OWN = {
     "passthrough": "## Against a proxy that only passes on\n\nhyper's server and client, TCP.\n",
     "echo": "## Against an empty server\n\nThe same server without a ledger, Unix socket.\n",
 }
-NO_PLOTS = "no plots: matplotlib is missing (`pip install 'bursar[bench]'`)"
+NO_PLOTS = "no plots: matplotlib is missing (`pip install 'bursar-sidecar[bench]'`)"
 
 
 def write(folder: Path, results: dict[str, Any], background: dict[str, Any]) -> str:

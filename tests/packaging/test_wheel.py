@@ -30,12 +30,12 @@ READY_S: Final = 60
 WHEEL_BYTES_MAX: Final = 40 * 2**20
 INSTALLED_BYTES_MAX: Final = 130 * 2**20
 LIGHT: Final = {
-    *("bursar", "click", "googleapis-common-protos", "grpcio", "grpcio-health-checking"),
+    *("bursar-sidecar", "click", "googleapis-common-protos", "grpcio", "grpcio-health-checking"),
     *("protobuf", "typing-extensions"),
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
     *("rich", "markdown-it-py", "mdurl", "pygments"),
 }
-"""All that `pip install bursar` brings."""
+"""All that `pip install bursar-sidecar` brings."""
 
 FIRST = """
 import bursar
@@ -151,7 +151,7 @@ def serving(scripts: Path, folder: Path) -> Iterator[dict[str, str]]:
 
 def test_the_wheel_is_for_every_python_and_this_glibc(wheel: Path) -> None:
     """By its name, which maturin gives it after a look at the symbols that it needs."""
-    assert re.fullmatch(r"bursar-[\d.]+-cp311-abi3-manylinux_2_\d+_\w+\.whl", wheel.name)
+    assert re.fullmatch(r"bursar_sidecar-[\d.]+-cp311-abi3-manylinux_2_\d+_\w+\.whl", wheel.name)
     assert wheel.stat().st_size < WHEEL_BYTES_MAX
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
@@ -205,7 +205,7 @@ def test_it_serves_a_first_reserve_soon_after(
 def test_it_says_its_version_and_runs_the_demo(installed: tuple[Path, float]) -> None:
     scripts, _ = installed
     said = run(scripts / "bursar", "--version")
-    assert run(scripts / "pip", "show", "bursar").splitlines()[1].split()[-1] == said.split()[-1]
+    assert run(scripts / "pip", "show", "bursar-sidecar").splitlines()[1].split()[-1] == said.split()[-1]
     assert "stopped" in run(scripts / "bursar", "demo")
 
 

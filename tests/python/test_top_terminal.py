@@ -140,7 +140,7 @@ def test_without_textual_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     result = CliRunner().invoke(cli, ["top"])
     assert result.exit_code == 2
-    assert "pip install 'bursar[top]'" in result.stderr
+    assert "pip install 'bursar-sidecar[top]'" in result.stderr
 
 
 def test_no_command_but_top_loads_textual() -> None:

@@ -232,22 +232,23 @@ with bursar.connect(sys.argv[1], attempts=1) as client:
 
 @as_root
 @pytest.mark.parametrize(
-    ("uid", "gid", "said"),
+    ("uid", "gid", "others", "said"),
     [
-        (40_001, 40_001, "user 40001 agent acme/a"),
-        (40_009, 40_002, "user 40009 observer all"),
-        (40_009, 40_009, "user 40009 is nobody here"),
-        (0, 0, "user 0 operator all"),
+        (40_001, 40_001, [], "user 40001 agent acme/a"),
+        (40_009, 40_002, [], "user 40009 observer all"),
+        (40_009, 40_009, [*range(50_000, 50_100), 40_002], "user 40009 observer all"),
+        (40_009, 40_009, [40_001, 40_003], "user 40009 is nobody here"),
+        (0, 0, [], "user 0 operator all"),
     ],
 )
 def test_by_the_socket_the_kernel_says_who_calls(
-    daemon: Daemon, uid: int, gid: int, said: str
+    daemon: Daemon, uid: int, gid: int, others: list[int], said: str
 ) -> None:
     code = f"""
 import os, sys
 sys.argv = ["x", {daemon.target!r}]
 import bursar, grpc, bursar._grpc, bursar.v1.access_pb2
-os.setgroups([]); os.setgid({gid}); os.setuid({uid})
+os.setgroups({others}); os.setgid({gid}); os.setuid({uid})
 {AS_USER}"""
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

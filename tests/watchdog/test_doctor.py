@@ -84,7 +84,7 @@ def test_without_nvml_it_says_what_to_install() -> None:
     assert list(told) == ["NVML"]
     assert told["NVML"].outcome is Outcome.WARN
     assert "no library" in told["NVML"].detail
-    assert "bursar[gpu]" in told["NVML"].advice
+    assert "bursar-sidecar[gpu]" in told["NVML"].advice
 
 
 def test_an_nvml_that_does_not_answer_is_told_apart_from_none() -> None:

@@ -296,7 +296,7 @@ def test_a_library_that_is_missing_is_no_fault_and_watched_once_it_is_there(
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"pynvml.py": "raise ImportError"}, 'pip install "bursar[gpu]"'),
+        ({"pynvml.py": "raise ImportError"}, 'pip install "bursar-sidecar[gpu]"'),
         ({"pynvml/__init__.py": "def nvmlInit(): pass"}, "another package named pynvml"),
         ({"pynvml/__init__.py": "_nvmlGetFunctionPointer = 1"}, "another package named pynvml"),
         ({"pynvml.py": "def nvmlInit(): pass"}, "another package named pynvml"),

@@ -47,7 +47,7 @@ def _sample() -> "Sample":
 def _gpus(sample: "Sample") -> Iterator[Finding]:
     if sample.health is Health.NO_NVML:
         advice = (
-            "on a host with GPUs, install NVIDIA's driver and the extra: pip install bursar[gpu]"
+            "on a host with GPUs, install NVIDIA's driver and the extra: pip install bursar-sidecar[gpu]"
         )
         yield Finding("NVML", Outcome.WARN, f"not there: {sample.detail}", advice)
         return

@@ -124,7 +124,7 @@ class Percent(click.ParamType[Fraction]):
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write an HTML page with plots. Needs bursar[report].",
+    help="Write an HTML page with plots. Needs bursar-sidecar[report].",
 )
 @json_option
 @store_option
@@ -224,7 +224,7 @@ def _history(client: bursar.Client, question: Question, options: dict[str, Any])
 
 def _require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise click.UsageError("--report needs matplotlib: pip install 'bursar[report]'")
+        raise click.UsageError("--report needs matplotlib: pip install 'bursar-sidecar[report]'")
 
 
 def _show(summary: Summary) -> None:

@@ -18,7 +18,6 @@ from bursar.units import UNITS
 if TYPE_CHECKING:
     from bursar._core import Server
 
-_RATES: Final = Path(__file__).parent.parent / "rates" / "rates.toml"
 _FALLBACK_PERCENT: Final = 80
 _KNOWN: Final = {  # host: its interface, and where people keep its key
     "api.openai.com": ("openai", "OPENAI_API_KEY"),
@@ -111,7 +110,7 @@ def proxy(
                 "store": {"path": str(store.absolute()) if store else ""},
                 "watchdog": {"mode": "off"},
                 "rates": {
-                    "file": str((rates or _RATES).absolute()),
+                    **({"file": str(rates.absolute())} if rates else {"list_prices": True}),
                     "allow_unpriced": allow_unpriced or not prices_matter,
                 },
                 "accounts": [

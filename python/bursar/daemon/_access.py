@@ -44,7 +44,7 @@ class LocalCaller(_Grant):
     )
     group: str | int | None = Field(
         default=None,
-        description="the primary group that the caller runs with",
+        description="a group that the caller is in, as its primary or another one",
         json_schema_extra=right('write a name or an id, such as "ml" or 1000'),
     )
     cgroup: str | None = Field(

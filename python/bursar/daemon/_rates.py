@@ -14,6 +14,9 @@ from bursar.daemon._explain import ConfigError, Problem, explain
 from bursar.daemon._model import Section, right
 from bursar.units import INT64_MAX
 
+LIST_PRICES: Final = Path(__file__).parent.parent / "rates" / "rates.toml"
+"""The card that comes with Bursar."""
+
 TIERS_MAX: Final = 8
 ALIASES_MAX: Final = 64
 _PRICE: Final = right("write an integer of billionths of a US dollar (nanos), 0 or more")

@@ -239,6 +239,11 @@ class RatesSection(Section):
         description="a TOML file of [[models]] tables, with the keys of [[rates.models]]",
         json_schema_extra=right('write a path, such as "rates.toml"'),
     )
+    list_prices: bool = Field(
+        default=False,
+        description="whether the list prices that come with Bursar count, after the file's",
+        json_schema_extra=right("write true or false"),
+    )
     allow_unpriced: bool = Field(
         default=False,
         description="whether a model without a price may be used, at no cost",
@@ -326,11 +331,14 @@ class Config(Section):
         return config.resolved(folder or Path())
 
     def resolved(self, folder: Path) -> Self:
-        """The same configuration with absolute paths and the rates file read in."""
+        """The same configuration with absolute paths and the prices read in."""
         rates = self.rates
-        if rates.file is not None:
-            merged = merge_rates(read_rates(folder / rates.file), rates.models)
-            rates = rates.model_copy(update={"models": merged, "file": None})
+        files = [folder / rates.file] if rates.file is not None else []
+        files += [LIST_PRICES] if rates.list_prices else []
+        models = rates.models
+        for file in files:
+            models = merge_rates(read_rates(file), models)
+        rates = rates.model_copy(update={"models": models, "file": None, "list_prices": False})
         server = self.server
         if server.socket is not None:
             server = server.model_copy(update={"socket": str((folder / server.socket).absolute())})

@@ -359,7 +359,7 @@ def _import_pynvml() -> ModuleType:
     try:
         import pynvml
     except ImportError:
-        raise NvmlMissing('pynvml is not installed: pip install "bursar[gpu]"') from None
+        raise NvmlMissing('pynvml is not installed: pip install "bursar-sidecar[gpu]"') from None
     if not hasattr(pynvml, "_nvmlGetFunctionPointer") or hasattr(pynvml, "__path__"):
         message = "another package named pynvml hides nvidia-ml-py: uninstall pynvml, py3nvml"
         raise NvmlMissing(message)

@@ -29,7 +29,7 @@ pub(crate) struct Peer {
 #[derive(Debug, Clone)]
 pub(crate) struct Local {
     pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    pub(crate) groups: Arc<[u32]>,
     /// What its calls go by.
     pub(crate) name: Arc<str>,
     /// The path of its control group when it connected, where that was asked for.
@@ -37,8 +37,8 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    pub(crate) fn new(uid: u32, gid: u32, cgroup: Option<Arc<str>>) -> Local {
-        Local { uid, gid, name: format!("user {uid}").into(), cgroup }
+    pub(crate) fn new(uid: u32, groups: &[u32], cgroup: Option<Arc<str>>) -> Local {
+        Local { uid, groups: groups.into(), name: format!("user {uid}").into(), cgroup }
     }
 }
 
@@ -52,14 +52,14 @@ impl Peer {
     }
 
     pub(crate) fn from_credentials(credentials: &Credentials, with_cgroup: bool) -> Peer {
-        let Credentials { pid, uid, gid, .. } = *credentials;
+        let Credentials { pid, uid, .. } = *credentials;
         let cgroup = || cgroup(pid?, credentials.exact_pidfd()?);
         // As long as it lives its pid is its own: what was read before it was seen alive is of it.
         let seen = pid.and_then(|pid| owner::identify(pid, uid));
         let is_it = |_: &Owner| credentials.exact_pidfd().is_none_or(lives);
         Peer {
             owner: seen.filter(is_it),
-            local: Some(Local::new(uid, gid, with_cgroup.then(cgroup).flatten())),
+            local: Some(Local::new(uid, &credentials.groups, with_cgroup.then(cgroup).flatten())),
             ..Peer::default()
         }
     }

@@ -38,7 +38,7 @@ def top(account: str, *, interval: float, light: bool | None, target: str | None
     limits, and are asked before anything happens. With NO_COLOR it does without colours.
     """
     if importlib.util.find_spec("textual") is None:
-        raise click.UsageError("bursar top needs Textual: pip install 'bursar[top]'")
+        raise click.UsageError("bursar top needs Textual: pip install 'bursar-sidecar[top]'")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("bursar top needs a terminal; bursar watch writes lines")
     from bursar._grpc import resolve_target

@@ -70,7 +70,7 @@ impl AccessSection {
                 caller.cgroup.as_deref().is_some_and(|cgroup| is_in_cgroup(cgroup, wanted))
             };
             row.uid.is_none_or(|wanted| wanted == caller.uid)
-                && row.gid.is_none_or(|wanted| wanted == caller.gid)
+                && row.gid.is_none_or(|wanted| caller.groups.contains(&wanted))
                 && row.cgroup.as_ref().is_none_or(in_cgroup)
         })
     }
@@ -137,7 +137,7 @@ mod tests {
             {"uid": 7, "gid": null, "cgroup": "/a.slice", "role": "agent", "account": ""}]}"#;
         let section: AccessSection = serde_json::from_str(text).expect("a section");
         let is_known = |uid, cgroup: Option<&str>| {
-            section.local(&Local::new(uid, 0, cgroup.map(Into::into))).is_some()
+            section.local(&Local::new(uid, &[0], cgroup.map(Into::into))).is_some()
         };
         assert!(is_known(7, Some("/a.slice/b")));
         assert!(!is_known(8, Some("/a.slice/b")));
