@@ -113,14 +113,19 @@ def _translate(error: _RpcFailure, target: str) -> BursarError:
     details = error.details() or ""
     translated = from_status(code.name, details, error.trailing_metadata())
     if isinstance(translated, SidecarUnavailable) and not translated.reason:
-        message = f"no sidecar answers at {target}: {_cause(details)}"
-        return SidecarUnavailable(message, code=code.name)
+        return SidecarUnavailable(unanswered(target, details), code=code.name)
     return translated
 
 
-def _cause(details: str) -> str:
-    """What the system said, out of all that gRPC says around it."""
-    return details.rpartition(": ")[2] if "last error: " in details else details
+def unanswered(target: str, details: str) -> str:
+    """Why no sidecar answers: what the system said, out of all that gRPC says around it."""
+    cause = details.rpartition(": ")[2] if "last error: " in details else details
+    if cause == "Permission denied":
+        return (
+            f"user {os.getuid()} may not connect to {target}: join the group of the socket, "
+            "and log in anew"
+        )
+    return f"no sidecar answers at {target}: {cause}"
 
 
 class GrpcTransport:

@@ -151,9 +151,9 @@ def test_both_daemonsets_live_in_one_cluster_and_never_on_one_node(project: Path
     assert selectors[0] != selectors[1]
     assert [one["spec"]["template"]["metadata"]["labels"] for one in sets] == selectors
     [elsewhere, there] = [one["spec"]["template"]["spec"] for one in sets]
-    [term] = elsewhere["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
-        "nodeSelectorTerms"
-    ]
+    [term] = elsewhere["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
     [(label, value)] = there["nodeSelector"].items()
     assert term["matchExpressions"] == [{"key": label, "operator": "NotIn", "values": [value]}]
     assert "affinity" not in there
@@ -170,7 +170,7 @@ with bursar.connect(target, attempts=1) as client:
     for limit in (9_000_000, 1):
         try:
             client.set_budget("pod", unit="tokens", period="day", limit=limit)
-        except bursar.PermissionDenied as refused:
+        except bursar.NotAllowed as refused:
             print(refused.reason)
 """
 
@@ -187,7 +187,7 @@ def test_an_agent_of_the_pod_spends_and_cannot_change_its_limit(project: Path) -
         command = [sys.executable, "-c", AS_THE_AGENT, sidecar.target, *map(str, ids)]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ran.stdout.splitlines() == [
-        "agent pod", "{'tokens': 5}", "PERMISSION_DENIED", "PERMISSION_DENIED"
+        "agent pod", "{'tokens': 5}", "NOT_ALLOWED", "NOT_ALLOWED"
     ], ran.stdout + ran.stderr  # fmt: skip
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-NEEDS_A_HOST = ("systemctl", "systemd-sysusers", "usermod", "docker", "kubectl", "python3")
+from bursar.cli import cli
+
+NEEDS_A_HOST = ("systemctl", "systemd-sysusers", "usermod", "docker", "kubectl", "python3", "ln")
 """What changes a host or a cluster. The files that they name are checked, here and beside."""
 
 
@@ -19,7 +21,8 @@ def page(project: Path) -> str:
 @pytest.fixture(scope="module")
 def commands(page: str) -> list[list[str]]:
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
 
 
 def test_every_file_that_it_names_exists(
@@ -34,9 +37,24 @@ def test_every_file_that_it_names_exists(
 
 
 def test_every_command_is_known_here(commands: list[list[str]]) -> None:
-    for program, *_ in commands:
-        known = ("install", "export", "/opt/bursar/bin/pip", *NEEDS_A_HOST)
-        assert program in known, program
+    known = ("install", "export", *NEEDS_A_HOST)
+    for program, *arguments in commands:
+        if program == "bursar":
+            assert arguments[0] in cli.commands
+        else:
+            assert program in known or program.endswith("/bin/pip"), program
+
+
+def test_the_services_find_the_program_where_it_is_put(
+    project: Path, commands: list[list[str]]
+) -> None:
+    links = {line[-1]: line[-2] for line in commands if line[0] == "ln"}
+    made = {line[-1] for line in commands if line[:3] == ["python3", "-m", "venv"]}
+    assert {target.removesuffix("/bin/bursar") for target in links.values()} == made
+    for unit, place in (("system", "/opt/bursar/bin/bursar"), ("user", "~/.local/bin/bursar")):
+        text = (project / f"sidecar/systemd/{unit}/bursar.service").read_text(encoding="utf-8")
+        assert f"ExecStart={place.replace('~', '%h')} serve" in text
+        assert place in {*links, *links.values()}
 
 
 def test_the_files_go_where_it_says(
@@ -44,7 +62,7 @@ def test_the_files_go_where_it_says(
 ) -> None:
     """By install(1) itself, into a folder that stands for the root."""
     copies = [line for line in commands if line[0] == "install"]
-    assert len(copies) == 5
+    assert len(copies) == 6
     for line in copies:
         moved = [
             f"{tmp_path}{one.replace('~', '/alice')}" if one.startswith(("/", "~")) else one

@@ -205,7 +205,10 @@ def test_it_serves_a_first_reserve_soon_after(
 def test_it_says_its_version_and_runs_the_demo(installed: tuple[Path, float]) -> None:
     scripts, _ = installed
     said = run(scripts / "bursar", "--version")
-    assert run(scripts / "pip", "show", "bursar-sidecar").splitlines()[1].split()[-1] == said.split()[-1]
+    assert (
+        run(scripts / "pip", "show", "bursar-sidecar").splitlines()[1].split()[-1]
+        == said.split()[-1]
+    )
     assert "stopped" in run(scripts / "bursar", "demo")
 
 

@@ -255,6 +255,27 @@ os.setgroups({others}); os.setgid({gid}); os.setuid({uid})
     assert ran.stdout.startswith(said), ran.stdout + ran.stderr
 
 
+@as_root
+def test_whom_the_socket_keeps_out_is_told_so() -> None:
+    with Daemon(in_memory=True) as daemon:
+        daemon.folder.chmod(0o711)
+        code = f"""
+import os, bursar, bursar._grpc, bursar.v1.access_pb2
+from bursar.cli import cli, health
+os.setgroups([]); os.setgid(40_009); os.setuid(40_009)
+try:
+    bursar.connect({daemon.target!r}, attempts=1).who_am_i()
+except bursar.SidecarUnavailable as error:
+    print(error)
+cli(["health", "--target", {daemon.target!r}])
+"""
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    told = f"user 40009 may not connect to {daemon.target}: join the group of the socket"
+    assert told in ran.stdout
+    assert told in ran.stderr
+
+
 LEASES: Final = """
 import bursar
 from bursar.lease import LeaseTerms, SharedStep

@@ -46,9 +46,8 @@ def _sample() -> "Sample":
 
 def _gpus(sample: "Sample") -> Iterator[Finding]:
     if sample.health is Health.NO_NVML:
-        advice = (
-            "on a host with GPUs, install NVIDIA's driver and the extra: pip install bursar-sidecar[gpu]"
-        )
+        extra = "pip install 'bursar-sidecar[gpu]'"
+        advice = f"on a host with GPUs, install NVIDIA's driver and the extra: {extra}"
         yield Finding("NVML", Outcome.WARN, f"not there: {sample.detail}", advice)
         return
     if sample.health is not Health.WATCHING:

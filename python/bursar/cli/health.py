@@ -31,7 +31,7 @@ def health(timeout_s: float, target: str | None) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from bursar._grpc import channel_options, resolve_target
+    from bursar._grpc import channel_options, resolve_target, unanswered
 
     address = resolve_target(target)
     with grpc.insecure_channel(address, options=channel_options(address)) as channel:
@@ -39,9 +39,7 @@ def health(timeout_s: float, target: str | None) -> None:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise SidecarUnavailable(
-                f"no sidecar answers at {address}: {error.details()}"
-            ) from None
+            raise SidecarUnavailable(unanswered(address, error.details() or "")) from None
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         click.echo("bursar: its store has failed: it only reads until it is restarted", err=True)
         sys.exit(EXIT_ERROR)
