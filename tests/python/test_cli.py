@@ -346,3 +346,15 @@ def test_all_commands_are_known_to_the_tests() -> None:
                 yield from names(command, [*path, name])
 
     assert sorted(names(cli, [])) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("rates", "is_said"),
+    [("", True), ("list_prices = true", False), ("allow_unpriced = true", True)],
+)
+def test_money_without_prices_is_said(tmp_path: Path, rates: str, is_said: bool) -> None:  # noqa: FBT001
+    file = tmp_path / "bursar.toml"
+    budget = '[[accounts.budgets]]\nunit = "usd_nanos"\nlimit = "5.00 USD"\n'
+    file.write_text(f'[rates]\n{rates}\n[[accounts]]\npath = "a"\n{budget}', encoding="utf-8")
+    said = CliRunner().invoke(cli, ["check", str(file)]).stdout
+    assert ("no model has a price" in said) is is_said, said

@@ -51,8 +51,17 @@ def summary(config: Config) -> list[str]:
         *_guards(config),
         f"store: {where}",
         f"rate card: {models:,} with a price; a model without a price is {unpriced}",
+        *_without_prices(config),
         f"tells: {told or 'nobody'}",
     ]
+
+
+def _without_prices(config: Config) -> list[str]:
+    """What is to be said of budgets in money where no model has a price."""
+    budgets = (budget for account in config.accounts for budget in account.budgets)
+    if config.rates.models or not any(budget.unit == "usd_nanos" for budget in budgets):
+        return []
+    return ["no model has a price, and budgets in usd_nanos wait for one: set rates.list_prices"]
 
 
 def _guards(config: Config) -> list[str]:
