@@ -155,6 +155,8 @@ def test_the_wheel_is_for_every_python_and_this_glibc(wheel: Path) -> None:
     assert wheel.stat().st_size < WHEEL_BYTES_MAX
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
+    licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "THIRD-PARTY-LICENSES.txt"}
     assert {"bursar/py.typed", "bursar/_core.pyi", "bursar/rates/rates.toml"} <= set(names)
     assert [name for name in names if name.startswith(("tests", "rust", "proto"))] == []
 
