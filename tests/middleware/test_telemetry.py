@@ -310,6 +310,16 @@ def test_who_cancels_has_made_no_error(traced: Traced, sidecar: Sidecar) -> None
     assert said(span)["gen_ai.provider.name"] == "_OTHER"
 
 
+def test_an_engine_that_is_told_to_end_has_not_finished(
+    traced: Traced, ledger: bursar.Client
+) -> None:
+    with made(ledger, "acme/ended") as generation:
+        generation.on_prompt(10, max_new_tokens=50)
+        assert generation.on_end("cancelled") == "cancelled"
+    assert said(traced.only())["gen_ai.response.finish_reasons"] == ("error",)
+    assert "error.type" not in said(traced.only())
+
+
 def test_what_is_called_meanwhile_is_within_it_and_so_is_a_generation(
     traced: Traced, ledger: bursar.Client
 ) -> None:

@@ -246,9 +246,10 @@ class Observed:
 
 
 def _response(reason: str | None, model: str | None, usage: Usage) -> Attributes:
-    """What the conventions say of an answer; one that was cut off has the reason `error`."""
+    """What the conventions say of an answer; `error` is the reason of one that was cut off."""
+    finished = "error" if reason in {None, "cancelled"} else reason
     told: Attributes = {
-        "gen_ai.response.finish_reasons": [reason or "error"],
+        "gen_ai.response.finish_reasons": [finished],
         "gen_ai.usage.input_tokens": usage.input_tokens,
         "gen_ai.usage.output_tokens": usage.output_tokens,
     }
