@@ -23,7 +23,8 @@ def describe() -> str:
     ]
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     name = names[0] if names else platform.machine()
-    return f"{len(cpus())} x {name}, {memory_gib:.0f} GiB, Linux {platform.release()}"
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{len(cpus())} x {name}, {memory_gib:.0f} GiB, Linux {kernel}"
 
 
 def cpus() -> list[int]:

@@ -63,10 +63,10 @@ def agent(request: pytest.FixtureRequest, project: Path) -> Agent:
     command = request.param(project)
 
     def run(
-        target: str, account: str, tokens: int, **environment: str
+        target: str, *arguments: str | int, **environment: str
     ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [*command, account, str(tokens)],
+            [*command, *map(str, arguments)],
             env=os.environ | {"BURSAR_TARGET": target} | environment,
             capture_output=True,
             text=True,
@@ -147,6 +147,20 @@ def test_an_agent_on_another_host_shows_its_token_by_tls(
     assert unknown.returncode == 1
     assert "needs a token" in unknown.stderr
     assert balance(client, budget) == (0, 30, 70)
+
+
+def test_an_agent_that_is_not_told_what_it_needs_says_what(agent: Agent) -> None:
+    for ran in (agent("unix:/nowhere"), agent("", "acme/research/agent-7", 500)):
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr.startswith("usage: BURSAR_TARGET=")
+
+
+def test_go_stubs_without_a_compiler_say_how_to_get_one(project: Path) -> None:
+    script = project / SOURCES / "go/generate.sh"
+    environment = os.environ | {"PROTOC": "no-such-compiler"}
+    ran = subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "there is no no-such-compiler: install it" in ran.stderr
 
 
 def test_lock_files_of_the_examples_name_no_registry(project: Path) -> None:

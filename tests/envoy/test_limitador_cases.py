@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.daemon import Daemon
 from support.ratelimits import OK, OVER_LIMIT, RateLimits, codes, headers, rule
 
@@ -27,10 +28,15 @@ def calls(limit: int, seconds: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def limits(
-    project: Path, rules: list[dict[str, Any]], accounts: list[dict[str, Any]]
+    project: Path,
+    rules: list[dict[str, Any]],
+    accounts: list[dict[str, Any]],
+    *,
+    unmatched: str = "allow",
+    **settings: Any,
 ) -> Iterator[RateLimits]:
-    rules = [{"unit": "calls", **one} for one in rules]
-    daemon = Daemon(in_memory=True, envoy={"rules": rules, "unmatched": "allow"}, accounts=accounts)
+    envoy = {"rules": [{"unit": "calls", **one} for one in rules], "unmatched": unmatched}
+    daemon = Daemon(in_memory=True, envoy=envoy, accounts=accounts, **settings)
     with daemon, RateLimits(project, daemon.target) as ask:
         yield ask
 
@@ -47,8 +53,46 @@ def test_ten_get_requests_a_minute_for_each_user(project: Path) -> None:
         assert [codes(ask(post))[0] for _ in range(20)] == [OK] * 20
 
 
+@pytest.mark.parametrize(("unmatched", "answer"), [("allow", OK), ("refuse", OVER_LIMIT)])
+@pytest.mark.parametrize(
+    "descriptors",
+    [
+        [{"method": "GET", "user": "alice", "path": "/"}],
+        [{"user": "alice", "method": "GET"}],
+        [{"method": "GET"}, {"user": "alice"}],
+    ],
+    ids=["another entry", "another order", "two descriptors"],
+)
+def test_a_rule_fits_its_entries_in_order_and_no_more(
+    project: Path, descriptors: list[dict[str, str]], unmatched: str, answer: int
+) -> None:
+    """A limit of Limitador's counts all of these; here they pass unlimited, or are refused."""
+    rules = [rule(["method=GET", "user"], "site/get/{user}")]
+    accounts = [{"path": "site/get/*", "budgets": calls(1, 60)}]
+    with limits(project, rules, accounts, unmatched=unmatched) as ask:
+        assert [codes(ask(*descriptors))[0] for _ in range(3)] == [answer] * 3
+
+
+def test_the_first_rule_that_fits_counts_and_no_other(project: Path) -> None:
+    """Two limits of Limitador's would both count: the second would refuse the second request."""
+    rules = [rule(["user"], "site/{user}"), rule(["user=alice"], "few/{user}")]
+    accounts = [
+        {"path": "site/*", "budgets": calls(3, 60)},
+        {"path": "few/*", "budgets": calls(1, 60)},
+    ]
+    with limits(project, rules, accounts) as ask:
+        assert [codes(ask({"user": "alice"}))[0] for _ in range(4)] == [OK] * 3 + [OVER_LIMIT]
+
+
+def test_users_beyond_the_most_accounts_below_one_are_refused(project: Path) -> None:
+    accounts = [{"path": "site/*", "budgets": calls(1, 60)}]
+    few = {"max_children": 3}
+    with limits(project, [rule(["user"], "site/{user}")], accounts, limits=few) as ask:
+        assert [codes(ask({"user": f"u{n}"}))[0] for n in range(4)] == [OK] * 3 + [OVER_LIMIT]
+
+
 def test_all_limits_that_a_request_fits_count(project: Path) -> None:
-    """Per user and for all together: whichever is used up first refuses, and counts nowhere."""
+    """Budgets along the path: whichever is used up first refuses, and nothing is counted."""
     rules = [rule(["method", "user"], "site/{method}/{user}")]
     accounts = [
         {"path": "site/GET", "budgets": calls(5, 60)},

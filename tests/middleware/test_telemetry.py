@@ -18,8 +18,13 @@ from bursar.middleware import BUDGET_EXHAUSTED, AsyncGeneration, Generation, Pol
 from bursar.testing import Sidecar
 
 TEXT = "nobody may read this"
-DURATION = "gen_ai.client.operation.duration"
-TOKENS = "gen_ai.client.token.usage"
+DURATION = "gen_ai.client.inference.duration"
+USED = "gen_ai.client.inference.usage"
+PER_CALL = "gen_ai.client.inference.operation"
+HISTOGRAMS = (DURATION, f"{PER_CALL}.input_tokens", f"{PER_CALL}.output_tokens")
+COUNTERS = tuple(
+    f"{USED}.{kind}_tokens" for kind in ("input", "output", "cache_read.input", "cache_write.input")
+)
 
 
 def made(client: bursar.Client, account: str, **more: Any) -> Generation:
@@ -83,6 +88,11 @@ def test_a_call_is_one_span_within_the_callers(
     assert list(span.events) == []
 
 
+def counted(traced: Traced) -> list[int]:
+    """What each counter of tokens says, in the order of `COUNTERS`."""
+    return [sum(one.value for one in traced.points(name)) for name in COUNTERS]
+
+
 def test_the_histograms_have_the_conventions_buckets_and_exact_values(
     traced: Traced, ledger: bursar.Client
 ) -> None:
@@ -91,25 +101,71 @@ def test_the_histograms_have_the_conventions_buckets_and_exact_values(
         with made(ledger, "acme/exact") as generation:
             generation.on_prompt(prompt, max_new_tokens=100)
             generation.on_step(new)
-    points = {one.attributes["gen_ai.token.type"]: one for one in traced.points(TOKENS)}
-    assert {kind: (one.count, one.sum) for kind, one in points.items()} == {
-        "input": (3, 132),
-        "output": (3, 76),
-    }
+    [prompts], [outputs] = (traced.points(name) for name in HISTOGRAMS[1:])
+    assert [(one.count, one.sum) for one in (prompts, outputs)] == [(3, 132), (3, 76)]
     few, many = (1, 4, 16, 64, 256, 1024, 4096), (16384, 65536, 262144, 1048576)
-    assert tuple(points["input"].explicit_bounds) == (*few, *many, 4194304, 16777216, 67108864)
-    assert tuple(points["input"].bucket_counts)[:5] == (0, 1, 0, 1, 1)
-    assert tuple(points["output"].bucket_counts)[:5] == (1, 0, 1, 0, 1)
+    assert tuple(prompts.explicit_bounds) == (*few, *many, 4194304, 16777216, 67108864)
+    assert tuple(prompts.bucket_counts)[:5] == (0, 1, 0, 1, 1)
+    assert tuple(outputs.bucket_counts)[:5] == (1, 0, 1, 0, 1)
     [took] = traced.points(DURATION)
     seconds = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48)
     assert tuple(took.explicit_bounds) == (*seconds, 40.96, 81.92)
     longest = max((one.end_time or 0) - (one.start_time or 0) for one in traced.ours())
     assert took.count == 3
     assert 0 < took.min <= took.max <= longest / 1e9
-    assert dict(took.attributes) == {
+    names = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai"}
+    assert dict(took.attributes) == dict(prompts.attributes) == names
+
+
+def test_the_counters_say_what_was_used_and_of_that_what_a_cache_had(
+    traced: Traced, ledger: bursar.Client
+) -> None:
+    ledger.set_budget("acme/counted", unit="usd_nanos", limit=10_000_000)
+    used = Usage(input_tokens=90, cached_input_tokens=40, cache_write_tokens=30, output_tokens=8)
+    for usage in (used, None):
+        with made(ledger, "acme/counted") as generation:
+            generation.on_prompt(100, model="big", max_new_tokens=30)
+            generation.on_step(7)
+            generation.on_end("stop", usage=usage)
+    assert counted(traced) == [90 + 100, 8 + 7, 40, 30]
+    first, second = (said(span) for span in traced.ours())
+    assert first["gen_ai.usage.cache_write.input_tokens"] == 30
+    assert "gen_ai.usage.cache_write.input_tokens" not in second
+    assert dict(traced.points(COUNTERS[0])[0].attributes) == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "big",
+        "gen_ai.response.model": "big",
+        "gen_ai.token.modality": "unknown",
     }
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("azure", "azure.ai.openai"),
+        ("bedrock", "aws.bedrock"),
+        ("google", "gcp.gemini"),
+        ("google-cloud", "gcp.vertex_ai"),
+        ("google_vertexai", "gcp.vertex_ai"),
+        ("mistral", "mistral_ai"),
+        ("moonshotai", "moonshot_ai"),
+        ("xai", "x_ai"),
+        ("anthropic", "anthropic"),
+        ("", "_OTHER"),
+    ],
+)
+def test_a_provider_has_the_conventions_name(told: str, name: str) -> None:
+    assert _telemetry.provider_name(told) == name
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_a_streamed_call_says_that_it_is_one(
+    traced: Traced, ledger: bursar.Client, *, stream: bool
+) -> None:
+    with made(ledger, "acme/streamed", stream=stream) as generation:
+        generation.on_prompt(1, max_new_tokens=1)
+    assert said(traced.only()).get("gen_ai.request.stream") == (True if stream else None)
 
 
 def test_an_account_is_in_the_metrics_only_for_those_who_choose_it(
@@ -120,8 +176,8 @@ def test_an_account_is_in_the_metrics_only_for_those_who_choose_it(
         with made(ledger, account, policy=policy) as generation:
             generation.on_prompt(1, max_new_tokens=1)
             generation.on_step()
-    points = traced.points(TOKENS) + traced.points(DURATION)
-    assert [one.attributes.get("bursar.account") for one in points].count("acme/one") == 3
+    points = [one for name in (*HISTOGRAMS, *COUNTERS) for one in traced.points(name)]
+    assert [one.attributes.get("bursar.account") for one in points].count("acme/one") == 7
     assert "acme/other" not in str([dict(one.attributes) for one in points])
 
 
@@ -194,9 +250,10 @@ def test_a_refusal_is_an_error_for_nothing_was_generated(
     assert span.status.description is None
     assert said(span)["error.type"] == refused.value.reason == "BUDGET_EXHAUSTED"
     assert not {one for one in said(span) if one.startswith(("gen_ai.usage", "gen_ai.response"))}
-    assert traced.points(TOKENS) == []
-    [took] = traced.points(DURATION)
-    assert (took.count, took.attributes["error.type"]) == (1, "BUDGET_EXHAUSTED")
+    for name in HISTOGRAMS:
+        [took] = traced.points(name)
+        assert (took.count, took.attributes["error.type"]) == (1, "BUDGET_EXHAUSTED")
+    assert counted(traced) == [0, 0, 0, 0]
 
 
 def test_an_engine_that_dies_is_an_error_and_its_words_are_not_told(
@@ -227,7 +284,7 @@ def test_what_never_began_has_no_usage(traced: Traced, ledger: bursar.Client) ->
         generation.abandon(TimeoutError(TEXT))
     assert said(traced.only())["error.type"] == "TimeoutError"
     assert "gen_ai.usage.input_tokens" not in said(traced.only())
-    assert traced.points(TOKENS) == []
+    assert counted(traced) == [0, 0, 0, 0]
 
 
 def test_who_cancels_has_made_no_error(traced: Traced, sidecar: Sidecar) -> None:
@@ -249,8 +306,18 @@ def test_who_cancels_has_made_no_error(traced: Traced, sidecar: Sidecar) -> None
     asyncio.run(main())
     span = traced.only()
     assert span.status.status_code is StatusCode.UNSET
-    assert said(span)["gen_ai.response.finish_reasons"] == ("cancelled",)
+    assert said(span)["gen_ai.response.finish_reasons"] == ("error",)
     assert said(span)["gen_ai.provider.name"] == "_OTHER"
+
+
+def test_an_engine_that_is_told_to_end_has_not_finished(
+    traced: Traced, ledger: bursar.Client
+) -> None:
+    with made(ledger, "acme/ended") as generation:
+        generation.on_prompt(10, max_new_tokens=50)
+        assert generation.on_end("cancelled") == "cancelled"
+    assert said(traced.only())["gen_ai.response.finish_reasons"] == ("error",)
+    assert "error.type" not in said(traced.only())
 
 
 def test_what_is_called_meanwhile_is_within_it_and_so_is_a_generation(
@@ -283,7 +350,7 @@ def test_a_call_that_a_framework_has_told_of_is_not_counted_again(
     assert (span.name, span.kind) == ("bursar.generation", SpanKind.INTERNAL)
     assert is_child(span, around)
     assert {name.partition(".")[0] for name in said(span)} == {"bursar"}
-    assert traced.points(TOKENS) + traced.points(DURATION) == []
+    assert [one for name in (*HISTOGRAMS, *COUNTERS) for one in traced.points(name)] == []
 
 
 def test_steps_write_nothing(

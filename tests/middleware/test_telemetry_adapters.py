@@ -20,7 +20,7 @@ openai = pytest.importorskip("openai", reason="OpenAI's client asks the engine; 
 
 HELLO = [{"role": "user", "content": "hello"}]
 ENOUGH, LITTLE = 1_000_000, 500
-TOKENS = "gen_ai.client.token.usage"
+USED = "gen_ai.client.inference.usage"
 LIMIT = {"max_tokens": 30, "extra_body": {"ignore_eos": True}}
 
 Call = Callable[[str, bursar.AsyncClient, bursar.Client, "Upstream"], Awaitable[Any]]
@@ -153,6 +153,9 @@ CALLS: list[Call] = [
 ]
 
 
+STREAMED = (langchain_agent, langchain_agent_sync, agents_sdk_streamed, pydantic_streamed)
+
+
 def run(
     call: Call, sidecar: Sidecar, traced: Traced, upstream: Upstream, *, limit: int = ENOUGH
 ) -> Any:
@@ -184,9 +187,10 @@ def test_a_frameworks_call_is_one_span_and_what_it_sends_is_within(
     assert found["gen_ai.usage.output_tokens"] == 30
     assert span.status.status_code is StatusCode.UNSET
     assert upstream.within == [span.get_span_context().span_id]  # type: ignore[union-attr]
-    sums = {one.attributes["gen_ai.token.type"]: one.sum for one in traced.points(TOKENS)}
-    assert sums == {"input": found["gen_ai.usage.input_tokens"], "output": 30}
-    assert sums["input"] * 10 + 30 * 20 == found["bursar.spent.usd_nanos"]
+    [read], [written] = (traced.points(f"{USED}.{kind}_tokens") for kind in ("input", "output"))
+    assert (read.value, written.value) == (found["gen_ai.usage.input_tokens"], 30)
+    assert read.value * 10 + 30 * 20 == found["bursar.spent.usd_nanos"]
+    assert found.get("gen_ai.request.stream", False) is (call in STREAMED)
     assert "hello" not in traced.everything()
 
 
@@ -213,7 +217,7 @@ def test_a_frameworks_call_that_fails_says_what_failed_and_no_more(
     assert span.status.status_code is StatusCode.ERROR
     assert "nothing-is-here" not in traced.everything()
     assert said(span)["error.type"].endswith("NotFoundError")
-    assert traced.points(TOKENS) == []
+    assert [one.value for one in traced.points(f"{USED}.output_tokens")] == [0]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -270,7 +274,7 @@ def test_where_pydantic_ai_traces_the_call_it_is_counted_once(
     assert is_child(span, theirs)
     assert said(theirs)["gen_ai.usage.output_tokens"] == 30
     assert said(span)["bursar.spent.tokens"] == said(theirs)["gen_ai.usage.input_tokens"] + 30
-    assert traced.points(TOKENS) == []
+    assert traced.points(f"{USED}.output_tokens") == []
 
 
 @pytest.mark.parametrize("path", ["chat", "text_completion"])

@@ -57,7 +57,7 @@ class Traced:
         return span
 
     def points(self, name: str) -> list[Any]:
-        """The data points of a histogram of Bursar."""
+        """The data points of a metric of Bursar."""
         data = self._reader.get_metrics_data()
         if data is None:
             return []

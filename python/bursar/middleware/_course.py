@@ -34,6 +34,7 @@ class Course:
         fallbacks: The models that the caller can fall back to; None: any.
         provider: Who generates, for traces and metrics: a `gen_ai.provider.name`.
         operation: What the call is, for those: a `gen_ai.operation.name`.
+        stream: Whether the answer comes as a stream, for those.
     """
 
     def __init__(
@@ -44,12 +45,17 @@ class Course:
         fallbacks: Container[str] | None = None,
         provider: str = OTHER,
         operation: str = "chat",
+        stream: bool = False,
     ) -> None:
         self.account = account
         self._fallbacks = fallbacks
         self.policy = policy if policy is not None else Policy()
         self._observed = Observed(
-            account, provider, operation, by_account=self.policy.metrics_by_account
+            account,
+            provider,
+            operation,
+            stream=stream,
+            by_account=self.policy.metrics_by_account,
         )
         self._facts: dict[str, Any] = {}
         self._verdict = Verdict.OK  # of the latest step

@@ -50,6 +50,7 @@ class Generation(Course):
         fallbacks: The models that the caller can fall back to; None: any.
         provider: Who generates, for traces and metrics: a `gen_ai.provider.name`.
         operation: What the call is, for those: a `gen_ai.operation.name`.
+        stream: Whether the answer comes as a stream, for those.
     """
 
     def __init__(
@@ -61,9 +62,15 @@ class Generation(Course):
         fallbacks: Container[str] | None = None,
         provider: str = OTHER,
         operation: str = "chat",
+        stream: bool = False,
     ) -> None:
         super().__init__(
-            account, policy=policy, fallbacks=fallbacks, provider=provider, operation=operation
+            account,
+            policy=policy,
+            fallbacks=fallbacks,
+            provider=provider,
+            operation=operation,
+            stream=stream,
         )
         self._client = client
         self._hold: Reservation | None = None
@@ -220,9 +227,15 @@ class AsyncGeneration(Course):
         fallbacks: Container[str] | None = None,
         provider: str = OTHER,
         operation: str = "chat",
+        stream: bool = False,
     ) -> None:
         super().__init__(
-            account, policy=policy, fallbacks=fallbacks, provider=provider, operation=operation
+            account,
+            policy=policy,
+            fallbacks=fallbacks,
+            provider=provider,
+            operation=operation,
+            stream=stream,
         )
         self._client = client
         self._hold: AsyncReservation | None = None

@@ -1,4 +1,4 @@
-"""OpenTelemetry of a generation: one span, two histograms, by the names of the GenAI conventions.
+"""OpenTelemetry of a generation: a span and metrics, by the names of the GenAI conventions 0.1.0.
 
 Written to where a generation begins, where its verdict gets worse, and where it ends; steps do not
 come here. No text is recorded: no prompt, no output, no message of an error. Without the package
@@ -26,10 +26,31 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-__all__ = ["OTHER", "Instruments", "Observed", "instruments"]
+__all__ = ["OTHER", "Instruments", "Observed", "instruments", "provider_name"]
 
 OTHER: Final = "_OTHER"
 """A provider, or a kind of error, that nobody has named."""
+
+_PROVIDERS: Final = {
+    "amazon_bedrock": "aws.bedrock",
+    "anthropic-mantle": "aws.bedrock",
+    "azure": "azure.ai.openai",
+    "bedrock": "aws.bedrock",
+    "bedrock-mantle": "aws.bedrock",
+    "google": "gcp.gemini",
+    "google-cloud": "gcp.vertex_ai",
+    "google_genai": "gcp.gemini",
+    "google_vertexai": "gcp.vertex_ai",
+    "ibm": "ibm.watsonx.ai",
+    "mistral": "mistral_ai",
+    "moonshot": "moonshot_ai",
+    "moonshotai": "moonshot_ai",
+    "openai-chatgpt": "openai",
+    "openai-codex": "openai",
+    "openai-mantle": "aws.bedrock",
+    "xai": "x_ai",
+}
+"""What LangChain and Pydantic AI call them; the other names are the conventions' own."""
 
 _SCOPE: Final = "bursar"
 _INFERENCE: Final = frozenset({"chat", "generate_content", "text_completion"})
@@ -39,13 +60,43 @@ _SECOND_BUCKETS: Final = tuple(2**power / 100 for power in range(14))
 
 Attributes = dict[str, Any]
 
+_COUNTERS: Final = {
+    "input_tokens": (
+        "gen_ai.client.inference.usage.input_tokens",
+        "The number of input (prompt) tokens used, including cached tokens.",
+    ),
+    "output_tokens": (
+        "gen_ai.client.inference.usage.output_tokens",
+        "The number of output (completion) tokens used, including reasoning tokens.",
+    ),
+    "cached_input_tokens": (
+        "gen_ai.client.inference.usage.cache_read.input_tokens",
+        "The number of input tokens served from a provider-managed cache.",
+    ),
+    "cache_write_tokens": (
+        "gen_ai.client.inference.usage.cache_write.input_tokens",
+        "The number of input tokens written to a provider-managed cache.",
+    ),
+}
+_HISTOGRAMS: Final = {
+    "input_tokens": (
+        "gen_ai.client.inference.operation.input_tokens",
+        "The number of input (prompt) tokens used per inference operation.",
+    ),
+    "output_tokens": (
+        "gen_ai.client.inference.operation.output_tokens",
+        "The number of output (completion) tokens used per inference operation.",
+    ),
+}
+
 
 class Instruments(NamedTuple):
-    """What is written to."""
+    """What is written to; the tokens' by the names of the fields of `Usage`."""
 
     tracer: "trace.Tracer"
-    tokens: "metrics.Histogram"
     duration: "metrics.Histogram"
+    used: "dict[str, metrics.Counter]"
+    per_call: "dict[str, metrics.Histogram]"
 
 
 def instruments(tracers: Any = None, meters: Any = None) -> Instruments:  # noqa: ANN401 -- providers
@@ -54,21 +105,30 @@ def instruments(tracers: Any = None, meters: Any = None) -> Instruments:  # noqa
     return Instruments(
         trace.get_tracer(_SCOPE, version, tracers),
         meter.create_histogram(
-            "gen_ai.client.token.usage",
-            "{token}",
-            "Number of input and output tokens used.",
-            explicit_bucket_boundaries_advisory=_TOKEN_BUCKETS,
-        ),
-        meter.create_histogram(
-            "gen_ai.client.operation.duration",
+            "gen_ai.client.inference.duration",
             "s",
-            "GenAI operation duration.",
+            "GenAI client inference operation duration.",
             explicit_bucket_boundaries_advisory=_SECOND_BUCKETS,
         ),
+        {
+            field: meter.create_counter(name, "{token}", brief)
+            for field, (name, brief) in _COUNTERS.items()
+        },
+        {
+            field: meter.create_histogram(
+                name, "{token}", brief, explicit_bucket_boundaries_advisory=_TOKEN_BUCKETS
+            )
+            for field, (name, brief) in _HISTOGRAMS.items()
+        },
     )
 
 
 _OURS: Instruments | None = instruments() if _IS_INSTALLED else None
+
+
+def provider_name(told: str) -> str:
+    """The conventions' name of a provider that a framework names; empty: nobody has."""
+    return _PROVIDERS.get(told, told) or OTHER
 
 
 class Observed:
@@ -78,11 +138,15 @@ class Observed:
         account: The account that spends.
         provider: Who generates, by the conventions' names.
         operation: What the call is, by the conventions' names.
+        stream: Whether the answer comes as a stream.
         by_account: Whether the metrics have the account as an attribute.
     """
 
-    def __init__(self, account: str, provider: str, operation: str, *, by_account: bool) -> None:
+    def __init__(
+        self, account: str, provider: str, operation: str, *, stream: bool, by_account: bool
+    ) -> None:
         self._account = {"bursar.account": account}
+        self._stream = {"gen_ai.request.stream": True} if stream else {}
         self._named = {"gen_ai.operation.name": operation, "gen_ai.provider.name": provider}
         self._by_account = by_account
         self._span: Span | None = None
@@ -102,7 +166,8 @@ class Observed:
         if model is not None:
             self._named["gen_ai.request.model"] = model
         name = f"{self._named['gen_ai.operation.name']} {model or ''}".rstrip()
-        asked: Attributes = {**self._named, **self._account, "gen_ai.request.max_tokens": most}
+        asked: Attributes = {**self._named, **self._account, **self._stream}
+        asked["gen_ai.request.max_tokens"] = most
         self._span = _OURS.tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=asked)
 
     def current(self) -> AbstractContextManager[Any]:
@@ -157,8 +222,7 @@ class Observed:
                 told["error.type"] = failed
                 self._span.set_status(trace.StatusCode.ERROR)
             if not self._is_told and usage is not None:
-                is_cancelled = error is not None and not failed
-                told |= _response("cancelled" if is_cancelled else reason, model, usage)
+                told |= _response(reason, model, usage)
             self._span.set_attributes(told)
         if not self._is_told:
             self._count(_OURS, model, usage)
@@ -172,16 +236,20 @@ class Observed:
         if self._by_account:
             named |= self._account
         ours.duration.record(time.perf_counter() - self._began, named, within)
-        if usage is not None:
-            named.pop("error.type", None)
-            for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
-                ours.tokens.record(count, named | {"gen_ai.token.type": kind}, within)
+        used = usage or Usage()  # a call without an answer counts 0
+        for field, histogram in ours.per_call.items():
+            histogram.record(getattr(used, field), named, within)
+        named.pop("error.type", None)
+        named["gen_ai.token.modality"] = "unknown"
+        for field, counter in ours.used.items():
+            counter.add(getattr(used, field), named, within)
 
 
 def _response(reason: str | None, model: str | None, usage: Usage) -> Attributes:
-    """What the conventions say of an answer."""
+    """What the conventions say of an answer; `error` is the reason of one that was cut off."""
+    finished = "error" if reason in {None, "cancelled"} else reason
     told: Attributes = {
-        "gen_ai.response.finish_reasons": [reason or OTHER],
+        "gen_ai.response.finish_reasons": [finished],
         "gen_ai.usage.input_tokens": usage.input_tokens,
         "gen_ai.usage.output_tokens": usage.output_tokens,
     }
@@ -189,6 +257,8 @@ def _response(reason: str | None, model: str | None, usage: Usage) -> Attributes
         told["gen_ai.response.model"] = model
     if usage.cached_input_tokens:
         told["gen_ai.usage.cache_read.input_tokens"] = usage.cached_input_tokens
+    if usage.cache_write_tokens:
+        told["gen_ai.usage.cache_write.input_tokens"] = usage.cache_write_tokens
     return told
 
 

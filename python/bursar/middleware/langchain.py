@@ -25,21 +25,12 @@ from bursar.exceptions import GenerationTerminated
 from bursar.middleware._generation import Generation
 from bursar.middleware._hosted import Metered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
-from bursar.middleware._telemetry import OTHER
+from bursar.middleware._telemetry import provider_name
 from bursar.models import Usage
 
 __all__ = ["BudgetCallback", "BudgetMiddleware"]
 
 _CALLS_MAX: Final = 10_000
-_PROVIDERS: Final = {
-    "amazon_bedrock": "aws.bedrock",
-    "azure": "azure.ai.openai",
-    "google_genai": "gcp.gemini",
-    "google_vertexai": "gcp.vertex_ai",
-    "ibm": "ibm.watsonx.ai",
-    "mistral": "mistral_ai",
-    "xai": "x_ai",
-}
 
 
 class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -120,6 +111,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             policy=self._policy,
             fallbacks=self._fallbacks,
             provider=_provider(model._get_ls_params()),  # noqa: SLF001 -- what callbacks are told
+            stream="streaming" in type(model).model_fields,
         )
 
     def _prepare(
@@ -227,6 +219,7 @@ class BudgetCallback(BaseCallbackHandler):
             policy=self._policy,
             fallbacks=(),
             provider=_provider(metadata or {}),
+            stream=bool(said.get("stream")),
         )
         prompt = sum(count(_plain(batch), said.get("tools") or (), tokenizer) for batch in messages)
         generation.on_prompt(prompt, model=name, max_new_tokens=asked)
@@ -307,9 +300,7 @@ def _name(model: BaseChatModel) -> str | None:
 
 
 def _provider(told: Mapping[str, Any]) -> str:
-    """Who generates, in the names of OpenTelemetry's conventions."""
-    name = str(told.get("ls_provider") or OTHER)
-    return _PROVIDERS.get(name, name)
+    return provider_name(str(told.get("ls_provider") or ""))
 
 
 def _watched(model: BaseChatModel, callback: BudgetCallback) -> BaseChatModel:

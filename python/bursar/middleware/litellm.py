@@ -95,6 +95,7 @@ class BudgetLogger(CustomLogger):
             fallbacks=self._fallbacks,
             provider="litellm",
             operation="text_completion" if "text" in call_type else "chat",
+            stream=bool(data.get("stream")),
         )
         prompt = data.get("messages") or str(data.get("prompt", ""))
         tools = data.get("tools") or data.get("functions") or ()

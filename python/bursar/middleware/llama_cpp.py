@@ -53,6 +53,7 @@ class BudgetedLlama(Llama):
         self._fallbacks = dict(fallbacks or {})
         self._policy = policy if policy is not None else Policy()
         self._asked: int | None = None
+        self._is_stream = False
         self._last: Generation | None = None
 
     def create_completion(
@@ -65,6 +66,7 @@ class BudgetedLlama(Llama):
     ) -> Any:  # noqa: ANN401 -- as the package's
         """As the package's; chats go through it too."""
         self._asked = max_tokens if max_tokens is not None and max_tokens > 0 else None
+        self._is_stream = bool(settings.get("stream"))
         self._last = None
         made = super().create_completion(prompt, suffix, max_tokens, *args, **settings)
         if isinstance(made, dict):
@@ -102,6 +104,7 @@ class BudgetedLlama(Llama):
             fallbacks=self._fallbacks,
             provider="llama.cpp",
             operation="text_completion",
+            stream=self._is_stream,
         )
         with generation:
             generation.on_prompt(len(tokens), model=self._model_name, max_new_tokens=asked)

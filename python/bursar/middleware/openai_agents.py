@@ -126,7 +126,7 @@ class BudgetedModel(Model):
         **more: Any,  # noqa: ANN401 -- as above
     ) -> AsyncIterator[Any]:
         """One call, its events as they come."""
-        async with self._generation() as generation:
+        async with self._generation(stream=True) as generation:
             metered, settings = await self._begin(
                 generation, system_instructions, input, model_settings, [*tools, *handoffs]
             )
@@ -169,13 +169,14 @@ class BudgetedModel(Model):
                     event.response = event.response.model_copy(update={"output": output})
             yield event
 
-    def _generation(self) -> AsyncGeneration:
+    def _generation(self, *, stream: bool = False) -> AsyncGeneration:
         return AsyncGeneration(
             self._client,
             self._account,
             policy=self._policy,
             fallbacks=self._fallbacks,
             provider="openai",
+            stream=stream,
         )
 
     async def _begin(

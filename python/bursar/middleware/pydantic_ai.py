@@ -33,6 +33,7 @@ from bursar.aio import AsyncClient
 from bursar.middleware._generation import AsyncGeneration
 from bursar.middleware._hosted import AsyncMetered, Tokenizers, count, needs, usage_from
 from bursar.middleware._policy import BUDGET_EXHAUSTED, Policy
+from bursar.middleware._telemetry import provider_name
 from bursar.models import Usage
 
 __all__ = ["BudgetCapability"]
@@ -122,7 +123,7 @@ class _BudgetedModel(WrapperModel):
         run_context: Any = None,  # noqa: ANN401 -- passed on
     ) -> AsyncGenerator[StreamedResponse]:
         """One request, answered as it comes."""
-        async with self._generation() as generation:
+        async with self._generation(stream=True) as generation:
             metered, settings = await self._begin(
                 generation, messages, model_settings, model_request_parameters
             )
@@ -144,7 +145,7 @@ class _BudgetedModel(WrapperModel):
                     await generation.abandon(error)
                 raise
 
-    def _generation(self) -> AsyncGeneration:
+    def _generation(self, *, stream: bool = False) -> AsyncGeneration:
         own = self._capability
         fallbacks = own.fallbacks or {}
         return AsyncGeneration(
@@ -152,7 +153,8 @@ class _BudgetedModel(WrapperModel):
             own.account,
             policy=own.policy,
             fallbacks=fallbacks,
-            provider=self.wrapped.system,
+            provider=provider_name(self.wrapped.system),
+            stream=stream,
         )
 
     def _of(self, generation: AsyncGeneration) -> Model:

@@ -24,7 +24,8 @@ from bursar.models import Verdict
 
 __all__ = ["Generated", "generate"]
 
-_TOLD: Final = {"provider": "transformers", "operation": "text_completion"}
+_PROVIDER: Final = "transformers"
+_OPERATION: Final = "text_completion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ def generate(
     prompt_tokens = int(input_ids.numel() if mask is None else mask.sum())
     asked = int(said("max_new_tokens") or chosen.max_new_tokens)
     settings.pop("max_new_tokens", None)
-    generation = Generation(client, account, policy=chosen, fallbacks=(), **_TOLD)
+    generation = Generation(
+        client, account, policy=chosen, fallbacks=(), provider=_PROVIDER, operation=_OPERATION
+    )
     with generation:
         most = generation.on_prompt(prompt_tokens, model=name, max_new_tokens=asked * rows)
         if most < rows:

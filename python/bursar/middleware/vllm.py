@@ -124,6 +124,7 @@ class BudgetMiddleware:
             fallbacks=(),
             provider="vllm",
             operation="chat" if path == _CHAT else "text_completion",
+            stream=bool(body.get("stream")),
         ) as generation:
             await self._serve(generation, body, scope, receive, send)
 

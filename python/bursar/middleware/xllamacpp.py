@@ -111,6 +111,7 @@ class BudgetedServer:
             fallbacks=fallbacks,
             provider="llama.cpp",
             operation="chat" if is_chat else "text_completion",
+            stream=bool(body.get("stream")),
         )
         with generation:
             prompt_tokens = self._engine.count_prompt(body, is_chat=is_chat)

@@ -23,8 +23,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		fail("usage: agent ACCOUNT TOKENS")
+	if len(os.Args) != 3 || os.Getenv("BURSAR_TARGET") == "" {
+		fail("usage: BURSAR_TARGET=ADDRESS agent ACCOUNT TOKENS")
 	}
 	wish, err := strconv.ParseInt(os.Args[2], 10, 64)
 	if err != nil {

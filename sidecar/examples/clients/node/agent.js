@@ -68,6 +68,9 @@ async function generate(ledger, reservation, most) {
 }
 
 async function main(account, wishText) {
+  if (wishText === undefined || !process.env.BURSAR_TARGET) {
+    throw new Error('usage: BURSAR_TARGET=ADDRESS node agent.js ACCOUNT TOKENS');
+  }
   const wish = BigInt(wishText);
   const ledger = connect(process.env);
   const { verdict, refusal, reservation } = await ledger.reserve({

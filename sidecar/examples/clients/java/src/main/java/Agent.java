@@ -44,11 +44,12 @@ public final class Agent {
     }
 
     public static void main(String[] args) throws IOException {
-        if (args.length != 2) {
-            System.err.println("usage: Agent ACCOUNT TOKENS");
-            System.exit(2);
+        String target = System.getenv("BURSAR_TARGET");
+        if (args.length != 2 || target == null || target.isEmpty()) {
+            System.err.println("usage: BURSAR_TARGET=ADDRESS Agent ACCOUNT TOKENS");
+            System.exit(1);
         }
-        var channel = connect(System.getenv("BURSAR_TARGET"), System.getenv("BURSAR_TLS_CA"));
+        var channel = connect(target, System.getenv("BURSAR_TLS_CA"));
         var ledger = LedgerServiceGrpc.newBlockingStub(channel);
         String token = System.getenv("BURSAR_TOKEN");
         if (token != null) {
