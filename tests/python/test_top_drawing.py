@@ -144,6 +144,14 @@ def test_every_line_is_as_wide_as_the_screen_and_has_no_control_characters(
     assert (cell_len(text), cell_len(draw.heading(shown))) == (width, width)
 
 
+def test_what_is_of_a_limit_is_held_where_what_is_held_comes_back() -> None:
+    one = balance(0, held=4, limit=4, unit="concurrency")
+    row = Row("a", "a", 0, parent=False, expanded=False)
+    shown = draw.columns(80)
+    line = draw.line(row, account("a", one), one, pace=None, thresholds=(), shown=shown)
+    assert "100%             4/4 concurrency" in "".join(text for text, _ in line)
+
+
 def tree_of(*accounts: Account) -> AccountTree:
     tree = AccountTree()
     tree.apply(AccountChanges(accounts), anew=True, now_s=0.0)

@@ -222,7 +222,8 @@ def line(
     if balance is not None:
         limit = amount(balance.unit, balance.limit)
         cells["used"] = (share(balance.spent + balance.held, balance.limit), kind)
-        cells["spent/limit"] = (f"{amount(balance.unit, balance.spent)}/{limit}", "")
+        taken = balance.held if balance.unit in CAPACITY_UNITS else balance.spent
+        cells["spent/limit"] = (f"{amount(balance.unit, taken)}/{limit}", "")
         cells["of"] = (of_what(balance), "muted")
         cells["burns"] = (rate(balance.unit, pace.rate_per_s if pace else None), "")
         soon = "stop" if pace and pace.ends_s is not None else "muted"
