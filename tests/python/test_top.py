@@ -239,6 +239,31 @@ async def test_every_size_shows_names_and_states_and_can_be_changed(
         await screen.has("acme", "OK")
 
 
+@pytest.mark.parametrize("size", [(80, 12), (40, 12)])
+async def test_a_low_terminal_is_the_trees_until_the_details_are_asked_for(
+    daemon: Daemon, size: tuple[int, int]
+) -> None:
+    async with top(daemon.target, size=size) as screen:
+        shown = await screen.has("deep", "other")
+        assert "open reservations" not in shown
+        await screen.press("d")
+        await screen.has("0 open reservations", "▾ acme")
+
+
+async def test_no_message_covers_the_buttons_of_a_question(daemon: Daemon) -> None:
+    async with top(daemon.target) as screen:
+        await screen.has("operator", "deep")
+        await screen.press("f")
+        await screen.has("Freeze acme?")
+        for number in range(5):
+            screen.app.notify(f"message {number}", timeout=60)
+        await asyncio.sleep(0.5)
+        shown = await screen.has("Cancel")
+        assert "message" not in shown
+        await screen.press("escape")
+        await screen.has("message 4")
+
+
 @pytest.mark.parametrize("light", [False, True])
 async def test_without_colour_every_sign_is_still_there(
     daemon: Daemon,

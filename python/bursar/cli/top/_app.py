@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 WIDE: Final = 160
 """From this width on the details are beside the tree, not below it."""
 
+HIGH: Final = 18
+"""Below this height the details leave their room to the tree."""
+
 _VIEWS: Final = {
     "accounts": "1 accounts",
     "entries": "2 entries",
@@ -51,6 +54,7 @@ class TopApp(App[None]):
     TITLE = "bursar top"
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 -- as Textual declares it
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (HIGH, "-high")]  # noqa: RUF012 -- as Textual declares it
     CSS = """
     Screen { overflow: hidden; }
     ContentSwitcher { height: 1fr; }
@@ -66,6 +70,9 @@ class TopApp(App[None]):
     .-wide #detail {
         width: 46; height: 100%; border-top: none; border-left: solid $primary;
     }
+    .-low.-narrow #detail { height: 5; }
+    #detail.flipped, .-low.-narrow #detail { display: none; }
+    .-low.-narrow #detail.flipped { display: block; }
     #tree { height: 1fr; width: 1fr; }
     DataTable { height: 1fr; }
     """
@@ -241,9 +248,7 @@ class TopApp(App[None]):
 
     def action_detail(self) -> None:
         """Shows the details or leaves their room to the tree."""
-        self.query_one("#detail").toggle_class("hidden")
-        panel = self.query_one("#detail")
-        panel.display = not panel.has_class("hidden")
+        self.query_one("#detail").toggle_class("flipped")
 
     def action_theme(self) -> None:
         """Dark or light."""

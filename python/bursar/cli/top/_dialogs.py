@@ -48,6 +48,7 @@ class _Dialog(ModalScreen[str | None]):
         & Horizontal { height: auto; align-horizontal: right; }
         & Button { margin-left: 2; min-width: 12; }
         & VerticalScroll { height: auto; max-height: 100%; }
+        & Toast { display: none; }  /* they would cover the buttons; they are shown afterwards */
         & .error { color: $text-error; }
     }
     """
