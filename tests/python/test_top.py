@@ -68,9 +68,11 @@ async def test_keys_move_expand_collapse_sort_and_choose_the_unit(daemon: Daemon
             assert screen.line("b  ").startswith(">") or "▾ b" in screen.line("▾ b")
             assert "acme/b" in screen.text()
             await screen.press("minus")
-            await screen.lacks(" a ")
+            await screen.lacks("  a  ")
             await screen.press("plus", "end")
             await screen.has("deep", "other")
+            await screen.press("s")
+            await screen.has("by state")
             await screen.press("s")  # by what is used: b before a
             shown = await screen.has("by used")
             assert shown.index("▾ b") < shown.index(" a ")
@@ -89,9 +91,26 @@ async def test_a_filter_keeps_what_contains_it_with_all_above(daemon: Daemon) ->
         shown = await screen.lacks("other")
         assert "▾ acme" in shown
         assert "▾ b" in shown
+        assert screen.app.view.selected == "acme/b/deep"
         await screen.press("enter", "down")
         await screen.press("escape")
         await screen.has("other")
+
+
+async def test_trouble_is_seen_on_a_collapsed_row_and_found_by_one_key(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.record("acme/b/deep", tokens=100)
+        async with top(daemon.target) as screen:
+            await screen.until(lambda _: "EMPTY" in screen.line("deep"))
+            assert "OK" in screen.line("▾ acme")
+            await screen.press("left")
+            await screen.until(lambda _: "EMPTY↓" in screen.line("▸ acme"))
+            await screen.press("a")
+            shown = await screen.has("attention only", "deep")
+            assert "other" not in shown
+            assert screen.app.view.selected == "acme/b/deep"
+            await screen.press("a")
+            await screen.has("▸ acme", "other")
 
 
 async def test_a_freeze_is_asked_for_first_and_ends_by_the_same_key(daemon: Daemon) -> None:

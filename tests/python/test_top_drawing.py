@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from bursar import Account, AccountChanges, Balance, Threshold, Verdict
 from bursar.cli.top import _draw as draw
-from bursar.cli.top._tree import EXPANDED_MAX, AccountTree, Pace, Row, Sort
+from bursar.cli.top._tree import EXPANDED_MAX, AccountTree, Pace, Row, Sort, state
 from bursar.units import UNITS
 
 NOW: Final = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -123,7 +123,7 @@ def test_a_mark_is_where_its_threshold_is() -> None:
     ],
 )
 def test_the_worst_of_an_account_is_one_word(found: Account, word: str) -> None:
-    assert draw.state(found)[0] == word
+    assert state(found) == word
 
 
 @given(
@@ -192,6 +192,53 @@ def test_a_filter_opens_what_it_finds_and_closes_it_again() -> None:
     assert paths(tree) == ["a", "b"]
 
 
+def trouble() -> AccountTree:
+    return tree_of(
+        *(account(one) for one in ("a", "a/x", "b", "b/y")),
+        account("a/warned", balance(80), verdict=Verdict.WARN),
+        account("b/y/empty", balance(100)),
+    )
+
+
+def test_a_collapsed_row_says_the_worst_of_what_it_hides() -> None:
+    tree = trouble()
+    assert [tree.worst(one) for one in ("a", "a/x", "b/y", "b")] == ["WARN", "OK", "EMPTY", "EMPTY"]
+    [row] = [one for one in tree.rows() if one.path == "b"]
+    line = draw.line(
+        row,
+        account("b"),
+        None,
+        pace=None,
+        thresholds=(),
+        shown=draw.columns(80),
+        worst=tree.worst("b"),
+    )
+    assert ("EMPTY↓  ", "stop") in line
+    tree.apply(AccountChanges((account("b/y/empty"),), ("a/warned",)), anew=False, now_s=1.0)
+    assert (tree.worst("a"), tree.worst("b")) == ("OK", "OK")
+
+
+@pytest.mark.parametrize("sort", [Sort.STATE, Sort.USED])
+def test_the_order_is_by_the_worst_below(sort: Sort) -> None:
+    tree = trouble()
+    tree.sort = sort
+    assert paths(tree) == ["b", "b/y", "b/y/empty", "a", "a/warned", "a/x"]
+
+
+def test_trouble_alone_is_shown_with_all_above_it_until_it_is_over() -> None:
+    tree = trouble()
+    tree.expand_all(to=False)
+    tree.flip_attention_only()
+    assert paths(tree) == ["a", "a/warned", "b", "b/y", "b/y/empty"]
+    tree.narrow("warned")
+    assert paths(tree) == ["a", "a/warned"]
+    tree.narrow("")
+    tree.apply(AccountChanges((account("a/warned"),)), anew=False, now_s=20.0)
+    assert [row.path for row in tree.rows(30.0)] == ["b", "b/y", "b/y/empty"]
+    tree.flip_attention_only()
+    assert paths(tree) == ["a", "b"]
+
+
 def test_the_order_is_by_name_used_end_or_reservations() -> None:
     tree = tree_of(
         account("idle", balance(90, account="idle")),
@@ -206,6 +253,7 @@ def test_the_order_is_by_name_used_end_or_reservations() -> None:
         tree.next_sort()
     assert orders == {
         Sort.NAME: ["fast", "idle", "open"],
+        Sort.STATE: ["fast", "idle", "open"],
         Sort.USED: ["idle", "fast", "open"],
         Sort.ENDS: ["fast", "idle", "open"],
         Sort.OPEN: ["open", "fast", "idle"],

@@ -79,6 +79,7 @@ class TopApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("a", "attention", "Attention"),
         Binding("s", "sort", "Sort"),
         Binding("u", "unit", "Unit"),
         Binding("f", "freeze", "Freeze"),
@@ -220,6 +221,7 @@ class TopApp(App[None]):
         parts: list[str] = []
         if self._shown == "accounts":
             parts += [f"by {self.tree_model.sort.value}", self.tree_model.unit]
+            parts.append("attention only" if self.tree_model.attention_only else "")
         elif self._shown == "entries":
             parts.append(f"of {safe(self.view.selected) or 'all'}")
         parts.append(f"/{safe(self._narrow)}" if self._narrow else "")
@@ -254,6 +256,12 @@ class TopApp(App[None]):
         """Dark or light."""
         self.theme = "textual-dark" if self.theme == "textual-light" else "textual-light"
 
+    def action_attention(self) -> None:
+        """Shows only accounts that are not OK, or everything again."""
+        self.tree_model.flip_attention_only()
+        self._show()
+        self.view.select_match()
+
     def action_sort(self) -> None:
         """Orders the tree otherwise."""
         self.tree_model.next_sort()
@@ -285,6 +293,8 @@ class TopApp(App[None]):
         self._narrow = event.value
         self.tree_model.narrow(event.value)
         self._show()
+        if self._shown == "accounts":
+            self.view.select_match()
 
     @on(Input.Submitted, "#filter")
     def narrowed(self) -> None:

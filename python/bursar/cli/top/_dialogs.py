@@ -17,7 +17,8 @@ KEYS: Final = (
     ("up down  j k", "move; page up, page down, home, end too"),
     ("left right h l", "collapse or expand; at a leaf, go up"),
     ("space  + -", "expand or collapse one, all, none"),
-    ("s", "order: name, used, ends, open reservations"),
+    ("a", "only accounts that are not OK; a again: all"),
+    ("s", "order: name, state, used, ends, open; by the worst below too"),
     ("u", "budgets of one unit; at first the tightest"),
     ("/", "filter by what a line contains; escape ends it"),
     ("1 2 3 4", "accounts, its entries, incidents, GPUs"),
@@ -30,7 +31,8 @@ _SIGNS: Final = (
     "Bars: \N{FULL BLOCK} spent  \N{MEDIUM SHADE} held  \N{MIDDLE DOT} left  "
     "\N{BOX DRAWINGS LIGHT VERTICAL} a threshold\n"
     "State: EMPTY nothing is left, OVER more than that is spent and held, FROZEN itself, "
-    "frozen\N{UPWARDS ARROW} from above; OK, WARN, DEGRADE, STOP as the sidecar says\n"
+    "frozen\N{UPWARDS ARROW} from above; OK, WARN, DEGRADE, STOP as the sidecar says; "
+    "with \N{DOWNWARDS ARROW} it is the worst of what is collapsed\n"
     "Ends: when it is empty if it goes on like this; lasts: not before it resets"
 )
 

@@ -10,8 +10,8 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 
 from bursar.cli._output import safe, share
-from bursar.cli.top._tree import Pace, Row
-from bursar.models import Account, Balance, Threshold, Verdict
+from bursar.cli.top._tree import STATES, Pace, Row, state
+from bursar.models import Account, Balance, Threshold
 from bursar.units import CAPACITY_UNITS, show_amount, show_duration
 
 SPENT: Final = "\N{FULL BLOCK}"
@@ -110,20 +110,6 @@ def of_what(balance: Balance) -> str:
     return f"{unit}/{period}"
 
 
-def state(account: Account) -> Piece:
-    """The one word on an account, the worst first."""
-    if account.frozen:
-        return "FROZEN", "stop"
-    if account.stopped:
-        return "frozen\N{UPWARDS ARROW}", "stop"
-    least = min((one.remaining for one in account.balances), default=1)
-    if account.verdict is Verdict.STOP or least < 0:
-        return ("OVER" if least < 0 else "STOP"), "stop"
-    if least == 0:
-        return "EMPTY", "stop"
-    return account.verdict.name, account.verdict.name.lower()
-
-
 def bar(balance: Balance, thresholds: Sequence[Threshold], width: int) -> list[Piece]:
     """What is spent, held and left of a limit, with a mark at each threshold.
 
@@ -173,7 +159,7 @@ class Column:
     right: bool = False
 
 
-_NAME_CELLS_MIN: Final = 12
+_NAME_CELLS_MIN: Final = 10
 _WIDE: Final = 110
 _WIDER: Final = 150
 
@@ -182,7 +168,7 @@ def columns(width: int) -> list[Column]:
     """What there is room for; the first column takes what the others leave."""
     bar_width = 12 if width < _WIDE else 20 if width < _WIDER else 36
     rest = [
-        Column("state", 7),
+        Column("state", 8),
         Column("budget", bar_width),
         Column("used", 5, right=True),
         Column("spent/limit", 15 if width < _WIDE else 19, right=True),
@@ -212,12 +198,16 @@ def line(
     pace: Pace | None,
     thresholds: Sequence[Threshold],
     shown: Sequence[Column],
+    worst: str = "",
 ) -> list[Piece]:
-    """One row of the tree, as wide as its columns."""
+    """One row of the tree, as wide as its columns; `worst` is the worst state of what it hides."""
     marker = (_OPENED if row.expanded else _CLOSED) if row.parent else _LEAF
     name = f" {'  ' * row.depth}{marker}{safe(row.name)}"  # the first cell is for the cursor
-    word, kind = state(account)
+    word = state(account)
+    kind = STATES[word]
     cells: dict[str, Piece] = {"account": (name, ""), "state": (word, kind)}
+    if worst not in {"", word}:
+        cells["state"] = (f"{worst}\N{DOWNWARDS ARROW}", STATES[worst])
     cells["open"] = (f"{account.open_reservation_count:,}", "muted")
     if balance is not None:
         limit = amount(balance.unit, balance.limit)

@@ -13,7 +13,7 @@ from bursar.cli import gpu, incidents, log
 from bursar.cli._output import Cell, safe, share, show_thresholds, show_time
 from bursar.cli.top import _draw as draw
 from bursar.cli.top._accounts import thresholds_of
-from bursar.cli.top._tree import AccountTree, Pace
+from bursar.cli.top._tree import AccountTree, Pace, state
 from bursar.models import Account, Balance, Budget, Entry, Finding
 from bursar.processes import Incident, Processes
 from bursar.units import CAPACITY_UNITS, format_amount
@@ -32,8 +32,7 @@ def detail(
     now: datetime,
 ) -> Text:
     """Everything about one account."""
-    word, _ = draw.state(account)
-    text = Text().append(f"{safe(account.path)}  ", "bold").append(word, "reverse bold")
+    text = Text().append(f"{safe(account.path)}  ", "bold").append(state(account), "reverse bold")
     count = account.open_reservation_count
     text.append(f"\n{count:,} open reservation{'' if count == 1 else 's'}\n")
     if account.freeze_reason:
