@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -13,6 +14,8 @@ from support.screen import top
 
 import bursar
 from bursar import Role, Threshold, Verdict
+from bursar.cli.top._entries import ENTRIES_MAX
+from bursar.processes import Incident, IncidentCause, IncidentState, IncidentStep
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 ACCESS = {"mode": "enforce"}
@@ -215,6 +218,85 @@ async def test_entries_incidents_gpus_and_help_are_a_key_away(daemon: Daemon) ->
             await screen.has("a threshold", "freeze or unfreeze")
             await screen.press("escape", "1")
             await screen.has("deep")
+
+
+async def test_entries_are_filtered_by_the_sidecar_and_paged(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        kept = client.reserve("acme/a", tokens=1)
+        for number in range(ENTRIES_MAX + 1):
+            client.record("acme/a", amounts={"calls": 1_000 + number})
+        kept.release()
+        async with top(daemon.target, size=(120, 40)) as screen:
+            await screen.has("deep")
+            await screen.press("down", "2", "end")
+            await screen.has("of acme/a", "spend")
+            assert "1,000 " not in screen.text()  # the page ends before it
+            await screen.press("o")
+            await screen.has("up to", "limit")
+            await screen.press("n")
+            await screen.lacks("up to")
+            await screen.press("e")
+            await screen.has("Entries of acme/a", "every kind", "every unit")
+            await screen.press("enter", *["down"] * 2, "enter")  # hold, return
+            await screen.press(*["tab"] * 3, *"soon", "enter")
+            await screen.has("'soon' is not a time")
+            await screen.press(*["backspace"] * 4, *"1h", "enter")
+            shown = await screen.has("return · since", kept.id)
+            assert "spend" not in shown
+            await screen.press("enter")  # all about that one
+            await screen.has("sequence", kept.id)
+            await screen.press("escape")
+            await screen.press("escape")
+            await screen.has("spend")
+
+
+async def test_what_was_spent_is_summed_by_hour_and_by_day_and_goes_on(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.record("acme/a", tokens=400)
+        async with top(daemon.target, size=(120, 40)) as screen:
+            await screen.has("deep")
+            await screen.press("down", "5")
+            await screen.has("acme/a  tokens by hour", "400 in 24 hours")
+            client.record("acme/a", tokens=34)
+            await screen.has("434 in 24 hours")
+            await screen.press("w")
+            await screen.has("tokens by day", "434 in 30 days")
+            await screen.press("u")
+            await screen.has("calls by day", "0 in 30 days")
+
+
+async def test_a_line_of_the_incidents_tells_its_steps(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = datetime(2026, 5, 1, tzinfo=UTC)
+    steps = tuple(IncidentStep(one, made, "") for one in (IncidentState.BREACH, IncidentState.TERM))
+    incident = Incident(
+        id="i",
+        state=IncidentState.RECLAIMED,
+        account="acme/a",
+        job="j",
+        job_name="train",
+        cause=IncidentCause.OPERATOR,
+        limit_account="",
+        unit="",
+        limit=0,
+        used=0,
+        reason="",
+        steps=steps,
+        victims=(),
+        vram_bytes=0,
+        vram_returned_bytes=0,
+        vram_quarantined_bytes=0,
+        create_time=made,
+        end_time=made,
+    )
+    monkeypatch.setattr(bursar.Client, "list_incidents", lambda *_, **__: iter([incident]))
+    async with top(daemon.target) as screen:
+        await screen.has("deep")
+        await screen.press("3")
+        await screen.has("reclaimed", "asked for")  # also where the line does not end on the screen
+        await screen.press("enter")
+        await screen.has("+0 ms  breach", "+0 ms  term", "outcome: reclaimed")
 
 
 async def test_a_sidecar_that_is_killed_is_said_to_be_away_until_it_is_back(

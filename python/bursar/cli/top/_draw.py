@@ -50,6 +50,11 @@ def amount(unit: str, value: int) -> str:
         return f"{sign}${_scaled(nanos // _NANOS)}"
     if unit in {"tokens", "calls", "concurrency"}:
         return f"{'-' if value < 0 else ''}{_scaled(abs(value))}"
+    return signed(unit, value)
+
+
+def signed(unit: str, value: int) -> str:
+    """An amount as `show_amount` shows it, also below zero."""
     return show_amount(unit, value) if value >= 0 else f"-{show_amount(unit, -value)}"
 
 
@@ -116,8 +121,8 @@ def bar(balance: Balance, thresholds: Sequence[Threshold], width: int) -> list[P
     Rounded so that what there is, is seen: anything spent has a cell, and only what is all of the
     limit fills the bar.
     """
-    spent = _cells(balance.spent, balance.limit, width)
-    taken = _cells(balance.spent + balance.held, balance.limit, width)
+    spent = cells(balance.spent, balance.limit, width)
+    taken = cells(balance.spent + balance.held, balance.limit, width)
     if balance.held > 0 and taken == spent:
         taken, spent = (taken + 1, spent) if taken < width else (taken, spent - 1)
     marks = {one.permille * width // 1000 for one in thresholds}
@@ -134,7 +139,8 @@ def bar(balance: Balance, thresholds: Sequence[Threshold], width: int) -> list[P
     return pieces
 
 
-def _cells(part: int, whole: int, width: int) -> int:
+def cells(part: int, whole: int, width: int) -> int:
+    """How many cells a part has: one at least, and all only where it is the whole."""
     if part <= 0:
         return 0
     if part >= whole:
@@ -205,19 +211,19 @@ def line(
     name = f" {'  ' * row.depth}{marker}{safe(row.name)}"  # the first cell is for the cursor
     word = state(account)
     kind = STATES[word]
-    cells: dict[str, Piece] = {"account": (name, ""), "state": (word, kind)}
+    shown_as: dict[str, Piece] = {"account": (name, ""), "state": (word, kind)}
     if worst not in {"", word}:
-        cells["state"] = (f"{worst}\N{DOWNWARDS ARROW}", STATES[worst])
-    cells["open"] = (f"{account.open_reservation_count:,}", "muted")
+        shown_as["state"] = (f"{worst}\N{DOWNWARDS ARROW}", STATES[worst])
+    shown_as["open"] = (f"{account.open_reservation_count:,}", "muted")
     if balance is not None:
         limit = amount(balance.unit, balance.limit)
-        cells["used"] = (share(balance.spent + balance.held, balance.limit), kind)
+        shown_as["used"] = (share(balance.spent + balance.held, balance.limit), kind)
         taken = balance.held if balance.unit in CAPACITY_UNITS else balance.spent
-        cells["spent/limit"] = (f"{amount(balance.unit, taken)}/{limit}", "")
-        cells["of"] = (of_what(balance), "muted")
-        cells["burns"] = (rate(balance.unit, pace.rate_per_s if pace else None), "")
+        shown_as["spent/limit"] = (f"{amount(balance.unit, taken)}/{limit}", "")
+        shown_as["of"] = (of_what(balance), "muted")
+        shown_as["burns"] = (rate(balance.unit, pace.rate_per_s if pace else None), "")
         soon = "stop" if pace and pace.ends_s is not None else "muted"
-        cells["ends"] = ("" if balance.unit in CAPACITY_UNITS else ends(pace), soon)
+        shown_as["ends"] = ("" if balance.unit in CAPACITY_UNITS else ends(pace), soon)
     pieces: list[Piece] = []
     for column in shown:
         if pieces:
@@ -226,7 +232,7 @@ def line(
             blank = [(" " * column.width, "")]
             pieces += bar(balance, thresholds, column.width) if balance else blank
             continue
-        text, style = cells.get(column.name, ("", ""))
+        text, style = shown_as.get(column.name, ("", ""))
         pieces.append((fit(text, column.width, right=column.right), style))
     return pieces
 

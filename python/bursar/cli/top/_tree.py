@@ -12,6 +12,7 @@ from typing import Final
 
 from bursar.forecast import Burn, exhausted_in_s, resets_in_s
 from bursar.models import Account, AccountChanges, Balance, Verdict
+from bursar.units import CAPACITY_UNITS
 
 EXPANDED_MAX: Final = 200
 """Up to this many accounts the whole tree is open at first; else its roots are."""
@@ -270,6 +271,13 @@ class AccountTree:
         """The balance that stands for an account: of those with the unit, the tightest."""
         wanted = [one for one in account.balances if self.unit in {"", one.unit}]
         return max(wanted, key=used_share, default=None)
+
+    def spent_unit(self, path: str) -> str:
+        """The unit whose spending is shown: the chosen one, that of the account, or money."""
+        account = self.accounts.get(path)
+        shown = self.shown(account) if account else None
+        every = (self.unit, shown.unit if shown else "", "usd_nanos")
+        return next(one for one in every if one and one not in CAPACITY_UNITS)
 
     def pace(self, balance: Balance, now_s: float, now: datetime) -> Pace:
         """How fast a balance is spent."""
