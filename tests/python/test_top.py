@@ -153,7 +153,7 @@ async def test_a_limit_is_changed_after_a_question_and_keeps_its_thresholds(
             await screen.has("Limit of acme/a", "> calls total: 5", "tokens total: 1,000")
             await screen.press("up", *"many", "enter")
             await screen.has("is no amount")
-            await screen.press(*["backspace"] * 4, *"2000", "enter")
+            await screen.press(*["backspace"] * 4, *"2k", "enter")
             await screen.has("from 1,000 to 2,000", "Thresholds stay.")
             await screen.press("enter")
             await screen.lacks("Thresholds stay.")

@@ -53,6 +53,42 @@ def test_an_amount_is_short_and_never_rounded_up(unit: str, value: int, shown: s
 
 
 @pytest.mark.parametrize(
+    ("unit", "text", "value"),
+    [
+        ("tokens", "2.50M", 2_500_000),
+        ("tokens", " 1k ", 1_000),
+        ("calls", "1.2345k", None),
+        ("tokens", "0.0001k", None),
+        ("tokens", "10_000_000G", None),
+        ("tokens", "M", None),
+        ("tokens", "", None),
+        ("usd_nanos", "2M", None),
+        ("tokens", "2_000", 2_000),
+        ("gpu_ms", "2 h", 7_200_000),
+    ],
+)
+def test_a_count_is_read_as_it_is_shown(unit: str, text: str, value: int | None) -> None:
+    if value is None:
+        with pytest.raises(ValueError, match=r"write|finer|beyond"):
+            draw.read_amount(unit, text)
+    else:
+        assert draw.read_amount(unit, text) == value
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"),
+    [
+        ("gpu_ms", 7_200_000, "2 h (7,200,000)"),
+        ("vram_bytes", 2**33, "8 GiB (8,589,934,592)"),
+        ("tokens", 1_000, "1,000"),
+        ("usd_nanos", 1, "$0.000000001"),
+    ],
+)
+def test_a_limit_is_read_at_a_glance_and_exact(unit: str, value: int, shown: str) -> None:
+    assert draw.exact(unit, value) == shown
+
+
+@pytest.mark.parametrize(
     ("unit", "per_s", "shown"),
     [
         ("tokens", None, ""),

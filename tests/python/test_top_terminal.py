@@ -114,6 +114,19 @@ def test_a_person_looks_freezes_and_quits() -> None:
             assert LEAVES_THE_SCREEN in screen.raw
 
 
+@pytest.mark.parametrize("before", ["", "/", "?"])
+def test_ctrl_c_quits_wherever_the_focus_is(before: str) -> None:
+    pytest.importorskip("textual")
+    with Daemon(in_memory=True) as daemon:
+        command = [sys.executable, "-m", "bursar", "top", "--target", daemon.target]
+        with terminal(*command) as screen:
+            screen.has("operator")
+            screen.type(before)
+            time.sleep(1)
+            screen.type("\x03")
+            assert screen.end() == 0
+
+
 @pytest.mark.timeout(150)
 def test_without_colour_no_colour_is_sent() -> None:
     pytest.importorskip("textual")

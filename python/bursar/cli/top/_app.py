@@ -23,14 +23,13 @@ from bursar.cli._output import safe
 from bursar.cli.top import _panels as panels
 from bursar.cli.top._accounts import AccountsView
 from bursar.cli.top._dialogs import Choice, Help, Question, Story, WhichEntries
-from bursar.cli.top._draw import short_duration
+from bursar.cli.top._draw import exact, short_duration
 from bursar.cli.top._entries import Filters
 from bursar.cli.top._feed import FINDINGS_MAX, Feed, News, Wanted
 from bursar.cli.top._history import STRETCHES, SpentOf
 from bursar.cli.top._tree import AccountTree
 from bursar.exceptions import BursarError
 from bursar.models import Budget, Finding
-from bursar.units import format_amount
 
 if TYPE_CHECKING:
     from bursar.processes import Incident
@@ -96,6 +95,7 @@ class TopApp(App[None]):
         Binding("t", "theme", show=False),
         Binding("escape", "clear", show=False),
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
     def __init__(
@@ -418,7 +418,7 @@ class TopApp(App[None]):
 
     async def _set_limit(self, budget: Budget, amount: int) -> None:
         path, unit = budget.account, budget.unit
-        before, after = (format_amount(unit, one) for one in (budget.limit, amount))
+        before, after = (exact(unit, one) for one in (budget.limit, amount))
         lines = [f"{unit} {budget.period}: from {before} to {after}, at once.", "Thresholds stay."]
         question = Question(f"Change the limit of {path}?", lines, action="Change")
         if await self.push_screen_wait(question) is None:

@@ -13,9 +13,10 @@ from textual.widgets import Button, Input, Select, Static
 
 from bursar.cli._output import safe
 from bursar.cli._shared import Moment
+from bursar.cli.top._draw import exact, read_amount
 from bursar.cli.top._entries import Filters
 from bursar.models import Budget, EntryKind
-from bursar.units import UNITS, format_amount, parse_amount, right_amount
+from bursar.units import UNITS, right_amount
 
 KEYS: Final = (
     ("up down  j k", "move; page up, page down, home, end too"),
@@ -140,7 +141,7 @@ class Choice(_Dialog[str]):
         lines = Text()
         for at, one in enumerate(self._budgets):
             mark = ">" if at == self._at else " "
-            limit = format_amount(one.unit, one.limit)
+            limit = exact(one.unit, one.limit)
             style = "bold" if at == self._at else ""
             lines.append(f"{mark} {one.unit} {one.period}: {limit}\n", style)
         more = "up and down choose the budget; " if len(self._budgets) > 1 else ""
@@ -152,7 +153,7 @@ class Choice(_Dialog[str]):
         """Answers, or says what would be an amount."""
         unit = self._budgets[self._at].unit
         try:
-            amount = parse_amount(unit, event.value)
+            amount = read_amount(unit, event.value)
         except ValueError as error:
             self.query_one("#error", Static).update(Text(f"{event.value!r} is no amount: {error}"))
             return

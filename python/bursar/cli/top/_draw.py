@@ -3,8 +3,11 @@
 Pure. Colour is never the only sign: every state is a word, every part of a bar has a shape.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
@@ -12,7 +15,13 @@ from rich.cells import cell_len, set_cell_size
 from bursar.cli._output import safe, share
 from bursar.cli.top._tree import STATES, Pace, Row, state
 from bursar.models import Account, Balance, Threshold
-from bursar.units import CAPACITY_UNITS, show_amount, show_duration
+from bursar.units import (
+    CAPACITY_UNITS,
+    format_amount,
+    parse_amount,
+    show_amount,
+    show_duration,
+)
 
 SPENT: Final = "\N{FULL BLOCK}"
 HELD: Final = "\N{MEDIUM SHADE}"
@@ -33,6 +42,9 @@ _SHORT_UNITS: Final = {
     "energy_mj": "energy",
     "vram_mib_s": "vram-time",
 }
+_COUNTS: Final = frozenset({"tokens", "calls", "concurrency"})
+_SUFFIXES: Final = MappingProxyType({"T": 10**12, "G": 10**9, "M": 10**6, "k": 10**3})
+_DECIMAL: Final = re.compile(r"\d+(\.\d+)?")
 _GROUPED_BELOW: Final = 100_000
 _NANOS: Final = 10**9
 _DAY_S: Final = 86_400
@@ -48,7 +60,7 @@ def amount(unit: str, value: int) -> str:
         if nanos < _GROUPED_BELOW * _NANOS:
             return f"{sign}${nanos // 10**7 / 100:,.2f}"
         return f"{sign}${_scaled(nanos // _NANOS)}"
-    if unit in {"tokens", "calls", "concurrency"}:
+    if unit in _COUNTS:
         return f"{'-' if value < 0 else ''}{_scaled(abs(value))}"
     return signed(unit, value)
 
@@ -58,10 +70,24 @@ def signed(unit: str, value: int) -> str:
     return show_amount(unit, value) if value >= 0 else f"-{show_amount(unit, -value)}"
 
 
+def exact(unit: str, value: int) -> str:
+    """A limit as a person reads it, and to the last digit where that says more."""
+    shown, digits = show_amount(unit, value), format_amount(unit, value)
+    return shown if shown == digits else f"{shown} ({digits})"
+
+
+def read_amount(unit: str, text: str) -> int:
+    """Reads an amount as `parse_amount` does, and counts as they are shown here: ``2.5M``."""
+    number, suffix = text.strip()[:-1], text.strip()[-1:]
+    if unit in _COUNTS and suffix in _SUFFIXES and _DECIMAL.fullmatch(number):
+        return parse_amount(unit, f"{Decimal(number) * _SUFFIXES[suffix]:f}")
+    return parse_amount(unit, text)
+
+
 def _scaled(value: int) -> str:
     if value < _GROUPED_BELOW:
         return f"{value:,}"
-    for suffix, factor in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    for suffix, factor in _SUFFIXES.items():
         if value >= factor:
             hundredths = value * 100 // factor
             decimals = 2 if hundredths < 10**3 else 1 if hundredths < 10**4 else 0
