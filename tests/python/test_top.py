@@ -281,7 +281,7 @@ async def test_a_line_of_the_incidents_tells_its_steps(
         unit="",
         limit=0,
         used=0,
-        reason="",
+        reason="it has done nothing since yesterday evening",
         steps=steps,
         victims=(),
         vram_bytes=0,
@@ -294,7 +294,7 @@ async def test_a_line_of_the_incidents_tells_its_steps(
     async with top(daemon.target) as screen:
         await screen.has("deep")
         await screen.press("3")
-        await screen.has("reclaimed", "asked for")  # also where the line does not end on the screen
+        await screen.has("reclaimed", "asked for")  # although the line does not end on the screen
         await screen.press("enter")
         await screen.has("+0 ms  breach", "+0 ms  term", "outcome: reclaimed")
 
