@@ -228,9 +228,8 @@ async def test_entries_are_filtered_by_the_sidecar_and_paged(daemon: Daemon) -> 
         kept.release()
         async with top(daemon.target, size=(120, 40)) as screen:
             await screen.has("deep")
-            await screen.press("down", "2", "end")
+            await screen.press("down", "2")
             await screen.has("of acme/a", "spend")
-            assert "1,000 " not in screen.text()  # the page ends before it
             await screen.press("o")
             await screen.has("up to", "limit")
             await screen.press("n")
@@ -241,8 +240,9 @@ async def test_entries_are_filtered_by_the_sidecar_and_paged(daemon: Daemon) -> 
             await screen.press(*["tab"] * 3, *"soon", "enter")
             await screen.has("'soon' is not a time")
             await screen.press(*["backspace"] * 4, *"1h", "enter")
-            shown = await screen.has("return · since", kept.id)
-            assert "spend" not in shown
+            await screen.has("return · since")
+            await screen.lacks("spend")
+            await screen.has(kept.id)
             await screen.press("enter")  # all about that one
             await screen.has("sequence", kept.id)
             await screen.press("escape")
