@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -13,6 +14,8 @@ from support.screen import top
 
 import bursar
 from bursar import Role, Threshold, Verdict
+from bursar.cli.top._entries import ENTRIES_MAX
+from bursar.processes import Incident, IncidentCause, IncidentState, IncidentStep
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
 ACCESS = {"mode": "enforce"}
@@ -68,9 +71,11 @@ async def test_keys_move_expand_collapse_sort_and_choose_the_unit(daemon: Daemon
             assert screen.line("b  ").startswith(">") or "▾ b" in screen.line("▾ b")
             assert "acme/b" in screen.text()
             await screen.press("minus")
-            await screen.lacks(" a ")
+            await screen.lacks("  a  ")
             await screen.press("plus", "end")
             await screen.has("deep", "other")
+            await screen.press("s")
+            await screen.has("by state")
             await screen.press("s")  # by what is used: b before a
             shown = await screen.has("by used")
             assert shown.index("▾ b") < shown.index(" a ")
@@ -89,9 +94,26 @@ async def test_a_filter_keeps_what_contains_it_with_all_above(daemon: Daemon) ->
         shown = await screen.lacks("other")
         assert "▾ acme" in shown
         assert "▾ b" in shown
+        assert screen.app.view.selected == "acme/b/deep"
         await screen.press("enter", "down")
         await screen.press("escape")
         await screen.has("other")
+
+
+async def test_trouble_is_seen_on_a_collapsed_row_and_found_by_one_key(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.record("acme/b/deep", tokens=100)
+        async with top(daemon.target) as screen:
+            await screen.until(lambda _: "EMPTY" in screen.line("deep"))
+            assert "OK" in screen.line("▾ acme")
+            await screen.press("left")
+            await screen.until(lambda _: "EMPTY↓" in screen.line("▸ acme"))
+            await screen.press("a")
+            shown = await screen.has("attention only", "deep")
+            assert "other" not in shown
+            assert screen.app.view.selected == "acme/b/deep"
+            await screen.press("a")
+            await screen.has("▸ acme", "other")
 
 
 async def test_a_freeze_is_asked_for_first_and_ends_by_the_same_key(daemon: Daemon) -> None:
@@ -131,7 +153,7 @@ async def test_a_limit_is_changed_after_a_question_and_keeps_its_thresholds(
             await screen.has("Limit of acme/a", "> calls total: 5", "tokens total: 1,000")
             await screen.press("up", *"many", "enter")
             await screen.has("is no amount")
-            await screen.press(*["backspace"] * 4, *"2000", "enter")
+            await screen.press(*["backspace"] * 4, *"2k", "enter")
             await screen.has("from 1,000 to 2,000", "Thresholds stay.")
             await screen.press("enter")
             await screen.lacks("Thresholds stay.")
@@ -198,6 +220,85 @@ async def test_entries_incidents_gpus_and_help_are_a_key_away(daemon: Daemon) ->
             await screen.has("deep")
 
 
+async def test_entries_are_filtered_by_the_sidecar_and_paged(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        kept = client.reserve("acme/a", tokens=1)
+        for number in range(ENTRIES_MAX + 1):
+            client.record("acme/a", amounts={"calls": 1_000 + number})
+        kept.release()
+        async with top(daemon.target, size=(120, 40)) as screen:
+            await screen.has("deep")
+            await screen.press("down", "2")
+            await screen.has("of acme/a", "spend")
+            await screen.press("o")
+            await screen.has("up to", "limit")
+            await screen.press("n")
+            await screen.lacks("up to")
+            await screen.press("e")
+            await screen.has("Entries of acme/a", "every kind", "every unit")
+            await screen.press("enter", *["down"] * 2, "enter")  # hold, return
+            await screen.press(*["tab"] * 3, *"soon", "enter")
+            await screen.has("'soon' is not a time")
+            await screen.press(*["backspace"] * 4, *"1h", "enter")
+            await screen.has("return · since")
+            await screen.lacks("spend")
+            await screen.has(kept.id)
+            await screen.press("enter")  # all about that one
+            await screen.has("sequence", kept.id)
+            await screen.press("escape")
+            await screen.press("escape")
+            await screen.has("spend")
+
+
+async def test_what_was_spent_is_summed_by_hour_and_by_day_and_goes_on(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.record("acme/a", tokens=400)
+        async with top(daemon.target, size=(120, 40)) as screen:
+            await screen.has("deep")
+            await screen.press("down", "5")
+            await screen.has("acme/a  tokens by hour", "400 in 24 hours")
+            client.record("acme/a", tokens=34)
+            await screen.has("434 in 24 hours")
+            await screen.press("w")
+            await screen.has("tokens by day", "434 in 30 days")
+            await screen.press("u")
+            await screen.has("calls by day", "0 in 30 days")
+
+
+async def test_a_line_of_the_incidents_tells_its_steps(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = datetime(2026, 5, 1, tzinfo=UTC)
+    steps = tuple(IncidentStep(one, made, "") for one in (IncidentState.BREACH, IncidentState.TERM))
+    incident = Incident(
+        id="i",
+        state=IncidentState.RECLAIMED,
+        account="acme/a",
+        job="j",
+        job_name="train",
+        cause=IncidentCause.OPERATOR,
+        limit_account="",
+        unit="",
+        limit=0,
+        used=0,
+        reason="it has done nothing since yesterday evening",
+        steps=steps,
+        victims=(),
+        vram_bytes=0,
+        vram_returned_bytes=0,
+        vram_quarantined_bytes=0,
+        create_time=made,
+        end_time=made,
+    )
+    monkeypatch.setattr(bursar.Client, "list_incidents", lambda *_, **__: iter([incident]))
+    async with top(daemon.target) as screen:
+        await screen.has("deep")
+        await screen.press("3")
+        await screen.has("reclaimed", "asked for")  # although the line does not end on the screen
+        await screen.press("enter")
+        await screen.has("+0 ms  breach", "+0 ms  term", "outcome: reclaimed")
+
+
 async def test_a_sidecar_that_is_killed_is_said_to_be_away_until_it_is_back(
     daemon: Daemon,
 ) -> None:
@@ -237,6 +338,31 @@ async def test_every_size_shows_names_and_states_and_can_be_changed(
         await screen.has("acme", "deep", "tokens")
         await screen.resize(*size)
         await screen.has("acme", "OK")
+
+
+@pytest.mark.parametrize("size", [(80, 12), (40, 12)])
+async def test_a_low_terminal_is_the_trees_until_the_details_are_asked_for(
+    daemon: Daemon, size: tuple[int, int]
+) -> None:
+    async with top(daemon.target, size=size) as screen:
+        shown = await screen.has("deep", "other")
+        assert "open reservations" not in shown
+        await screen.press("d")
+        await screen.has("0 open reservations", "▾ acme")
+
+
+async def test_no_message_covers_the_buttons_of_a_question(daemon: Daemon) -> None:
+    async with top(daemon.target) as screen:
+        await screen.has("operator", "deep")
+        await screen.press("f")
+        await screen.has("Freeze acme?")
+        for number in range(5):
+            screen.app.notify(f"message {number}", timeout=60)
+        await asyncio.sleep(0.5)
+        shown = await screen.has("Cancel")
+        assert "message" not in shown
+        await screen.press("escape")
+        await screen.has("message 4")
 
 
 @pytest.mark.parametrize("light", [False, True])

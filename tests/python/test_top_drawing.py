@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from bursar import Account, AccountChanges, Balance, Threshold, Verdict
 from bursar.cli.top import _draw as draw
-from bursar.cli.top._tree import EXPANDED_MAX, AccountTree, Pace, Row, Sort
+from bursar.cli.top._tree import EXPANDED_MAX, AccountTree, Pace, Row, Sort, state
 from bursar.units import UNITS
 
 NOW: Final = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -50,6 +50,42 @@ def account(
 )
 def test_an_amount_is_short_and_never_rounded_up(unit: str, value: int, shown: str) -> None:
     assert draw.amount(unit, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("unit", "text", "value"),
+    [
+        ("tokens", "2.50M", 2_500_000),
+        ("tokens", " 1k ", 1_000),
+        ("calls", "1.2345k", None),
+        ("tokens", "0.0001k", None),
+        ("tokens", "10_000_000G", None),
+        ("tokens", "M", None),
+        ("tokens", "", None),
+        ("usd_nanos", "2M", None),
+        ("tokens", "2_000", 2_000),
+        ("gpu_ms", "2 h", 7_200_000),
+    ],
+)
+def test_a_count_is_read_as_it_is_shown(unit: str, text: str, value: int | None) -> None:
+    if value is None:
+        with pytest.raises(ValueError, match=r"write|finer|beyond"):
+            draw.read_amount(unit, text)
+    else:
+        assert draw.read_amount(unit, text) == value
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"),
+    [
+        ("gpu_ms", 7_200_000, "2 h (7,200,000)"),
+        ("vram_bytes", 2**33, "8 GiB (8,589,934,592)"),
+        ("tokens", 1_000, "1,000"),
+        ("usd_nanos", 1, "$0.000000001"),
+    ],
+)
+def test_a_limit_is_read_at_a_glance_and_exact(unit: str, value: int, shown: str) -> None:
+    assert draw.exact(unit, value) == shown
 
 
 @pytest.mark.parametrize(
@@ -123,7 +159,7 @@ def test_a_mark_is_where_its_threshold_is() -> None:
     ],
 )
 def test_the_worst_of_an_account_is_one_word(found: Account, word: str) -> None:
-    assert draw.state(found)[0] == word
+    assert state(found) == word
 
 
 @given(
@@ -142,6 +178,14 @@ def test_every_line_is_as_wide_as_the_screen_and_has_no_control_characters(
     text = "".join(piece for piece, _ in line)
     assert text.isprintable()
     assert (cell_len(text), cell_len(draw.heading(shown))) == (width, width)
+
+
+def test_what_is_of_a_limit_is_held_where_what_is_held_comes_back() -> None:
+    one = balance(0, held=4, limit=4, unit="concurrency")
+    row = Row("a", "a", 0, parent=False, expanded=False)
+    shown = draw.columns(80)
+    line = draw.line(row, account("a", one), one, pace=None, thresholds=(), shown=shown)
+    assert "100%             4/4 concurrency" in "".join(text for text, _ in line)
 
 
 def tree_of(*accounts: Account) -> AccountTree:
@@ -184,6 +228,53 @@ def test_a_filter_opens_what_it_finds_and_closes_it_again() -> None:
     assert paths(tree) == ["a", "b"]
 
 
+def trouble() -> AccountTree:
+    return tree_of(
+        *(account(one) for one in ("a", "a/x", "b", "b/y")),
+        account("a/warned", balance(80), verdict=Verdict.WARN),
+        account("b/y/empty", balance(100)),
+    )
+
+
+def test_a_collapsed_row_says_the_worst_of_what_it_hides() -> None:
+    tree = trouble()
+    assert [tree.worst(one) for one in ("a", "a/x", "b/y", "b")] == ["WARN", "OK", "EMPTY", "EMPTY"]
+    [row] = [one for one in tree.rows() if one.path == "b"]
+    line = draw.line(
+        row,
+        account("b"),
+        None,
+        pace=None,
+        thresholds=(),
+        shown=draw.columns(80),
+        worst=tree.worst("b"),
+    )
+    assert ("EMPTY↓  ", "stop") in line
+    tree.apply(AccountChanges((account("b/y/empty"),), ("a/warned",)), anew=False, now_s=1.0)
+    assert (tree.worst("a"), tree.worst("b")) == ("OK", "OK")
+
+
+@pytest.mark.parametrize("sort", [Sort.STATE, Sort.USED])
+def test_the_order_is_by_the_worst_below(sort: Sort) -> None:
+    tree = trouble()
+    tree.sort = sort
+    assert paths(tree) == ["b", "b/y", "b/y/empty", "a", "a/warned", "a/x"]
+
+
+def test_trouble_alone_is_shown_with_all_above_it_until_it_is_over() -> None:
+    tree = trouble()
+    tree.expand_all(to=False)
+    tree.flip_attention_only()
+    assert paths(tree) == ["a", "a/warned", "b", "b/y", "b/y/empty"]
+    tree.narrow("warned")
+    assert paths(tree) == ["a", "a/warned"]
+    tree.narrow("")
+    tree.apply(AccountChanges((account("a/warned"),)), anew=False, now_s=20.0)
+    assert [row.path for row in tree.rows(30.0)] == ["b", "b/y", "b/y/empty"]
+    tree.flip_attention_only()
+    assert paths(tree) == ["a", "b"]
+
+
 def test_the_order_is_by_name_used_end_or_reservations() -> None:
     tree = tree_of(
         account("idle", balance(90, account="idle")),
@@ -198,6 +289,7 @@ def test_the_order_is_by_name_used_end_or_reservations() -> None:
         tree.next_sort()
     assert orders == {
         Sort.NAME: ["fast", "idle", "open"],
+        Sort.STATE: ["fast", "idle", "open"],
         Sort.USED: ["idle", "fast", "open"],
         Sort.ENDS: ["fast", "idle", "open"],
         Sort.OPEN: ["open", "fast", "idle"],

@@ -114,6 +114,19 @@ def test_a_person_looks_freezes_and_quits() -> None:
             assert LEAVES_THE_SCREEN in screen.raw
 
 
+@pytest.mark.parametrize("before", ["", "/", "?"])
+def test_ctrl_c_quits_wherever_the_focus_is(before: str) -> None:
+    pytest.importorskip("textual")
+    with Daemon(in_memory=True) as daemon:
+        command = [sys.executable, "-m", "bursar", "top", "--target", daemon.target]
+        with terminal(*command) as screen:
+            screen.has("operator")
+            screen.type(before)
+            time.sleep(1)
+            screen.type("\x03")
+            assert screen.end() == 0
+
+
 @pytest.mark.timeout(150)
 def test_without_colour_no_colour_is_sent() -> None:
     pytest.importorskip("textual")
@@ -155,3 +168,13 @@ def test_without_a_sidecar_it_ends_with_4_and_leaves_the_terminal_alone(tmp_path
         assert screen.end() == 4
         assert "no sidecar answers at unix:" in screen.raw
         assert "\x1b[?1049h" not in screen.raw
+
+
+def test_an_account_that_is_not_there_ends_it_with_5_and_leaves_the_terminal_alone() -> None:
+    pytest.importorskip("textual")
+    with Daemon(in_memory=True) as daemon:
+        command = [sys.executable, "-m", "bursar", "top", "nope", "--target", daemon.target]
+        with terminal(*command) as screen:
+            assert screen.end() == 5
+            assert 'bursar: no account "nope"' in screen.raw
+            assert "\x1b[?1049h" not in screen.raw

@@ -15,6 +15,7 @@ import pytest
 from support.daemon import Daemon
 
 import bursar
+from bursar.cli.watch import _words
 
 PATIENCE_S: Final = 20.0
 
@@ -111,6 +112,39 @@ def test_an_account_without_budgets_has_a_line_too(daemon: Daemon) -> None:
             assert watch.line().rstrip().endswith("d/x  OK  no budget of its own")
 
 
+def test_a_unit_without_a_budget_is_told_and_waiting_for_its_end_is_refused(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        client.set_budget("d/y", unit="tokens", limit=100)
+        client.record("d/z", tokens=1)
+    with watching(daemon, "d/y", "--unit", "gpu_ms") as watch:
+        assert watch.line().rstrip().endswith("d/y  OK  no budget in gpu_ms")
+    with watching(daemon, "d/y", "--unit", "gpu_ms", "--until", "exhausted") as watch:
+        refused = "bursar: d/y has no budget in gpu_ms that could be exhausted\n"
+        assert watch.end() == (2, "", refused)
+    with watching(daemon, "d/z", "--until", "exhausted") as watch:
+        refused = "bursar: d/z has no budget of its own that could be exhausted\n"
+        assert watch.end() == (2, "", refused)
+
+
+def test_a_line_says_how_fast_it_burns_and_when_it_ends() -> None:
+    line = {
+        "time": None,
+        "account": "a",
+        "verdict": bursar.Verdict.OK,
+        "stopped": False,
+        "unit": "tokens",
+        "period": "total",
+        "limit": 1_000,
+        "spent": 400,
+        "held": 0,
+        "remaining": 600,
+        "rate_per_s": 10.0,
+        "exhausted_in_s": 60,
+    }
+    assert _words(line, None).endswith("  40%  burns 10/s  empty in 1 min")
+    assert _words(line | {"rate_per_s": 0.0, "exhausted_in_s": None}, None).endswith("  40%")
+
+
 def test_no_account_and_one_that_retires_end_with_5(daemon: Daemon) -> None:
     with watching(daemon, "none/at\x1b[31mall") as watch:
         code, text, errors = watch.end()
@@ -170,9 +204,10 @@ def test_it_waits_for_a_sidecar_that_is_away_and_goes_on_where_it_was() -> None:
             watch.process.send_signal(signal.SIGINT)
             code, _, errors = watch.end()
             assert code == 130
-            [said] = errors.splitlines()
+            said, back = errors.splitlines()
             assert said.startswith("bursar: ")
             assert said.endswith("; waiting")
+            assert back == "bursar: the sidecar is back"
 
 
 def test_it_fails_with_4_when_the_sidecar_is_away_for_longer_than_it_may_be() -> None:

@@ -49,7 +49,7 @@ def incidents(
         echo_json(found)
     elif verbose:
         for incident in found:
-            for line in _story(incident):
+            for line in story(incident):
                 click.echo(line)
     else:
         echo_table(COLUMNS, [cells(incident) for incident in found])
@@ -68,8 +68,8 @@ def cells(incident: Incident) -> list[Cell]:
     ]
 
 
-def _story(incident: Incident) -> list[str]:
-    """Everything about an incident."""
+def story(incident: Incident) -> list[str]:
+    """Everything about an incident, a line each."""
     head = [show_time(incident.create_time), incident.account, job_name(incident), why(incident)]
     ends = [incident.state.value.replace("_", " "), came_back(incident), took(incident)]
     lines = ["  ".join(head), f"  incident {incident.id}, job {incident.job}"]

@@ -16,9 +16,9 @@ import click
 
 import bursar
 from bursar.cli._follow import Away, Snapshot, follow
-from bursar.cli._output import plain, safe, share, show_time
+from bursar.cli._output import plain, safe, say, share, show_time
 from bursar.cli._shared import connect, fail, json_option, target_option
-from bursar.exceptions import AccountNotFound, BursarError
+from bursar.exceptions import AccountNotFound, BursarError, InvalidRequest
 from bursar.forecast import Burn, exhausted_in_s, resets_in_s
 from bursar.models import Account, AccountChanges, Balance, Verdict
 from bursar.units import UNITS, format_amount, parse_duration_ms, show_duration
@@ -37,6 +37,7 @@ _UNTIL: Final = {
 _CODES: Final = (
     "\b\nExit codes, beside those of `bursar --help`:\n"
     "  0    what --until names is reached\n"
+    "  2    there is no budget that --until exhausted could wait for\n"
     "  4    the sidecar was away for longer than --wait\n"
     "  5    there is no such account, or it has retired\n"
     "  130  Ctrl-C\n"
@@ -113,14 +114,19 @@ def watch(
     an object, with integers in base units.
     """
     reader = _Reader(unit, until)
+    is_away = False
     with connect(target) as client, _hung_up_with_the_reader(client) as gone:
         try:
             for event in follow(client, account, min_interval_s=interval / 1000):
                 if isinstance(event, Away):
                     _wait_or_fail(event, wait)
+                    is_away = True
                     continue
+                if is_away:
+                    say("the sidecar is back")
+                    is_away = False
                 for line in reader.read(account, event):
-                    click.echo(json.dumps(plain(line)) if as_json else _words(line))
+                    click.echo(json.dumps(plain(line)) if as_json else _words(line, unit))
                 sys.stdout.flush()
                 if reader.reached:
                     return
@@ -138,7 +144,7 @@ def _wait_or_fail(away: Away, wait_ms: int) -> None:
     if away.for_s * 1000 >= wait_ms:
         fail(away.error)
     if away.for_s == 0:
-        click.echo(f"bursar: {safe(str(away.error))}; waiting", err=True)
+        say(f"{away.error}; waiting")
 
 
 @contextlib.contextmanager
@@ -175,7 +181,7 @@ class _Reader:
         self.reached = False
 
     def read(self, path: str, event: Snapshot | AccountChanges) -> list[dict[str, object]]:
-        """The lines that the event is worth; raises AccountNotFound where it is gone."""
+        """The lines that the event is worth; raises where it is gone or can never end."""
         changes = event.changes if isinstance(event, Snapshot) else event
         found = next((one for one in changes.accounts if one.path == path), None)
         if path in changes.retired:
@@ -185,6 +191,8 @@ class _Reader:
                 raise AccountNotFound(f"there is no account {safe(path)}")
             return []
         balances = [one for one in found.balances if self._unit in {None, one.unit}]
+        if self._until == "exhausted" and not balances and isinstance(event, Snapshot):
+            raise InvalidRequest(f"{path} has {_no_budget(self._unit)} that could be exhausted")
         self.reached = self._is_reached(found, balances)
         lines = [self._line(found, one) for one in balances or (None,)]
         return [line for line in lines if line is not None]
@@ -235,14 +243,28 @@ class _Reader:
         }
 
 
-def _words(line: dict[str, Any]) -> str:
+def _no_budget(unit: str | None) -> str:
+    return f"no budget in {unit}" if unit else "no budget of its own"
+
+
+def _words(line: dict[str, Any], wanted: str | None) -> str:
     head = [show_time(line["time"]), line["account"], line["verdict"].name]
     if line["stopped"]:
         head.append("FROZEN")
     if "unit" not in line:
-        return safe("  ".join([*head, "no budget of its own"]))
+        return safe("  ".join([*head, _no_budget(wanted)]))
     unit, limit = line["unit"], line["limit"]
     amounts = [f"{name} {format_amount(unit, line[name])}" for name in ("held", "remaining")]
     spent = f"spent {format_amount(unit, line['spent'])} of {format_amount(unit, limit)}"
     used = share(line["spent"] + line["held"], limit)
-    return safe("  ".join([*head, f"{unit}/{line['period']}", spent, *amounts, used]))
+    words = [*head, f"{unit}/{line['period']}", spent, *amounts, used, *_pace(line)]
+    return safe("  ".join(words))
+
+
+def _pace(line: dict[str, Any]) -> list[str]:
+    from bursar.cli.top._draw import rate, show_seconds
+
+    burns, ends_s = rate(line["unit"], line["rate_per_s"]), line["exhausted_in_s"]
+    if burns in {"", "idle"}:
+        return []
+    return [f"burns {burns}", *([f"empty in {show_seconds(ends_s)}"] if ends_s else [])]

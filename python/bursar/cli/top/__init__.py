@@ -45,7 +45,10 @@ def top(account: str, *, interval: float, light: bool | None, target: str | None
     from bursar.cli.top._app import TopApp
 
     with connect(target) as client:
-        client.who_am_i()  # who gets no answer at first hears why, as from every command
+        # Who gets no answer, or asks for what is not there, hears it as from every command.
+        client.who_am_i()
+        if account:
+            client.get_account(account)
         app = TopApp(
             client,
             account,

@@ -121,6 +121,12 @@ class AccountsView(ScrollView, can_focus=True):
         if at is not None:
             self._point_at(at)
 
+    def select_match(self) -> None:
+        """Puts the cursor on the first that is looked for, unless it is on one already."""
+        if not self._tree.is_match(self.selected):
+            matches = (row.path for row in self._rows if self._tree.is_match(row.path))
+            self.select(next(matches, self.selected))
+
     def render_line(self, y: int) -> Strip:
         """Draws one line of the screen."""
         width = self.size.width
@@ -154,6 +160,7 @@ class AccountsView(ScrollView, can_focus=True):
             pace=self._tree.pace(balance, self.now_s, self.now) if balance else None,
             thresholds=thresholds_of(budgets, balance) if balance else (),
             shown=self._columns,
+            worst="" if row.expanded else self._tree.worst(row.path),
         )
 
     def _style(self, kind: str) -> Style:

@@ -22,13 +22,14 @@ from bursar.access import Principal, Role
 from bursar.cli._output import safe
 from bursar.cli.top import _panels as panels
 from bursar.cli.top._accounts import AccountsView
-from bursar.cli.top._dialogs import Choice, Help, Question
-from bursar.cli.top._draw import short_duration
-from bursar.cli.top._feed import FINDINGS_MAX, Feed, News
+from bursar.cli.top._dialogs import Choice, Help, Question, Story, WhichEntries
+from bursar.cli.top._draw import exact, short_duration
+from bursar.cli.top._entries import Filters
+from bursar.cli.top._feed import FINDINGS_MAX, Feed, News, Wanted
+from bursar.cli.top._history import STRETCHES, SpentOf
 from bursar.cli.top._tree import AccountTree
 from bursar.exceptions import BursarError
 from bursar.models import Budget, Finding
-from bursar.units import format_amount
 
 if TYPE_CHECKING:
     from bursar.processes import Incident
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 WIDE: Final = 160
 """From this width on the details are beside the tree, not below it."""
 
+HIGH: Final = 18
+"""Below this height the details leave their room to the tree."""
+
 _VIEWS: Final = {
     "accounts": "1 accounts",
     "entries": "2 entries",
     "incidents": "3 incidents",
     "gpus": "4 GPUs",
+    "history": "5 spent",
 }
 _BUDGETS_KEPT_MAX: Final = 5_000
 
@@ -51,6 +56,7 @@ class TopApp(App[None]):
     TITLE = "bursar top"
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 -- as Textual declares it
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (HIGH, "-high")]  # noqa: RUF012 -- as Textual declares it
     CSS = """
     Screen { overflow: hidden; }
     ContentSwitcher { height: 1fr; }
@@ -66,12 +72,16 @@ class TopApp(App[None]):
     .-wide #detail {
         width: 46; height: 100%; border-top: none; border-left: solid $primary;
     }
+    .-low.-narrow #detail { height: 5; }
+    #detail.flipped, .-low.-narrow #detail { display: none; }
+    .-low.-narrow #detail.flipped { display: block; }
     #tree { height: 1fr; width: 1fr; }
     DataTable { height: 1fr; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("a", "attention", "Attention"),
         Binding("s", "sort", "Sort"),
         Binding("u", "unit", "Unit"),
         Binding("f", "freeze", "Freeze"),
@@ -80,10 +90,12 @@ class TopApp(App[None]):
         Binding("2", "view('entries')", show=False),
         Binding("3", "view('incidents')", show=False),
         Binding("4", "view('gpus')", show=False),
+        Binding("5", "view('history')", show=False),
         Binding("d", "detail", show=False),
         Binding("t", "theme", show=False),
         Binding("escape", "clear", show=False),
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
     def __init__(
@@ -108,14 +120,17 @@ class TopApp(App[None]):
         self._status, self._trouble_line = Static(id="status"), Static(id="trouble")
         self._detail = Static(id="detail-text")
         self._lists = {
-            "entries": panels.Table(
-                panels.ENTRY_COLUMNS, name="entries", nothing="no entries in the last day"
+            "entries": panels.Entries(
+                panels.ENTRY_COLUMNS, name="entries", nothing="no such entries; e: others, o: older"
             ),
             "incidents": panels.Table(
                 panels.INCIDENT_COLUMNS, name="incidents", nothing="nothing was stopped"
             ),
         }
         self._gpus = panels.Gpus(id="gpus")
+        self._history = panels.History(id="history")
+        self._which = Filters()
+        self._stretch = "hour"
         self._field = Input(id="filter", placeholder="filter", max_length=200, compact=True)
         self.principal: Principal | None = None
         self._entries: tuple[bursar.Entry, ...] = ()
@@ -138,6 +153,7 @@ class TopApp(App[None]):
                     yield self._detail
             yield from self._lists.values()
             yield self._gpus
+            yield self._history
         yield self._field
         yield Footer(compact=True)
 
@@ -175,6 +191,8 @@ class TopApp(App[None]):
             self.notify(text, title="runaway", severity="warning", markup=False)
         if news.processes is not None:
             self._gpus.show(news.processes)
+        if news.spent is not None:
+            self._history.show(news.spent)
 
     def _show(self) -> None:
         self._show_status()
@@ -182,14 +200,15 @@ class TopApp(App[None]):
             self.view.update()
             self._show_detail()
         elif self._shown == "entries":
-            self._lists["entries"].show(panels.entry_rows(self._entries), self._narrow)
+            self._lists["entries"].show(panels.entry_lines(self._entries), self._narrow)
         elif self._shown == "incidents":
-            rows = panels.incident_rows(self._incidents, tuple(self._findings))
-            self._lists["incidents"].show(rows, self._narrow)
-        self.feed.wanted = replace(
-            self.feed.wanted,
+            lines = panels.incident_lines(self._incidents, tuple(self._findings))
+            self._lists["incidents"].show(lines, self._narrow)
+        account = self.view.selected or self._account
+        self.feed.wanted = Wanted(
             view=self._shown,
-            account=self.view.selected,
+            entries=replace(self._which, account=account),
+            spent=SpentOf(account, self.tree_model.spent_unit(account), self._stretch),
             paths=self.view.in_sight() if self._shown == "accounts" else (),
         )
 
@@ -213,8 +232,9 @@ class TopApp(App[None]):
         parts: list[str] = []
         if self._shown == "accounts":
             parts += [f"by {self.tree_model.sort.value}", self.tree_model.unit]
+            parts.append("attention only" if self.tree_model.attention_only else "")
         elif self._shown == "entries":
-            parts.append(f"of {safe(self.view.selected) or 'all'}")
+            parts += [f"of {safe(self.view.selected) or 'all'}", *panels.in_short(self._which)]
         parts.append(f"/{safe(self._narrow)}" if self._narrow else "")
         parts.append(self.principal.role.value if self.principal else "")
         parts.append(f"{len(self.tree_model.accounts):,} accounts")
@@ -237,17 +257,27 @@ class TopApp(App[None]):
         self._shown = name
         self.query_one(ContentSwitcher).current = name
         self.query_one("#tree" if name == "accounts" else f"#{name}").focus()
+        self.refresh_bindings()
         self._show()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """What is done to the tree can only be done where it is."""
+        del parameters
+        return self._shown == "accounts" or action not in {"sort", "attention", "detail"}
 
     def action_detail(self) -> None:
         """Shows the details or leaves their room to the tree."""
-        self.query_one("#detail").toggle_class("hidden")
-        panel = self.query_one("#detail")
-        panel.display = not panel.has_class("hidden")
+        self.query_one("#detail").toggle_class("flipped")
 
     def action_theme(self) -> None:
         """Dark or light."""
         self.theme = "textual-dark" if self.theme == "textual-light" else "textual-light"
+
+    def action_attention(self) -> None:
+        """Shows only accounts that are not OK, or everything again."""
+        self.tree_model.flip_attention_only()
+        self._show()
+        self.view.select_match()
 
     def action_sort(self) -> None:
         """Orders the tree otherwise."""
@@ -269,9 +299,10 @@ class TopApp(App[None]):
         self._field.focus()
 
     def action_clear(self) -> None:
-        """Ends the filter."""
+        """Ends the filters."""
         self._field.value = ""
         self._field.display = False
+        self._which = Filters()
         self.action_view(self._shown)
 
     @on(Input.Changed, "#filter")
@@ -280,6 +311,8 @@ class TopApp(App[None]):
         self._narrow = event.value
         self.tree_model.narrow(event.value)
         self._show()
+        if self._shown == "accounts":
+            self.view.select_match()
 
     @on(Input.Submitted, "#filter")
     def narrowed(self) -> None:
@@ -289,12 +322,41 @@ class TopApp(App[None]):
 
     @on(AccountsView.Selected)
     def selected(self) -> None:
-        """Shows the details of another account at once."""
+        """Shows the details of another account at once, and of its entries the latest."""
+        self._which = replace(self._which, before=None)
         self._show_detail()
 
     @on(DataTable.RowSelected)
-    def row_selected(self) -> None:
-        """A list's rows have nothing behind them."""
+    def row_selected(self, event: DataTable.RowSelected) -> None:
+        """Shows all about one line."""
+        lines = self._lists[self._shown].shown
+        if lines:
+            self.push_screen(Story(lines[event.cursor_row].story))
+
+    @work(exclusive=True, group="filters")
+    async def action_filters(self) -> None:
+        """Asks which entries are shown."""
+        asked = replace(self._which, account=self.view.selected)
+        answer = await self.push_screen_wait(WhichEntries(asked))
+        self._which = answer or self._which
+        self._show()
+
+    def action_older(self) -> None:
+        """Shows the entries before the oldest that is shown."""
+        if self._entries:
+            self._which = replace(self._which, before=self._entries[-1])
+            self._show()
+
+    def action_newest(self) -> None:
+        """Shows the latest entries again."""
+        self._which = replace(self._which, before=None)
+        self._show()
+
+    def action_stretch(self) -> None:
+        """Sums by hour or by day."""
+        every = list(STRETCHES)
+        self._stretch = every[(every.index(self._stretch) + 1) % len(every)]
+        self._show()
 
     def _may_change(self) -> bool:
         who = self.principal
@@ -356,7 +418,7 @@ class TopApp(App[None]):
 
     async def _set_limit(self, budget: Budget, amount: int) -> None:
         path, unit = budget.account, budget.unit
-        before, after = (format_amount(unit, one) for one in (budget.limit, amount))
+        before, after = (exact(unit, one) for one in (budget.limit, amount))
         lines = [f"{unit} {budget.period}: from {before} to {after}, at once.", "Thresholds stay."]
         question = Question(f"Change the limit of {path}?", lines, action="Change")
         if await self.push_screen_wait(question) is None:

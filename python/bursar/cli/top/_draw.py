@@ -3,16 +3,25 @@
 Pure. Colour is never the only sign: every state is a word, every part of a bar has a shape.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
 from bursar.cli._output import safe, share
-from bursar.cli.top._tree import Pace, Row
-from bursar.models import Account, Balance, Threshold, Verdict
-from bursar.units import CAPACITY_UNITS, show_amount, show_duration
+from bursar.cli.top._tree import STATES, Pace, Row, state
+from bursar.models import Account, Balance, Threshold
+from bursar.units import (
+    CAPACITY_UNITS,
+    format_amount,
+    parse_amount,
+    show_amount,
+    show_duration,
+)
 
 SPENT: Final = "\N{FULL BLOCK}"
 HELD: Final = "\N{MEDIUM SHADE}"
@@ -33,6 +42,9 @@ _SHORT_UNITS: Final = {
     "energy_mj": "energy",
     "vram_mib_s": "vram-time",
 }
+_COUNTS: Final = frozenset({"tokens", "calls", "concurrency"})
+_SUFFIXES: Final = MappingProxyType({"T": 10**12, "G": 10**9, "M": 10**6, "k": 10**3})
+_DECIMAL: Final = re.compile(r"\d+(\.\d+)?")
 _GROUPED_BELOW: Final = 100_000
 _NANOS: Final = 10**9
 _DAY_S: Final = 86_400
@@ -48,15 +60,34 @@ def amount(unit: str, value: int) -> str:
         if nanos < _GROUPED_BELOW * _NANOS:
             return f"{sign}${nanos // 10**7 / 100:,.2f}"
         return f"{sign}${_scaled(nanos // _NANOS)}"
-    if unit in {"tokens", "calls", "concurrency"}:
+    if unit in _COUNTS:
         return f"{'-' if value < 0 else ''}{_scaled(abs(value))}"
+    return signed(unit, value)
+
+
+def signed(unit: str, value: int) -> str:
+    """An amount as `show_amount` shows it, also below zero."""
     return show_amount(unit, value) if value >= 0 else f"-{show_amount(unit, -value)}"
+
+
+def exact(unit: str, value: int) -> str:
+    """A limit as a person reads it, and to the last digit where that says more."""
+    shown, digits = show_amount(unit, value), format_amount(unit, value)
+    return shown if shown == digits else f"{shown} ({digits})"
+
+
+def read_amount(unit: str, text: str) -> int:
+    """Reads an amount as `parse_amount` does, and counts as they are shown here: ``2.5M``."""
+    number, suffix = text.strip()[:-1], text.strip()[-1:]
+    if unit in _COUNTS and suffix in _SUFFIXES and _DECIMAL.fullmatch(number):
+        return parse_amount(unit, f"{Decimal(number) * _SUFFIXES[suffix]:f}")
+    return parse_amount(unit, text)
 
 
 def _scaled(value: int) -> str:
     if value < _GROUPED_BELOW:
         return f"{value:,}"
-    for suffix, factor in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    for suffix, factor in _SUFFIXES.items():
         if value >= factor:
             hundredths = value * 100 // factor
             decimals = 2 if hundredths < 10**3 else 1 if hundredths < 10**4 else 0
@@ -110,28 +141,14 @@ def of_what(balance: Balance) -> str:
     return f"{unit}/{period}"
 
 
-def state(account: Account) -> Piece:
-    """The one word on an account, the worst first."""
-    if account.frozen:
-        return "FROZEN", "stop"
-    if account.stopped:
-        return "frozen\N{UPWARDS ARROW}", "stop"
-    least = min((one.remaining for one in account.balances), default=1)
-    if account.verdict is Verdict.STOP or least < 0:
-        return ("OVER" if least < 0 else "STOP"), "stop"
-    if least == 0:
-        return "EMPTY", "stop"
-    return account.verdict.name, account.verdict.name.lower()
-
-
 def bar(balance: Balance, thresholds: Sequence[Threshold], width: int) -> list[Piece]:
     """What is spent, held and left of a limit, with a mark at each threshold.
 
     Rounded so that what there is, is seen: anything spent has a cell, and only what is all of the
     limit fills the bar.
     """
-    spent = _cells(balance.spent, balance.limit, width)
-    taken = _cells(balance.spent + balance.held, balance.limit, width)
+    spent = cells(balance.spent, balance.limit, width)
+    taken = cells(balance.spent + balance.held, balance.limit, width)
     if balance.held > 0 and taken == spent:
         taken, spent = (taken + 1, spent) if taken < width else (taken, spent - 1)
     marks = {one.permille * width // 1000 for one in thresholds}
@@ -148,7 +165,8 @@ def bar(balance: Balance, thresholds: Sequence[Threshold], width: int) -> list[P
     return pieces
 
 
-def _cells(part: int, whole: int, width: int) -> int:
+def cells(part: int, whole: int, width: int) -> int:
+    """How many cells a part has: one at least, and all only where it is the whole."""
     if part <= 0:
         return 0
     if part >= whole:
@@ -173,7 +191,7 @@ class Column:
     right: bool = False
 
 
-_NAME_CELLS_MIN: Final = 12
+_NAME_CELLS_MIN: Final = 10
 _WIDE: Final = 110
 _WIDER: Final = 150
 
@@ -182,7 +200,7 @@ def columns(width: int) -> list[Column]:
     """What there is room for; the first column takes what the others leave."""
     bar_width = 12 if width < _WIDE else 20 if width < _WIDER else 36
     rest = [
-        Column("state", 7),
+        Column("state", 8),
         Column("budget", bar_width),
         Column("used", 5, right=True),
         Column("spent/limit", 15 if width < _WIDE else 19, right=True),
@@ -212,21 +230,26 @@ def line(
     pace: Pace | None,
     thresholds: Sequence[Threshold],
     shown: Sequence[Column],
+    worst: str = "",
 ) -> list[Piece]:
-    """One row of the tree, as wide as its columns."""
+    """One row of the tree, as wide as its columns; `worst` is the worst state of what it hides."""
     marker = (_OPENED if row.expanded else _CLOSED) if row.parent else _LEAF
     name = f" {'  ' * row.depth}{marker}{safe(row.name)}"  # the first cell is for the cursor
-    word, kind = state(account)
-    cells: dict[str, Piece] = {"account": (name, ""), "state": (word, kind)}
-    cells["open"] = (f"{account.open_reservation_count:,}", "muted")
+    word = state(account)
+    kind = STATES[word]
+    shown_as: dict[str, Piece] = {"account": (name, ""), "state": (word, kind)}
+    if worst not in {"", word}:
+        shown_as["state"] = (f"{worst}\N{DOWNWARDS ARROW}", STATES[worst])
+    shown_as["open"] = (f"{account.open_reservation_count:,}", "muted")
     if balance is not None:
         limit = amount(balance.unit, balance.limit)
-        cells["used"] = (share(balance.spent + balance.held, balance.limit), kind)
-        cells["spent/limit"] = (f"{amount(balance.unit, balance.spent)}/{limit}", "")
-        cells["of"] = (of_what(balance), "muted")
-        cells["burns"] = (rate(balance.unit, pace.rate_per_s if pace else None), "")
+        shown_as["used"] = (share(balance.spent + balance.held, balance.limit), kind)
+        taken = balance.held if balance.unit in CAPACITY_UNITS else balance.spent
+        shown_as["spent/limit"] = (f"{amount(balance.unit, taken)}/{limit}", "")
+        shown_as["of"] = (of_what(balance), "muted")
+        shown_as["burns"] = (rate(balance.unit, pace.rate_per_s if pace else None), "")
         soon = "stop" if pace and pace.ends_s is not None else "muted"
-        cells["ends"] = ("" if balance.unit in CAPACITY_UNITS else ends(pace), soon)
+        shown_as["ends"] = ("" if balance.unit in CAPACITY_UNITS else ends(pace), soon)
     pieces: list[Piece] = []
     for column in shown:
         if pieces:
@@ -235,7 +258,7 @@ def line(
             blank = [(" " * column.width, "")]
             pieces += bar(balance, thresholds, column.width) if balance else blank
             continue
-        text, style = cells.get(column.name, ("", ""))
+        text, style = shown_as.get(column.name, ("", ""))
         pieces.append((fit(text, column.width, right=column.right), style))
     return pieces
 

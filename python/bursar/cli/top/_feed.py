@@ -6,29 +6,23 @@ changes of one account become one, so a slow terminal makes no queue grow.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final
 
 import bursar
 from bursar.access import Principal
 from bursar.cli._follow import Away, Snapshot, follow
+from bursar.cli.top._entries import EntryReader, Filters
+from bursar.cli.top._history import Spent, SpentOf, SpentReader
 from bursar.exceptions import BursarError
 from bursar.models import Account, AccountChanges, Budget, Entry, Finding
 from bursar.processes import Incident, Processes
 
-ENTRIES_MAX: Final = 300
-"""How many of the latest entries are kept."""
 INCIDENTS_MAX: Final = 200
 FINDINGS_MAX: Final = 200
 
-_LOOKBACKS: Final = tuple(timedelta(minutes=one) for one in (1, 10, 60, 360, 1440))
-_ENTRIES_ENOUGH: Final = 60
-_ENTRIES_READ_MAX: Final = 20_000
-_PAGE_SIZE: Final = 2_000
 _BUDGETS_A_TURN: Final = 50
 _BUDGETS_AGE_S: Final = 10.0
 _BUDGETS_MAX: Final = 2_000
@@ -43,13 +37,15 @@ class Wanted:
     """What the screen shows now, and so what is worth reading.
 
     Attributes:
-        view: accounts, entries, incidents or gpus.
-        account: Whose entries; empty: all that are followed.
+        view: accounts, entries, incidents, gpus or history.
+        entries: Which entries.
+        spent: What was spent of what.
         paths: The accounts in sight, whose thresholds are shown.
     """
 
     view: str = "accounts"
-    account: str = ""
+    entries: Filters = field(default_factory=Filters)
+    spent: SpentOf = field(default_factory=SpentOf)
     paths: tuple[str, ...] = ()
 
 
@@ -66,6 +62,7 @@ class News:
     entries: tuple[Entry, ...] | None = None
     incidents: tuple[Incident, ...] | None = None
     processes: Processes | None = None
+    spent: Spent | None = None
     troubles: dict[str, str] = field(default_factory=dict)  # by view; empty: it is over
 
     def changes(self) -> AccountChanges:
@@ -87,9 +84,9 @@ class Feed:
         self._over = threading.Event()
         self._due: set[str] = {"principal", "incidents", "processes"}
         self._budgets: dict[str, float] = {}
-        self._entries: deque[Entry] = deque(maxlen=ENTRIES_MAX)
-        self._entries_of: str | None = None
-        self._read_s = dict.fromkeys(("entries", "incidents", "processes"), 0.0)
+        self._entries = EntryReader(client)
+        self._spent = SpentReader(client)
+        self._read_s = dict.fromkeys(("entries", "incidents", "processes", "spent"), 0.0)
         self.wanted = Wanted()
         self.away: Away | None = None
 
@@ -161,7 +158,9 @@ class Feed:
         self._try("", "principal" in self._due, self._read_principal)
         self._try("accounts", bool(wanted.paths), lambda: self._read_budgets(wanted.paths))
         due = self._is_due("entries", shown=view == "entries")
-        self._try("entries", due, lambda: self._read_entries(wanted.account))
+        self._try("entries", due, lambda: self._read_entries(wanted.entries))
+        due = self._is_due("spent", shown=view == "history")
+        self._try("history", due, lambda: self._read_spent(wanted.spent))
         due = self._is_due("incidents", shown=view == "incidents")
         self._try("incidents", due, self._read_incidents)
         self._try("gpus", self._is_due("processes", shown=view == "gpus"), self._read_processes)
@@ -208,34 +207,15 @@ class Feed:
             with self._lock:
                 self._news.budgets[path] = budgets
 
-    def _read_entries(self, account: str) -> None:
-        account = account or self._account
-        if account != self._entries_of:
-            self._entries.clear()
-            self._entries_of = account
-            self._look_back(account)
-        else:
-            last = self._entries[-1] if self._entries else None
-            since = last.time if last and last.time else datetime.now(UTC) - _LOOKBACKS[0]
-            after = last.sequence if last else -1
-            found = self._client.list_entries(account, start_time=since, page_size=_PAGE_SIZE)
-            self._entries += [one for one in found if one.sequence > after]
+    def _read_entries(self, filters: Filters) -> None:
+        found = self._entries.read(filters)
         with self._lock:
-            self._news.entries = tuple(reversed(self._entries))
+            self._news.entries = found
 
-    def _look_back(self, account: str) -> None:
-        """Entries are listed from the oldest, so the latest are looked for in growing stretches."""
-        for stretch in _LOOKBACKS:
-            listed = self._client.list_entries(
-                account, start_time=datetime.now(UTC) - stretch, page_size=_PAGE_SIZE
-            )
-            found = list(islice(listed, _ENTRIES_READ_MAX))
-            if len(found) == _ENTRIES_READ_MAX and self._entries:
-                return  # the latest of so many are not worth reading all of them
-            self._entries.clear()
-            self._entries += found
-            if len(found) >= _ENTRIES_ENOUGH:
-                return
+    def _read_spent(self, of: SpentOf) -> None:
+        found = self._spent.read(of)
+        with self._lock:
+            self._news.spent = found
 
     def _read_incidents(self) -> None:
         found = self._client.list_incidents(self._account, page_size=INCIDENTS_MAX)

@@ -1,26 +1,38 @@
 """What is shown beside the tree: the details of one account, and the lists. They only show."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Final
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Static
 
 from bursar.cli import gpu, incidents, log
 from bursar.cli._output import Cell, safe, share, show_thresholds, show_time
 from bursar.cli.top import _draw as draw
+from bursar.cli.top import _history as history
 from bursar.cli.top._accounts import thresholds_of
-from bursar.cli.top._tree import AccountTree, Pace
+from bursar.cli.top._entries import Filters
+from bursar.cli.top._tree import AccountTree, Pace, state
 from bursar.models import Account, Balance, Budget, Entry, Finding
 from bursar.processes import Incident, Processes
 from bursar.units import CAPACITY_UNITS, format_amount
 
 _BAR_CELLS: Final = 24
 ENTRY_COLUMNS: Final = ("time", "kind", "amount", "unit", "account", "model", "reservation")
-INCIDENT_COLUMNS: Final = ("when", "account", "why", "state", "came back", "took", "job")
+INCIDENT_COLUMNS: Final = ("when", "state", "account", "why", "came back", "took", "job")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of a list, and what there is to say of it."""
+
+    cells: list[Cell]
+    story: list[str]
 
 
 def detail(
@@ -32,8 +44,7 @@ def detail(
     now: datetime,
 ) -> Text:
     """Everything about one account."""
-    word, _ = draw.state(account)
-    text = Text().append(f"{safe(account.path)}  ", "bold").append(word, "reverse bold")
+    text = Text().append(f"{safe(account.path)}  ", "bold").append(state(account), "reverse bold")
     count = account.open_reservation_count
     text.append(f"\n{count:,} open reservation{'' if count == 1 else 's'}\n")
     if account.freeze_reason:
@@ -57,10 +68,12 @@ def _add_balance(
     bar = "".join(glyphs for glyphs, _ in draw.bar(balance, thresholds, _BAR_CELLS))
     used = share(balance.spent + balance.held, balance.limit)
     text.append(f"{bar} {used} used\n")
-    shown = {name: format_amount(unit, getattr(balance, name)) for name in ("spent", "held")}
-    left, limit = (format_amount(unit, one) for one in (balance.remaining, balance.limit))
-    text.append(f"spent {shown['spent']} of {limit}\nheld {shown['held']}, left {left}\n")
-    if unit not in CAPACITY_UNITS:
+    amounts = (balance.spent, balance.held, balance.remaining, balance.limit)
+    spent, held, left, limit = (draw.signed(unit, one) for one in amounts)
+    if unit in CAPACITY_UNITS:
+        text.append(f"held {held} of {limit}, left {left}\n")
+    else:
+        text.append(f"spent {spent} of {limit}\nheld {held}, left {left}\n")
         text.append(f"{in_words(unit, pace, rolling=balance.period.startswith('rolling'))}\n")
     if balance.reset_time:
         resets = draw.show_seconds(max(0.0, (balance.reset_time - now).total_seconds()))
@@ -91,47 +104,66 @@ class Table(DataTable[Text]):
         super().__init__(id=name, cursor_type="row", zebra_stripes=False)
         self._names = columns
         self._nothing = nothing
-        self._shown: object = None
+        self.shown: list[Line] | None = None
 
-    def show(self, rows: Sequence[Sequence[Cell]], narrow: str) -> None:
-        """Shows the rows that contain the text, where they are others than before."""
+    def show(self, lines: Sequence[Line], narrow: str) -> None:
+        """Shows the lines that contain the text, where they are others than before."""
         wanted = narrow.casefold()
-        kept = [row for row in rows if not wanted or wanted in "  ".join(row).casefold()]
-        if kept == self._shown:
+        kept = [one for one in lines if wanted in "  ".join(one.cells).casefold()]
+        if kept == self.shown:
             return
-        self._shown = kept
+        self.shown = kept
         at = self.cursor_row
         self.clear(columns=True)  # their widths are those of what is shown, not of what once was
         self.add_columns(*(name.upper() for name in self._names if kept))
-        for row in kept:
-            self.add_row(*(Text(safe(cell)) for cell in row))
+        for one in kept:
+            self.add_row(*(Text(safe(cell)) for cell in one.cells))
         if not kept:
             self.add_column(self._nothing)
         self.move_cursor(row=at)
 
 
-def entry_rows(entries: Sequence[Entry]) -> list[list[Cell]]:
-    """The rows of `ENTRY_COLUMNS`."""
-    rows = []
+class Entries(Table):
+    """The entries, whose filters and pages have keys."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("e", "app.filters", "Entries"),
+        Binding("o", "app.older", "Older"),
+        Binding("n", "app.newest", "Newest"),
+    ]
+
+
+def entry_lines(entries: Sequence[Entry]) -> list[Line]:
+    """The lines of `ENTRY_COLUMNS`."""
+    lines = []
     for entry in entries:
         by_name = dict(zip(log.COLUMNS, log.cells(entry), strict=True))
         row = [by_name[name] for name in ENTRY_COLUMNS]
-        row[0] = row[0].partition(" ")[2] or row[0]  # the day is today, or the day before
+        row[0] = row[0].partition("-")[2].partition(".")[0]  # the rest is in its story
         row[-1] = by_name["detail"] or row[-1]
-        rows.append(row)
-    return rows
+        lines.append(Line(row, [f"{name:<12}{cell}" for name, cell in by_name.items() if cell]))
+    return lines
 
 
-def incident_rows(found: Sequence[Incident], findings: Sequence[Finding]) -> list[list[Cell]]:
-    """The rows of `INCIDENT_COLUMNS`: incidents and runaways, the latest first."""
-    rows = []
+def in_short(filters: Filters) -> list[str]:
+    """The filters in a few words."""
+    since, until = show_time(filters.since), show_time(filters.until)
+    oldest = show_time(filters.before.time) if filters.before else ""
+    told = {"since": since, "until": until, "up to": oldest}
+    times = [f"{word} {moment}" for word, moment in told.items() if moment]
+    return [*filter(None, (filters.kind, filters.unit, safe(filters.reservation))), *times]
+
+
+def incident_lines(found: Sequence[Incident], findings: Sequence[Finding]) -> list[Line]:
+    """The lines of `INCIDENT_COLUMNS`: incidents and runaways, the latest first."""
+    lines = []
     for one in found:
         cells = dict(zip(incidents.COLUMNS, incidents.cells(one), strict=True))
-        rows.append([cells[name] for name in INCIDENT_COLUMNS])
-    rows += [
-        [show_time(one.time), one.account, runaway(one), one.action, "", "", ""] for one in findings
-    ]
-    return sorted(rows, key=lambda row: row[0], reverse=True)
+        lines.append(Line([cells[name] for name in INCIDENT_COLUMNS], incidents.story(one)))
+    for each in findings:
+        words = [show_time(each.time), each.action, each.account, runaway(each)]
+        lines.append(Line([*words, "", "", ""], words))
+    return sorted(lines, key=lambda line: line.cells[0], reverse=True)
 
 
 def runaway(found: Finding) -> str:
@@ -160,3 +192,22 @@ class Gpus(VerticalScroll, can_focus=True):
     def show(self, found: Processes) -> None:
         """Shows what the watchdog saw last."""
         self._text.update(gpu.drawn(found))
+
+
+class History(VerticalScroll, can_focus=True):
+    """What was spent, by hour or by day."""
+
+    DEFAULT_CSS: ClassVar[str] = "History { padding: 0 1; }"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("w", "app.stretch", "Hours or days")]
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002 -- as Textual calls it
+        super().__init__(id=id)
+        self._text = Static(Text("being read", "dim"))
+
+    def compose(self) -> ComposeResult:
+        """One text."""
+        yield self._text
+
+    def show(self, spent: history.Spent) -> None:
+        """Shows what was read last."""
+        self._text.update(history.drawn(spent))

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 from bursar.forecast import Burn, exhausted_in_s, resets_in_s
-from bursar.models import Account, AccountChanges, Balance
+from bursar.models import Account, AccountChanges, Balance, Verdict
+from bursar.units import CAPACITY_UNITS
 
 EXPANDED_MAX: Final = 200
 """Up to this many accounts the whole tree is open at first; else its roots are."""
@@ -18,6 +20,21 @@ EXPANDED_MAX: Final = 200
 REORDER_S: Final = 2.0
 """Rows that are ordered by figures change their places no more often: one can follow them."""
 
+STATES: Final = MappingProxyType(
+    {
+        "OK": "ok",
+        "WARN": "warn",
+        "DEGRADE": "degrade",
+        "STOP": "stop",
+        "EMPTY": "stop",
+        "OVER": "stop",
+        "frozen\N{UPWARDS ARROW}": "stop",
+        "FROZEN": "stop",
+    }
+)
+"""What an account can be, the worst last, each with the name of its style."""
+
+_BADNESS: Final = MappingProxyType({word: at for at, word in enumerate(STATES)})
 _NEVER: Final = float("inf")
 
 
@@ -25,6 +42,7 @@ class Sort(StrEnum):
     """How accounts that share a parent are ordered."""
 
     NAME = "name"
+    STATE = "state"
     USED = "used"
     ENDS = "ends"
     OPEN = "open"
@@ -57,6 +75,18 @@ def used_share(balance: Balance) -> float:
     return taken / balance.limit
 
 
+def state(account: Account) -> str:
+    """The one of `STATES` that an account is, the worst that is true."""
+    if account.frozen:
+        return "FROZEN"
+    if account.stopped:
+        return "frozen\N{UPWARDS ARROW}"
+    least = min((one.remaining for one in account.balances), default=1)
+    if account.verdict is Verdict.STOP or least < 0:
+        return "OVER" if least < 0 else "STOP"
+    return "EMPTY" if least == 0 else account.verdict.name
+
+
 class AccountTree:
     """The accounts that were seen, what is expanded, and the filter."""
 
@@ -64,10 +94,13 @@ class AccountTree:
         self.accounts: dict[str, Account] = {}
         self.sort = Sort.NAME
         self.unit = ""  # whose budgets are shown; empty: of each account the tightest
+        self.attention_only = False  # whether only accounts are shown that are not OK
         self._filter = ""
         self._children: dict[str, dict[str, None]] = {}
         self._expanded: set[str] | None = None  # None: nothing was seen yet
         self._burns: dict[tuple[str, str, str], Burn] = {}
+        self._troubled: dict[str, str] = {}  # the states of those that are not OK
+        self._worst: dict[str, str] | None = None  # of each subtree; None: not known now
         self._rows: list[Row] | None = None
         self._moved = False  # whether figures by which the rows are ordered have changed since
         self._ordered_s = 0.0
@@ -83,17 +116,26 @@ class AccountTree:
                 self._children.setdefault(_parent(account.path), {})[account.path] = None
                 self._rows = None
             self.accounts[account.path] = account
+            self._note_state(account.path, state(account))
             for balance in account.balances:
                 burn = self._burns.setdefault(_key(balance), Burn())
                 burn.see(now_s, balance.spent, start=balance.start_time)
         if self._expanded is None and self.accounts:
             few = len(self.accounts) <= EXPANDED_MAX
             self._expanded = set(self.accounts if few else self._roots())
-        self._moved = self._moved or self.sort is not Sort.NAME
+        self._moved = self._moved or self.sort is not Sort.NAME or self.attention_only
+
+    def _note_state(self, path: str, word: str) -> None:
+        if word != self._troubled.get(path, "OK"):
+            self._worst = None
+            self._troubled[path] = word
+            if word == "OK":
+                del self._troubled[path]
 
     def _drop(self, paths: Iterable[str]) -> None:
         for path in paths:
             account = self.accounts.pop(path, None)
+            self._note_state(path, "OK")
             self._children.get(_parent(path), {}).pop(path, None)
             for balance in account.balances if account else ():
                 self._burns.pop(_key(balance), None)
@@ -105,6 +147,16 @@ class AccountTree:
     def narrow(self, text: str) -> None:
         """Shows only paths that contain the text, with all above them; empty: everything."""
         self._filter = text.casefold()
+        self._rows = None
+
+    def is_match(self, path: str) -> bool:
+        """Whether an account is itself what is looked for, not only above it."""
+        troubled = not self.attention_only or path in self._troubled
+        return troubled and self._filter in path.casefold()
+
+    def flip_attention_only(self) -> None:
+        """Shows only accounts that are not OK, with all above them; or everything again."""
+        self.attention_only = not self.attention_only
         self._rows = None
 
     def units(self) -> list[str]:
@@ -123,6 +175,16 @@ class AccountTree:
         at = every.index(self.unit) if self.unit in every else 0
         self.unit = every[(at + 1) % len(every)]
         self._rows = None
+
+    def worst(self, path: str) -> str:
+        """The worst state of an account and all below it."""
+        if self._worst is None:
+            self._worst = {}
+            for one, word in self._troubled.items():
+                while one and _BADNESS[word] > _BADNESS[self._worst.get(one, "OK")]:
+                    self._worst[one] = word
+                    one = _parent(one)  # noqa: PLW2901 -- up the tree
+        return self._worst.get(path, "OK")
 
     def has_below(self, path: str) -> bool:
         """Whether there are accounts below it."""
@@ -154,8 +216,9 @@ class AccountTree:
         if self._rows is None:
             self._moved, self._ordered_s = False, now_s
             kept = self._kept()
+            ranks = self._ranks(now_s, now)
             self._rows = []
-            stack = [(path, 0) for path in reversed(self._ordered(self._roots(), now_s, now))]
+            stack = [(path, 0) for path in reversed(_ordered(self._roots(), ranks))]
             while stack:
                 path, depth = stack.pop()
                 if kept is not None and path not in kept:
@@ -165,29 +228,35 @@ class AccountTree:
                 name = path.rpartition("/")[2] if depth else path
                 self._rows.append(Row(path, name, depth, bool(below), opened))
                 if opened:
-                    ordered = self._ordered(below, now_s, now)
-                    stack += ((one, depth + 1) for one in reversed(ordered))
+                    stack += ((one, depth + 1) for one in reversed(_ordered(below, ranks)))
         return self._rows
 
     def _kept(self) -> set[str] | None:
         """What the filter lets through, with all above it; None: everything."""
-        if not self._filter:
+        if not self._filter and not self.attention_only:
             return None
         kept: set[str] = set()
         for path in self.accounts:
-            if self._filter in path.casefold():
+            if self.is_match(path):
                 while path and path not in kept:
                     kept.add(path)
                     path = _parent(path)  # noqa: PLW2901 -- up the tree
         return kept
 
-    def _ordered(self, paths: Iterable[str], now_s: float, now: datetime | None) -> list[str]:
-        if self.sort is Sort.NAME:
-            return sorted(paths)
-        return sorted(paths, key=lambda path: (self._rank(path, now_s, now), path))
+    def _ranks(self, now_s: float, now: datetime | None) -> Mapping[str, float]:
+        """By what accounts are ordered: each has the first rank of all that is below it."""
+        ranks: dict[str, float] = {}
+        for path in self.accounts if self.sort is not Sort.NAME else ():
+            rank = self._rank(path, now_s, now)
+            while path and rank < ranks.get(path, _NEVER):
+                ranks[path] = rank
+                path = _parent(path)  # noqa: PLW2901 -- up the tree
+        return ranks
 
     def _rank(self, path: str, now_s: float, now: datetime | None) -> float:
         account = self.accounts[path]
+        if self.sort is Sort.STATE:
+            return -_BADNESS[state(account)]
         if self.sort is Sort.OPEN:
             return -account.open_reservation_count
         shown = self.shown(account)
@@ -203,6 +272,13 @@ class AccountTree:
         wanted = [one for one in account.balances if self.unit in {"", one.unit}]
         return max(wanted, key=used_share, default=None)
 
+    def spent_unit(self, path: str) -> str:
+        """The unit whose spending is shown: the chosen one, that of the account, or money."""
+        account = self.accounts.get(path)
+        shown = self.shown(account) if account else None
+        every = (self.unit, shown.unit if shown else "", "usd_nanos")
+        return next(one for one in every if one and one not in CAPACITY_UNITS)
+
     def pace(self, balance: Balance, now_s: float, now: datetime) -> Pace:
         """How fast a balance is spent."""
         burn = self._burns.get(_key(balance))
@@ -217,6 +293,10 @@ class AccountTree:
         above = ("/".join(names[:count]) for count in range(1, len(names)))
         found = ((one, self.accounts[one].balances) for one in above if one in self.accounts)
         return {one: max(balances, key=used_share) for one, balances in found if balances}
+
+
+def _ordered(paths: Iterable[str], ranks: Mapping[str, float]) -> list[str]:
+    return sorted(paths, key=lambda path: (ranks.get(path, _NEVER), path))
 
 
 def _parent(path: str) -> str:
