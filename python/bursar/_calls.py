@@ -6,9 +6,8 @@ these, so what a method means is written once, here. Nothing in this module does
 
 import functools
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from google.protobuf.message import Message
@@ -24,8 +23,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Spending = models.Usage | models.UsageEstimate
-ENTRIES_PAGE_MAX: Final = 10_000
 ACCOUNTS_PAGE_MAX: Final = 1_000
+RESERVATIONS_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +331,17 @@ def get_reservation(reservation: str) -> Call[models.ReservationInfo]:
 
 
 @_sendable
+def list_reservations(account: str) -> Call[tuple[models.OpenReservation, ...]]:
+    """LedgerService/ListReservations."""
+    return Call(
+        "LedgerService/ListReservations",
+        lg.ListReservationsRequest(account=account, page_size=RESERVATIONS_MAX),
+        lg.ListReservationsResponse,
+        lambda answer: tuple(convert.open_reservation(one) for one in answer.reservations),
+    )
+
+
+@_sendable
 def count_tokens(model: str, *, text: str) -> Call[models.TokenCount]:
     """LedgerService/CountTokens."""
     return Call(
@@ -423,61 +433,6 @@ def retire_account(account: str) -> Call[None]:
         ac.RetireAccountRequest(account=account),
         ac.RetireAccountResponse,
         lambda _: None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EntryFilter:
-    """Which entries to list; what is left empty lets everything through."""
-
-    account: str = ""
-    reservation: str = ""
-    unit: str = ""
-    kinds: tuple[models.EntryKind, ...] = ()
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-
-
-def entry_filter(
-    account: str,
-    *,
-    reservation: str,
-    unit: str,
-    kinds: Iterable[models.EntryKind | str],
-    start_time: datetime | None,
-    end_time: datetime | None,
-) -> EntryFilter:
-    """Builds a filter; refuses a kind that does not exist."""
-    try:
-        known = tuple(models.EntryKind(kind) for kind in kinds)
-    except ValueError as error:
-        right = ", ".join(models.EntryKind)
-        raise convert.invalid(f"{error}; one of {right}", field="kinds") from error
-    return EntryFilter(account, reservation, unit, known, start_time, end_time)
-
-
-@_sendable
-def list_entries(
-    wanted: EntryFilter, *, page_size: int, page_token: str = ""
-) -> Call[Page[models.Entry]]:
-    """AccountService/ListEntries, one page."""
-    request = ac.ListEntriesRequest(
-        account=wanted.account,
-        reservation=wanted.reservation,
-        unit=wanted.unit,
-        kinds=[f"KIND_{kind.name}" for kind in wanted.kinds],
-        start_time=convert.timestamp(wanted.start_time, field="start_time"),
-        end_time=convert.timestamp(wanted.end_time, field="end_time"),
-        page_size=page_size,
-        page_token=page_token,
-    )
-    return Call(
-        "AccountService/ListEntries",
-        request,
-        ac.ListEntriesResponse,
-        lambda answer: Page(
-            tuple(convert.entry(one) for one in answer.entries), answer.next_page_token
-        ),
     )
 
 

@@ -229,6 +229,13 @@ def reservation(wire: ledger_pb2.Reservation) -> models.ReservationInfo:
     )
 
 
+def open_reservation(wire: ledger_pb2.OpenReservation) -> models.OpenReservation:
+    """Reads an open reservation."""
+    name = ledger_pb2.OpenReservation.Debiting.Name(wire.debiting)
+    debiting = models.Debiting(name.removeprefix("DEBITING_").lower())
+    return models.OpenReservation(reservation(wire.reservation), debiting)
+
+
 def period_to_wire(period: models.Period) -> account_pb2.Period:
     """Writes a period."""
     rolling = period.kind is models.PeriodKind.ROLLING

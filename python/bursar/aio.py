@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bursar import _calls as calls
+from bursar import _entry_calls as entry_calls
 from bursar import _process_calls as process_calls
 from bursar._async_lease import AsyncLease
 from bursar._async_reservation import AsyncReservation
@@ -41,6 +42,7 @@ from bursar.models import (
     Entry,
     EntryKind,
     ExtendResult,
+    OpenReservation,
     Period,
     RecordResult,
     ReleaseResult,
@@ -258,6 +260,10 @@ class AsyncClient:
         """As `Client.get_reservation`."""
         return await self._run(calls.get_reservation(reservation))
 
+    async def list_reservations(self, account: str = "") -> tuple[OpenReservation, ...]:
+        """As `Client.list_reservations`."""
+        return await self._run(calls.list_reservations(account))
+
     async def count_tokens(self, model: str, *, text: str) -> TokenCount:
         """As `Client.count_tokens`."""
         return await self._run(calls.count_tokens(model, text=text))
@@ -313,7 +319,7 @@ class AsyncClient:
         page_size: int = 1000,
     ) -> AsyncIterator[Entry]:
         """As `Client.list_entries`."""
-        wanted = calls.entry_filter(
+        wanted = entry_calls.entry_filter(
             account,
             reservation=reservation,
             unit=unit,
@@ -322,7 +328,7 @@ class AsyncClient:
             end_time=end_time,
         )
         return self._pages(
-            lambda token: calls.list_entries(wanted, page_size=page_size, page_token=token)
+            lambda token: entry_calls.list_entries(wanted, page_size=page_size, page_token=token)
         )
 
     async def watch_accounts(

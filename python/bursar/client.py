@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bursar import _calls as calls
+from bursar import _entry_calls as entry_calls
 from bursar import _process_calls as process_calls
 from bursar._away import NEVER_AWAY, Away, Patience
 from bursar._embedded import EmbeddedTransport
@@ -32,6 +33,7 @@ from bursar.models import (
     Entry,
     EntryKind,
     ExtendResult,
+    OpenReservation,
     Period,
     RecordResult,
     ReleaseResult,
@@ -265,6 +267,10 @@ class Client:
         """Reads one reservation, pending or ended; raises ReservationNotFound."""
         return self._run(calls.get_reservation(reservation))
 
+    def list_reservations(self, account: str = "") -> tuple[OpenReservation, ...]:
+        """Reads what is open there and below, at most 1000: leases first, then the newest."""
+        return self._run(calls.list_reservations(account))
+
     def count_tokens(self, model: str, *, text: str) -> TokenCount:
         """Counts the tokens of a text with the model's own tokenizer, or with a named encoding.
 
@@ -349,7 +355,7 @@ class Client:
             end_time: Only before this time; an aware datetime.
             page_size: How many to fetch at a time, at most 10,000.
         """
-        wanted = calls.entry_filter(
+        wanted = entry_calls.entry_filter(
             account,
             reservation=reservation,
             unit=unit,
@@ -358,7 +364,7 @@ class Client:
             end_time=end_time,
         )
         return self._pages(
-            lambda token: calls.list_entries(wanted, page_size=page_size, page_token=token)
+            lambda token: entry_calls.list_entries(wanted, page_size=page_size, page_token=token)
         )
 
     def watch_accounts(
@@ -470,31 +476,24 @@ class Client:
         One stream: when the sidecar goes away it raises SidecarUnavailable; list, and watch again.
         """
         call = process_calls.watch_processes(account)
-        answers = self._transport.stream(call.method, call.request, call.response)
-        return (call.read(answer) for answer in answers)
+        return map(call.read, self._transport.stream(call.method, call.request, call.response))
 
     def lease(self, terms: LeaseTerms, *, granted: int) -> Lease:
         """Opens a lease on a reservation that covers so much; see `Reservation.lease`."""
         extend = functools.partial(self.extend, terms.reservation)
-        transport = self._transport
+        transport, counted = self._transport, self._counted.open
         if transport.lease_socket is not None and not is_local(terms.reservation):
             with contextlib.suppress(ConnectionError):
                 return SharedLease(transport.lease_socket, terms, extend)
         used = debited_count(terms, self.get_reservation(terms.reservation))
         if isinstance(transport, EmbeddedTransport) or is_local(terms.reservation):
             debit = functools.partial(self.debit, terms.reservation)
-            return self._counted.open(
-                terms, lambda: EmbeddedLease(terms, granted, used, extend, debit)
-            )
-        return self._counted.open(
-            terms, lambda: MeteredLease(transport, terms, granted, used, extend)
-        )
+            return counted(terms, lambda: EmbeddedLease(terms, granted, used, extend, debit))
+        return counted(terms, lambda: MeteredLease(transport, terms, granted, used, extend))
 
     def _pages(self, page: Callable[[str], calls.Call[calls.Page[T]]]) -> Iterator[T]:
-        token = ""
-        while True:
-            answer: calls.Page[T] = self._run(page(token))
+        answer = self._run(page(""))
+        yield from answer.items
+        while answer.next_token:
+            answer = self._run(page(answer.next_token))
             yield from answer.items
-            token = answer.next_token
-            if not token:
-                return

@@ -78,6 +78,14 @@ class ReservationState(StrEnum):
     EXPIRED = "expired"
 
 
+class Debiting(StrEnum):
+    """How an open reservation is debited."""
+
+    CALLS = "calls"
+    STREAM = "stream"
+    LEASE = "lease"
+
+
 class EntryKind(StrEnum):
     """What an entry says moved."""
 
@@ -346,6 +354,19 @@ class ReservationInfo:
     ttl_ms: int
     parent_reservation: str
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReservation:
+    """A reservation that was pending when it was listed.
+
+    Attributes:
+        reservation: The reservation.
+        debiting: How it is debited.
+    """
+
+    reservation: ReservationInfo
+    debiting: Debiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def test_every_command_is_known_here() -> None:
 @pytest.mark.parametrize(
     ("containing", "count", "codes"),
     [
-        ("bursar health", 6, {}),
+        ("bursar health", 7, {}),
         ("bursar account freeze", 4, {}),
         ("bursar doctor ledger.db", 2, {}),
         ("bursar backup monday", 3, {}),

@@ -59,6 +59,18 @@ def test_a_lease_is_on_shared_memory_and_stops_at_the_exact_token(client: bursar
     assert balance(client, "acme") == (0, 10, 990)
 
 
+def test_open_reservations_are_listed_with_leases_first(client: bursar.Client) -> None:
+    with client.reserve("acme/a", tokens=10) as leased, client.reserve("acme/b", tokens=10) as held:
+        leased.lease(top_up=False).debit(3)
+
+        def listed() -> list[tuple[str, bursar.Debiting, int]]:
+            every = [(one.reservation, one.debiting) for one in client.list_reservations("acme")]
+            return [(one.id, by, one.used.get("tokens", 0)) for one, by in every]
+
+        calls, lease = bursar.Debiting.CALLS, bursar.Debiting.LEASE
+        eventually(listed, [(leased.id, lease, 3), (held.id, calls, 0)])
+
+
 def test_a_lease_tops_itself_up_and_stops_when_the_budget_is_gone(client: bursar.Client) -> None:
     with client.reserve("acme/a", tokens=1) as reservation, reservation.lease() as lease:
         debited = 0

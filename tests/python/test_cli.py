@@ -97,6 +97,7 @@ COMMANDS = [
     ["watch"],
     ["top"],
     ["notify"],
+    ["account", "reservations"],
     ["notify", "list"],
     ["notify", "test"],
     ["calibrate"],

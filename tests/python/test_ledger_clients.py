@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import bursar
-from bursar import EntryKind, ReservationState, Verdict
+from bursar import Debiting, EntryKind, ReservationState, Verdict
 
 ACCOUNT = "acme/research/agent-7"
 
@@ -45,6 +45,22 @@ def test_leaving_without_a_commit_releases_at_what_was_debited(funded: bursar.Cl
         _ = 1 // 0
     assert remaining(funded) == 993
     assert funded.get_reservation(reservation.id).state is ReservationState.RELEASED
+
+
+def test_what_is_open_is_listed_with_how_it_is_debited(funded: bursar.Client) -> None:
+    first, second, third = (
+        funded.reserve(account, tokens=10) for account in (ACCOUNT, "acme/x", "acme/x/y")
+    )
+    second.debit(tokens=4)
+    listed = funded.list_reservations()
+    assert [one.reservation.id for one in listed] == [third.id, second.id, first.id]
+    assert [one.reservation.used for one in listed] == [{}, {"tokens": 4}, {}]
+    assert {one.debiting for one in listed} == {Debiting.CALLS}
+    second.release()
+    assert [one.reservation.id for one in funded.list_reservations("acme/x")] == [third.id]
+    assert funded.list_reservations("acme/nobody") == ()
+    first.release()
+    third.release()
 
 
 def test_a_refusal_holds_nothing_and_explains(funded: bursar.Client) -> None:

@@ -265,6 +265,20 @@ async def test_what_was_spent_is_summed_by_hour_and_by_day_and_goes_on(daemon: D
             await screen.has("calls by day", "0 in 30 days")
 
 
+async def test_what_is_open_is_listed_and_a_line_tells_all_of_it(daemon: Daemon) -> None:
+    with daemon.client() as client, client.reserve("acme/a", tokens=70) as hold:
+        hold.debit(tokens=4)
+        async with top(daemon.target, size=(120, 40)) as screen:
+            await screen.has("deep")
+            await screen.press("6")
+            await screen.has("70 tokens", "4 tokens", "calls", hold.id)
+            await screen.press("enter")
+            await screen.has("expires in")
+            await screen.press("escape")
+            hold.release()
+            await screen.has("no reservation is open")
+
+
 async def test_a_line_of_the_incidents_tells_its_steps(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def holder(daemon: Daemon, secret: str, *, tcp: bool = False) -> Client:
 READS: Final[dict[str, Callable[[Client, str], object]]] = {
     "get_account": lambda c, a: c.get_account(a),
     "list_accounts": lambda c, a: list(c.list_accounts(a)),
+    "list_reservations": lambda c, a: c.list_reservations(a),
     "check": lambda c, a: c.check(a, tokens=1),
     "entries": lambda c, a: list(c.list_entries(a)),
     "watch": lambda c, a: next(c.watch_accounts(a)),
@@ -105,11 +106,17 @@ def test_each_role_does_what_it_may_and_nothing_else_and_only_with_its_accounts(
 
 def test_what_is_listed_without_an_account_is_ones_own(daemon: Daemon, operator: Client) -> None:
     operator.record("acme/b", tokens=3)
-    with holder(daemon, secret_of(operator, Role.OBSERVER, "acme/a")) as client:
+    observer = secret_of(operator, Role.OBSERVER, "acme/a")
+    open_ones = [operator.reserve(account, tokens=1) for account in ("acme/a", "acme/b")]
+    with holder(daemon, observer) as client:
+        own, _ = open_ones
+        assert [one.reservation.id for one in client.list_reservations()] == [own.id]
         assert {one.path.split("/")[1] for one in client.list_accounts()} == {"a"}
         assert all(one.account.startswith("acme/a") for one in client.list_entries(""))
         changes = next(client.watch_accounts(""))
         assert all(one.path.startswith("acme/a") for one in changes.accounts)
+    for each in open_ones:
+        each.release()
 
 
 def test_anothers_reservation_is_none(daemon: Daemon, operator: Client) -> None:

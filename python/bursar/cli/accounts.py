@@ -1,9 +1,14 @@
-"""`bursar account`: set, show, list, freeze, unfreeze, retire."""
+"""`bursar account`: set, show, list, reservations, freeze, unfreeze, retire."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
 
 import click
 
 from bursar.cli._output import (
     BALANCE_COLUMNS,
+    Cell,
     balance_cells,
     echo_json,
     echo_table,
@@ -12,8 +17,8 @@ from bursar.cli._output import (
     thresholds_of,
 )
 from bursar.cli._shared import Amount, PeriodText, connect, json_option, target_option
-from bursar.models import Account, Threshold, Verdict
-from bursar.units import UNITS
+from bursar.models import Account, OpenReservation, Threshold, Verdict
+from bursar.units import UNITS, show_amount, show_duration
 
 
 @click.group()
@@ -136,6 +141,51 @@ def _without_budgets(one: Account) -> dict[str, object]:
 
 def _count(one: Account) -> str:
     return f"{one.open_reservation_count:,}"
+
+
+RESERVATION_COLUMNS: Final = (
+    "account", "held", "used", "by", "open for", "expires in", "model", "reservation",
+)  # fmt: skip
+
+
+@account.command()
+@click.argument("path", default="")
+@json_option
+@target_option
+def reservations(path: str, *, as_json: bool, target: str | None) -> None:
+    """List what is open at PATH and below it, at most 1000: leases first, then the newest."""
+    with connect(target) as client:
+        found = client.list_reservations(path)
+    if as_json:
+        echo_json([{**plain(one.reservation), "debiting": one.debiting} for one in found])
+        return
+    now = datetime.now(UTC)
+    echo_table(RESERVATION_COLUMNS, [reservation_cells(one, now) for one in found])
+
+
+def reservation_cells(one: OpenReservation, now: datetime) -> list[Cell]:
+    """The cells of `RESERVATION_COLUMNS`."""
+    held = one.reservation
+
+    def amounts(found: Mapping[str, int]) -> str:
+        shown = ((unit, show_amount(unit, amount)) for unit, amount in found.items())
+        return ", ".join(f"{one} {unit}" if one.isdecimal() else one for unit, one in shown)
+
+    def lasting(since: datetime | None, until: datetime | None) -> str:
+        seconds = round((until - since).total_seconds()) if since and until else 0
+        return show_duration(max(0, seconds) * 1000)
+
+    times = lasting(held.create_time, now), lasting(now, held.expire_time)
+    by = one.debiting.value
+    return [
+        held.account,
+        amounts(held.granted),
+        amounts(held.used),
+        by,
+        *times,
+        held.model,
+        held.id,
+    ]
 
 
 @account.command()

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 import bursar
-from bursar._calls import ENTRIES_PAGE_MAX
+from bursar._entry_calls import ENTRIES_PAGE_MAX
 from bursar.calibrate.labels import LabelsError, read_labels
 from bursar.calibrate.runs import JUDGED, KINDS, By, History, TooMuchHistory, read_runs
 from bursar.calibrate.summary import QUANTILES, THRESHOLDS, Question, Summary, summarise

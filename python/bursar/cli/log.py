@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 import bursar
-from bursar._calls import ENTRIES_PAGE_MAX
+from bursar._entry_calls import ENTRIES_PAGE_MAX
 from bursar.cli._output import echo_table, plain
 from bursar.cli._shared import Moment, connect, json_option, store_option, target_option
 from bursar.models import Entry, EntryKind

@@ -436,6 +436,38 @@ class GetReservationResponse(_message.Message):
     reservation: Reservation
     def __init__(self, reservation: _Optional[_Union[Reservation, _Mapping]] = ...) -> None: ...
 
+class ListReservationsRequest(_message.Message):
+    __slots__ = ("account", "page_size")
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    account: str
+    page_size: int
+    def __init__(self, account: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
+
+class ListReservationsResponse(_message.Message):
+    __slots__ = ("reservations",)
+    RESERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    reservations: _containers.RepeatedCompositeFieldContainer[OpenReservation]
+    def __init__(self, reservations: _Optional[_Iterable[_Union[OpenReservation, _Mapping]]] = ...) -> None: ...
+
+class OpenReservation(_message.Message):
+    __slots__ = ("reservation", "debiting")
+    class Debiting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DEBITING_UNSPECIFIED: _ClassVar[OpenReservation.Debiting]
+        DEBITING_CALLS: _ClassVar[OpenReservation.Debiting]
+        DEBITING_STREAM: _ClassVar[OpenReservation.Debiting]
+        DEBITING_LEASE: _ClassVar[OpenReservation.Debiting]
+    DEBITING_UNSPECIFIED: OpenReservation.Debiting
+    DEBITING_CALLS: OpenReservation.Debiting
+    DEBITING_STREAM: OpenReservation.Debiting
+    DEBITING_LEASE: OpenReservation.Debiting
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    DEBITING_FIELD_NUMBER: _ClassVar[int]
+    reservation: Reservation
+    debiting: OpenReservation.Debiting
+    def __init__(self, reservation: _Optional[_Union[Reservation, _Mapping]] = ..., debiting: _Optional[_Union[OpenReservation.Debiting, str]] = ...) -> None: ...
+
 class CountTokensRequest(_message.Message):
     __slots__ = ("model", "text")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -80,6 +80,11 @@ class LedgerServiceStub:
                 request_serializer=bursar_dot_v1_dot_ledger__pb2.GetReservationRequest.SerializeToString,
                 response_deserializer=bursar_dot_v1_dot_ledger__pb2.GetReservationResponse.FromString,
                 _registered_method=True)
+        self.ListReservations = channel.unary_unary(
+                '/bursar.v1.LedgerService/ListReservations',
+                request_serializer=bursar_dot_v1_dot_ledger__pb2.ListReservationsRequest.SerializeToString,
+                response_deserializer=bursar_dot_v1_dot_ledger__pb2.ListReservationsResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/bursar.v1.LedgerService/CountTokens',
                 request_serializer=bursar_dot_v1_dot_ledger__pb2.CountTokensRequest.SerializeToString,
@@ -193,6 +198,14 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReservations(self, request, context):
+        """Returns the open reservations of an account and those below it: leases first, then the newest.
+        Changes nothing, needs no budget.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CountTokens(self, request, context):
         """Counts the tokens of a text exactly with the model's own tokenizer. Changes nothing, needs no
         budget. Fails with UNKNOWN_TOKENIZER where no exact tokenizer is built in.
@@ -248,6 +261,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.GetReservation,
                     request_deserializer=bursar_dot_v1_dot_ledger__pb2.GetReservationRequest.FromString,
                     response_serializer=bursar_dot_v1_dot_ledger__pb2.GetReservationResponse.SerializeToString,
+            ),
+            'ListReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReservations,
+                    request_deserializer=bursar_dot_v1_dot_ledger__pb2.ListReservationsRequest.FromString,
+                    response_serializer=bursar_dot_v1_dot_ledger__pb2.ListReservationsResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -499,6 +517,33 @@ class LedgerService:
             '/bursar.v1.LedgerService/GetReservation',
             bursar_dot_v1_dot_ledger__pb2.GetReservationRequest.SerializeToString,
             bursar_dot_v1_dot_ledger__pb2.GetReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bursar.v1.LedgerService/ListReservations',
+            bursar_dot_v1_dot_ledger__pb2.ListReservationsRequest.SerializeToString,
+            bursar_dot_v1_dot_ledger__pb2.ListReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,6 +26,7 @@ const METHODS: [&str; 17] = [
     "AccountService/Unfreeze",
     "AccountService/RetireAccount",
     "AccountService/ListEntries",
+    "LedgerService/ListReservations",
     "ProcessService/ListProcesses",
 ];
 const RESERVE: usize = 0;

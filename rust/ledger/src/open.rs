@@ -1,13 +1,14 @@
 //! The reservations that are open, for people to look at.
 //!
 //! Walks all slots and holds each one's lock for a moment, no two at once: what is read is of many
-//! moments. Called by the dashboard, not by calls.
+//! moments. For people who look, not for calls that spend.
 
 use std::cmp::Reverse;
 
 use crate::channel::Channel;
 use crate::fact::{Journal, State};
 use crate::ledger::{Ledger, Now, View, view};
+use crate::path::is_within;
 use crate::slots::Slot;
 
 /// How a reservation is debited.
@@ -31,11 +32,15 @@ pub struct Open {
 }
 
 impl<J: Journal> Ledger<J> {
-    /// The open reservations, at most `limit`: leases come first, then the newest.
-    pub fn open_reservations(&self, limit: usize, now: Now) -> Open {
+    /// The open reservations of an account and those below it (empty: all), at most `limit`: leases
+    /// come first, then the newest.
+    pub fn open_reservations(&self, within: &str, limit: usize, now: Now) -> Open {
         let ranked = |(index, slot): (u32, &Slot)| {
             let locked = slot.body.lock();
             let found = locked.as_ref().filter(|found| found.state == State::Pending)?;
+            if !(within.is_empty() || is_within(&found.account.path, within)) {
+                return None;
+            }
             let debiting = match (&found.lease, found.channel) {
                 (Some(_), _) => Debiting::Leased,
                 (None, Some(Channel::Meter(_))) => Debiting::Metered,

@@ -1,4 +1,4 @@
-//! The calls of `AccountService`.
+//! The calls of `AccountService`, and the list of what is open.
 
 use crate::access::Caller;
 use crate::convert;
@@ -81,6 +81,21 @@ impl Engine {
             next_page_token: last.map(|view| view.path.to_string()).unwrap_or_default(),
             accounts: views.iter().map(convert::account).collect(),
         };
+        Ok(Answer::new(body, 0))
+    }
+
+    pub(crate) fn list_reservations(
+        &self,
+        request: &v1::ListReservationsRequest,
+    ) -> Reply<v1::ListReservationsResponse> {
+        let (size, now) = (page_size(request.page_size, PAGE)?, self.now());
+        let within = convert::within(&request.account)?;
+        let open = self.ledger.open_reservations(within, size, now).shown;
+        let reservations = open.iter().map(|(view, debiting)| v1::OpenReservation {
+            reservation: Some(self.reservation_message(view, now.wall_ms)),
+            debiting: convert::debiting(*debiting).into(),
+        });
+        let body = v1::ListReservationsResponse { reservations: reservations.collect() };
         Ok(Answer::new(body, 0))
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bursar_ledger::rates::Usage;
 use bursar_ledger::{
-    AccountView, Advice, Amounts, Balance, BudgetSpec, BudgetTerms, Found, Period, PeriodKind,
-    Refusal, RefusalReason, ReservationId, State, Threshold, Unit, Verdict, View,
+    AccountView, Advice, Amounts, Balance, BudgetSpec, BudgetTerms, Debiting, Found, Period,
+    PeriodKind, Refusal, RefusalReason, ReservationId, State, Threshold, Unit, Verdict, View,
 };
 
 use crate::error::ApiError;
@@ -276,6 +276,14 @@ pub(crate) fn state(state: State) -> i32 {
         State::Expired => v1::reservation::State::Expired,
     };
     state.into()
+}
+
+pub(crate) fn debiting(debiting: Debiting) -> v1::open_reservation::Debiting {
+    match debiting {
+        Debiting::Calls => v1::open_reservation::Debiting::Calls,
+        Debiting::Metered => v1::open_reservation::Debiting::Stream,
+        Debiting::Leased => v1::open_reservation::Debiting::Lease,
+    }
 }
 
 pub(crate) fn reservation(store_id: u32, view: &View, wall_ms: i64) -> v1::Reservation {

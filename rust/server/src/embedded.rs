@@ -48,6 +48,7 @@ impl Engine {
             "LedgerService/Record" => self.answer(request, |r| self.record(r)),
             "LedgerService/Check" => self.answer(request, |r| self.check(r)),
             "LedgerService/GetReservation" => self.answer(request, |r| self.get_reservation(r)),
+            "LedgerService/ListReservations" => self.answer(request, |r| self.list_reservations(r)),
             "LedgerService/CountTokens" => self.answer(request, |r| self.count_tokens(r)),
             "AccountService/SetBudget" => self.answer(request, |r| self.set_budget(r)),
             "AccountService/GetAccount" => self.answer(request, |r| self.get_account(r)),

@@ -215,6 +215,18 @@ impl LedgerService for Api {
         .await
     }
 
+    async fn list_reservations(
+        &self,
+        request: Request<v1::ListReservationsRequest>,
+    ) -> Answered<v1::ListReservationsResponse> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let account = caller.narrow(&request.account)?;
+        let request = v1::ListReservationsRequest { account, ..request };
+        let turn = self.accounts.turn(&caller).await?;
+        self.aside_large(in_turn(turn, move |engine| engine.list_reservations(&request))).await
+    }
+
     async fn count_tokens(
         &self,
         request: Request<v1::CountTokensRequest>,

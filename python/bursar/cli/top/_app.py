@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from rich.text import Text
@@ -20,6 +21,7 @@ from textual.widgets import ContentSwitcher, DataTable, Footer, Input, Static
 import bursar
 from bursar.access import Principal, Role
 from bursar.cli._output import safe
+from bursar.cli.accounts import RESERVATION_COLUMNS
 from bursar.cli.top import _panels as panels
 from bursar.cli.top._accounts import AccountsView
 from bursar.cli.top._dialogs import Choice, Help, Question, Story, WhichEntries
@@ -46,6 +48,7 @@ _VIEWS: Final = {
     "incidents": "3 incidents",
     "gpus": "4 GPUs",
     "history": "5 spent",
+    "reservations": "6 open",
 }
 _BUDGETS_KEPT_MAX: Final = 5_000
 
@@ -91,6 +94,7 @@ class TopApp(App[None]):
         Binding("3", "view('incidents')", show=False),
         Binding("4", "view('gpus')", show=False),
         Binding("5", "view('history')", show=False),
+        Binding("6", "view('reservations')", show=False),
         Binding("d", "detail", show=False),
         Binding("t", "theme", show=False),
         Binding("escape", "clear", show=False),
@@ -126,6 +130,9 @@ class TopApp(App[None]):
             "incidents": panels.Table(
                 panels.INCIDENT_COLUMNS, name="incidents", nothing="nothing was stopped"
             ),
+            "reservations": panels.Table(
+                RESERVATION_COLUMNS, name="reservations", nothing="no reservation is open"
+            ),
         }
         self._gpus = panels.Gpus(id="gpus")
         self._history = panels.History(id="history")
@@ -135,6 +142,7 @@ class TopApp(App[None]):
         self.principal: Principal | None = None
         self._entries: tuple[bursar.Entry, ...] = ()
         self._incidents: tuple[Incident, ...] = ()
+        self._reservations: tuple[bursar.OpenReservation, ...] = ()
         self._findings: deque[Finding] = deque(maxlen=FINDINGS_MAX)
         self._troubles: dict[str, str] = {}
         self._shown = "accounts"
@@ -185,6 +193,8 @@ class TopApp(App[None]):
         self.principal = news.principal or self.principal
         self._entries = self._entries if news.entries is None else news.entries
         self._incidents = self._incidents if news.incidents is None else news.incidents
+        if news.reservations is not None:
+            self._reservations = news.reservations
         for found in news.findings:
             self._findings.append(found)
             text = f"{safe(found.account)}: {panels.runaway(found)}; {found.action}"
@@ -204,9 +214,13 @@ class TopApp(App[None]):
         elif self._shown == "incidents":
             lines = panels.incident_lines(self._incidents, tuple(self._findings))
             self._lists["incidents"].show(lines, self._narrow)
+        elif self._shown == "reservations":
+            lines = panels.reservation_lines(self._reservations, datetime.now(UTC))
+            self._lists["reservations"].show(lines, self._narrow)
         account = self.view.selected or self._account
         self.feed.wanted = Wanted(
             view=self._shown,
+            account=account,
             entries=replace(self._which, account=account),
             spent=SpentOf(account, self.tree_model.spent_unit(account), self._stretch),
             paths=self.view.in_sight() if self._shown == "accounts" else (),
@@ -228,11 +242,13 @@ class TopApp(App[None]):
             style = "reverse bold" if name == self._shown else ""
             count = sum(1 for one in self._incidents if not one.ended)
             more = f" ({count} open)" if name == "incidents" and count else ""
-            tabs.append(f" {shown}{more} ", style)
+            tabs.append(" ").append(f"{shown}{more}", style)
         parts: list[str] = []
         if self._shown == "accounts":
-            parts += [f"by {self.tree_model.sort.value}", self.tree_model.unit]
             parts.append("attention only" if self.tree_model.attention_only else "")
+            parts += [f"by {self.tree_model.sort.value}", self.tree_model.unit]
+        elif self._shown == "reservations":
+            parts.append(f"of {safe(self.view.selected) or 'all'}")
         elif self._shown == "entries":
             parts += [f"of {safe(self.view.selected) or 'all'}", *panels.in_short(self._which)]
         parts.append(f"/{safe(self._narrow)}" if self._narrow else "")

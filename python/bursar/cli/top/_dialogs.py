@@ -26,7 +26,7 @@ KEYS: Final = (
     ("s", "order: name, state, used, ends, open reservations"),
     ("u", "budgets of one unit; at first the tightest"),
     ("/", "filter by what a line contains; escape ends it"),
-    ("1 2 3 4 5", "accounts, its entries, incidents, GPUs, its past"),
+    ("1 … 6", "accounts, its entries, incidents, GPUs, its past, what it has open"),
     ("enter", "in a list: all about a line; an incident's steps"),
     ("e  o  n", "in entries: which, older ones, the newest"),
     ("w", "in what was spent: by hour or by day"),

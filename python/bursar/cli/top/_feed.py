@@ -17,7 +17,7 @@ from bursar.cli._follow import Away, Snapshot, follow
 from bursar.cli.top._entries import EntryReader, Filters
 from bursar.cli.top._history import Spent, SpentOf, SpentReader
 from bursar.exceptions import BursarError
-from bursar.models import Account, AccountChanges, Budget, Entry, Finding
+from bursar.models import Account, AccountChanges, Budget, Entry, Finding, OpenReservation
 from bursar.processes import Incident, Processes
 
 INCIDENTS_MAX: Final = 200
@@ -37,13 +37,15 @@ class Wanted:
     """What the screen shows now, and so what is worth reading.
 
     Attributes:
-        view: accounts, entries, incidents, gpus or history.
+        view: accounts, entries, incidents, gpus, history or reservations.
+        account: Whose reservations; empty: all.
         entries: Which entries.
         spent: What was spent of what.
         paths: The accounts in sight, whose thresholds are shown.
     """
 
     view: str = "accounts"
+    account: str = ""
     entries: Filters = field(default_factory=Filters)
     spent: SpentOf = field(default_factory=SpentOf)
     paths: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ class News:
     budgets: dict[str, tuple[Budget, ...]] = field(default_factory=dict)
     principal: Principal | None = None
     entries: tuple[Entry, ...] | None = None
+    reservations: tuple[OpenReservation, ...] | None = None
     incidents: tuple[Incident, ...] | None = None
     processes: Processes | None = None
     spent: Spent | None = None
@@ -86,7 +89,9 @@ class Feed:
         self._budgets: dict[str, float] = {}
         self._entries = EntryReader(client)
         self._spent = SpentReader(client)
-        self._read_s = dict.fromkeys(("entries", "incidents", "processes", "spent"), 0.0)
+        self._read_s = dict.fromkeys(
+            ("entries", "incidents", "processes", "reservations", "spent"), 0.0
+        )
         self.wanted = Wanted()
         self.away: Away | None = None
 
@@ -159,6 +164,8 @@ class Feed:
         self._try("accounts", bool(wanted.paths), lambda: self._read_budgets(wanted.paths))
         due = self._is_due("entries", shown=view == "entries")
         self._try("entries", due, lambda: self._read_entries(wanted.entries))
+        due = self._is_due("reservations", shown=view == "reservations")
+        self._try("reservations", due, lambda: self._read_reservations(wanted.account))
         due = self._is_due("spent", shown=view == "history")
         self._try("history", due, lambda: self._read_spent(wanted.spent))
         due = self._is_due("incidents", shown=view == "incidents")
@@ -211,6 +218,11 @@ class Feed:
         found = self._entries.read(filters)
         with self._lock:
             self._news.entries = found
+
+    def _read_reservations(self, account: str) -> None:
+        found = self._client.list_reservations(account)
+        with self._lock:
+            self._news.reservations = found
 
     def _read_spent(self, of: SpentOf) -> None:
         found = self._spent.read(of)

@@ -11,14 +11,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Static
 
-from bursar.cli import gpu, incidents, log
+from bursar.cli import accounts, gpu, incidents, log
 from bursar.cli._output import Cell, safe, share, show_thresholds, show_time
 from bursar.cli.top import _draw as draw
 from bursar.cli.top import _history as history
 from bursar.cli.top._accounts import thresholds_of
 from bursar.cli.top._entries import Filters
 from bursar.cli.top._tree import AccountTree, Pace, state
-from bursar.models import Account, Balance, Budget, Entry, Finding
+from bursar.models import Account, Balance, Budget, Entry, Finding, OpenReservation
 from bursar.processes import Incident, Processes
 from bursar.units import CAPACITY_UNITS, format_amount
 
@@ -152,6 +152,18 @@ def in_short(filters: Filters) -> list[str]:
     told = {"since": since, "until": until, "up to": oldest}
     times = [f"{word} {moment}" for word, moment in told.items() if moment]
     return [*filter(None, (filters.kind, filters.unit, safe(filters.reservation))), *times]
+
+
+def reservation_lines(found: Sequence[OpenReservation], now: datetime) -> list[Line]:
+    """The lines of `RESERVATION_COLUMNS`."""
+    lines = []
+    for one in found:
+        cells = accounts.reservation_cells(one, now)
+        named = zip(accounts.RESERVATION_COLUMNS, cells, strict=True)
+        story = [f"{name:<12}{cell}" for name, cell in named if cell]
+        parent = one.reservation.parent_reservation
+        lines.append(Line(cells, [*story, *([f"{'parent':<12}{parent}"] if parent else [])]))
+    return lines
 
 
 def incident_lines(found: Sequence[Incident], findings: Sequence[Finding]) -> list[Line]:

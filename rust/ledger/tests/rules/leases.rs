@@ -421,7 +421,7 @@ fn of_the_open_reservations_leases_come_first_and_then_the_newest() {
     world.ledger.claim(ids[0], Channel::Meter(7)).unwrap();
     world.release(ids[4]);
     let open = |limit| {
-        let open = world.ledger.open_reservations(limit, world.now());
+        let open = world.ledger.open_reservations("", limit, world.now());
         let shown: Vec<_> = open.shown.iter().map(|(view, by)| (view.id, *by)).collect();
         (shown, open.count)
     };
@@ -435,4 +435,8 @@ fn of_the_open_reservations_leases_come_first_and_then_the_newest() {
     assert_eq!(open(4), (all.clone(), 4));
     assert_eq!(open(2), (all[..2].to_vec(), 4));
     assert_eq!(open(0), (vec![], 4));
+    let of = |within| world.ledger.open_reservations(within, 9, world.now()).count;
+    world.held("a/b", 1);
+    world.held("ab", 1);
+    assert_eq!(["a", "a/b", "ab", "b", ""].map(of), [5, 1, 1, 0, 6]);
 }

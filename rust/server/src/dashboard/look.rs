@@ -123,7 +123,7 @@ fn look(engine: &Engine, burns: &mut Burns) -> Picture {
         add("account", Arc::clone(&view.path), view.path, text);
     }
     burns.by_budget = seen;
-    for (view, debiting) in engine.ledger.open_reservations(RESERVATIONS, now).shown {
+    for (view, debiting) in engine.ledger.open_reservations("", RESERVATIONS, now).shown {
         let id = convert::reservation_id(engine.store_id, view.id);
         let text = reservation(engine.store_id, &view, debiting, now.wall_ms);
         add("reservation", id.into(), view.account, text);

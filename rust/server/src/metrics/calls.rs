@@ -20,7 +20,7 @@ use crate::clock::Began;
 /// The package of the paths.
 const PACKAGE: &str = "/bursar.v1.";
 /// Every method; the most frequent first, since the search begins there.
-pub(super) const METHODS: [&str; 27] = [
+pub(super) const METHODS: [&str; 28] = [
     "LedgerService/Reserve",
     "LedgerService/Commit",
     "LedgerService/Debit",
@@ -30,6 +30,7 @@ pub(super) const METHODS: [&str; 27] = [
     "LedgerService/Check",
     "LedgerService/GetReservation",
     "LedgerService/CountTokens",
+    "LedgerService/ListReservations",
     "AccountService/SetBudget",
     "AccountService/GetAccount",
     "AccountService/ListAccounts",
