@@ -62,8 +62,8 @@ def test_a_spent_budget_is_told_whatever_its_thresholds(tmp_path: Path) -> None:
         client.set_budget("acme/none", unit="calls", limit=10)
         client.set_budget("acme/warn", unit="calls", limit=10, thresholds=[warn])
         for account in ("acme/none", "acme/warn"):
-            client.record(account, calls=9)
-            client.record(account, calls=1)
+            client.record(account, amounts={"calls": 9})
+            client.record(account, amounts={"calls": 1})
         hook.saw(2)
     told = [(one["subject"], one["data"]["unit"], one["data"]["permille"]) for one in hook.events]
     assert told == [("acme/none", "calls", 1000), ("acme/warn", "calls", 1000)]

@@ -24,7 +24,7 @@ from bursar.daemon._listen import TlsSection, normalise_tcp, unguarded
 from bursar.daemon._metrics import LogSection, MetricsSection
 from bursar.daemon._model import Bytes, DurationMs, Section, right
 from bursar.daemon._proxy import ProxySection
-from bursar.daemon._rates import RateModels, merge_rates, read_rates
+from bursar.daemon._rates import LIST_PRICES, RateModels, merge_rates, read_rates
 from bursar.daemon._receivers import NotifySection
 from bursar.daemon._runaway import RunawaySection
 from bursar.daemon._watchdog import WatchdogSection
