@@ -75,5 +75,5 @@ def test_statuses_and_codes_of_the_proxy_are_its_own() -> None:
 
 
 def test_exit_codes_are_those_that_the_commands_tell() -> None:
-    told = re.findall(r"^  (\d)  (.*)$", EXIT_CODES_HELP, re.MULTILINE)
+    told = re.findall(r"^  (\d+)  (.*)$", EXIT_CODES_HELP, re.MULTILINE)
     assert [tuple(row) for row in rows(PAGE, "On the command line")] == told

@@ -17,6 +17,7 @@ from support.daemon import Daemon, balance
 from support.places import small_disk
 from support.ratelimits import OK, OVER_LIMIT, RateLimits, codes, headers, rule
 from support.receivers import until
+from support.scraped import Scraped
 
 import bursar
 from bursar._grpc import channel_options
@@ -377,3 +378,28 @@ def test_the_sdk_sees_what_envoy_has_charged(limited: Limited) -> None:
         assert codes(limited.ask({"team": "mixed", "agent": "x"}, hits=1))[0] == OVER_LIMIT
         hold.commit(tokens=30)
     assert codes(limited.ask({"team": "mixed", "agent": "x"}, hits=10))[0] == OK
+
+
+def test_descriptors_are_counted_by_rule_and_those_that_none_fits_are_told(project: Path) -> None:
+    rules = [rule(["team"], "acme/{team}"), rule(["used"], "acme/{used}", over="record")]
+    with (
+        Scraped(envoy={"rules": rules}) as daemon,
+        daemon.client() as client,
+        RateLimits(project, daemon.target) as ask,
+    ):
+        client.set_budget("acme", unit="tokens", limit=3)
+        for hits in (2, 2, 1):
+            ask({"team": "a"}, hits=hits)
+        ask({"used": "a"}, {"nobody": "knows"}, hits=1)
+        page = daemon.scrape()
+
+        def count(rule: str, code: str) -> float | None:
+            return page.value("bursar_envoy_descriptors_total", rule=rule, code=code)
+
+        assert [count("0", code) for code in ("OK", "OVER_LIMIT")] == [2, 1]
+        assert [count("1", code) for code in ("OK", "OVER_LIMIT")] == [None, 1]
+        assert [count("none", code) for code in ("OK", "OVER_LIMIT")] == [0, 1]
+        method = {"method": "RateLimitService/ShouldRateLimit"}
+        assert page.value("bursar_calls_total", **method, code="OK") == 4
+        assert page.value("bursar_call_seconds_count", **method) == 4
+        until(lambda: "1 descriptors were refused: no rule of [envoy] fits" in daemon.log, "a line")

@@ -268,4 +268,4 @@ def test_tickets_of_crossings_are_awaited_in_every_durability() -> None:
                 daemon.kill9()
             daemon.start()
             kinds = [one.kind for one in client.list_entries("acme")]
-            assert durability == "memory" or kinds.count(bursar.EntryKind.CROSSING) == 1
+            assert durability == "memory" or kinds.count(bursar.EntryKind.CROSSING) == 2

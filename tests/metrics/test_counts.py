@@ -1,11 +1,15 @@
 """What a page counts is what happened, to the last call."""
 
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
+import httpx
 import pytest
+from support.receivers import Hook, Reply, until, webhook
 from support.scraped import TEXT, Page, Scraped
 
 import bursar
@@ -247,6 +251,64 @@ def test_a_store_that_fails_is_told_and_what_waits_for_sqlite_goes_down() -> Non
         assert page.value("bursar_read_only") == 1
         failed = calls(page, "LedgerService/Record", "UNAVAILABLE")
         assert (failed or 0) >= 1
+
+
+def test_what_an_upstream_answers_is_counted_by_its_status(tmp_path: Path) -> None:
+    with (
+        Hook(lambda request: Reply(503 if b"fail" in request.body else 404)) as upstream,
+        Scraped(
+            proxy={
+                "listen": "127.0.0.1:0",
+                "default_account": "acme",
+                "upstreams": [
+                    {"name": "up", "url": upstream.url.removesuffix("/hook"), "models": ["m"]},
+                    {"name": "off", "url": "http://127.0.0.1:1", "models": ["n"]},
+                ],
+            },
+            rates={"allow_unpriced": True},
+        ) as daemon,
+    ):
+        url = str(re.findall(r"proxy on (\S+)", daemon.log)[-1])
+        for model, text in (("m", "fail"), ("m", "x"), ("m", "x"), ("n", "x")):
+            body = {"model": model, "messages": [{"role": "user", "content": text}]}
+            assert httpx.post(f"{url}/chat/completions", json=body).status_code >= 400
+        page = daemon.scrape()
+
+    def count(upstream: str, status: str) -> float | None:
+        labels = {"upstream": upstream, "status": status}
+        return page.value("bursar_upstream_requests_total", **labels)
+
+    assert [count("up", status) for status in ("2xx", "4xx", "5xx", "none")] == [0, 2, 1, 0]
+    assert (count("off", "5xx"), count("off", "none")) == (0, 1)
+    assert page.value("bursar_upstream_seconds_count", upstream="up") == 3
+
+
+def test_receivers_that_fail_and_lose_events_are_on_the_page(tmp_path: Path) -> None:
+    with (
+        Hook(Reply(500)) as hook,
+        Scraped(
+            notify={"max_backlog": 10, "webhooks": [webhook(tmp_path, hook, "pager")]},
+            log={"format": "json"},
+        ) as daemon,
+        daemon.client() as client,
+    ):
+
+        def told(word: str) -> float:
+            return daemon.scrape().value(f"bursar_receiver_{word}", receiver="pager") or 0
+
+        until(lambda: "bursar_receiver_waiting" in daemon.scrape().text, "it is taken in")
+        for _ in range(10):
+            client.freeze("acme")
+            client.unfreeze("acme")
+        until(lambda: told("failures") and told("lost_total") == 10, "it fails and loses")
+        assert (told("waiting"), told("told_total"), told("gone")) == (10, 0, 0)
+        lost = [one for one in daemon.events() if "oldest are lost" in one["message"]]
+        assert [(one["level"], one["receiver"]) for one in lost] == [("error", "pager")]
+        hook.reply = Reply(410)
+        until(lambda: told("gone"), "it wants nothing more")
+        assert told("lost_total") == 20
+        [end] = [one for one in daemon.events() if "told nothing more" in one["message"]]
+        assert (end["level"], "10 events that waited are lost" in end["message"]) == ("error", True)
 
 
 def test_shards_of_several_threads_are_added_up() -> None:

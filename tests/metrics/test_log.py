@@ -2,10 +2,12 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -106,6 +108,52 @@ def test_why_a_daemon_cannot_start_is_told_in_json(tmp_path: Path) -> None:
     [event] = [json.loads(line) for line in ran.stderr.splitlines()]
     assert (event["level"], event["event"]) == ("error", "failed")
     assert "/proc/none/ledger.db" in event["message"]
+
+
+def started(tmp_path: Path, *, sleep_s: float, descriptors: int = 0) -> tuple[int, str]:
+    """Starts a daemon with a log in JSON, and interrupts it after a while.
+
+    Returns its exit code, and what it said. It may have so many descriptors, or any number.
+    """
+    config = tmp_path / "bursar.toml"
+    config.write_text('[log]\nformat = "json"\n[metrics]\nlisten = "127.0.0.1:0"\n', "utf-8")
+    command = [sys.executable, "-m", "bursar", "serve", "--config", str(config)]
+    command += ["--socket", "s.sock", "--store", "ledger.db"]
+    if descriptors:
+        command = ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(sleep_s)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    return process.returncode, told
+
+
+@pytest.mark.parametrize("descriptors", range(12, 36, 2))
+def test_a_daemon_without_descriptors_says_so_in_one_event(
+    tmp_path: Path, descriptors: int
+) -> None:
+    code, told = started(
+        tmp_path, sleep_s=20.0 if descriptors < 20 else 3.0, descriptors=descriptors
+    )
+    events = [json.loads(line) for line in told.splitlines()]
+    assert all(one["event"] not in {"panicked", "crash"} for one in events), told
+    if code:
+        assert (events[-1]["level"], events[-1]["event"]) == ("error", "failed")
+        why = ("Too many open files", "unable to open database file")
+        assert any(one in events[-1]["message"] for one in why)
+
+
+def test_an_interrupt_while_it_starts_ends_it_without_a_word_or_drained(tmp_path: Path) -> None:
+    """Python's own start, and that of the package, is not ours to guard."""
+    imported = "import time; t = time.monotonic(); import bursar; print(time.monotonic() - t)"
+    command = [sys.executable, "-c", imported]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    guarded_s = float(ran.stdout)
+    for step in range(8):
+        code, told = started(tmp_path, sleep_s=2 * guarded_s + 0.15 * step)
+        events = [json.loads(line)["event"] for line in told.splitlines()]
+        assert (code, events) in ((130, []), (0, [*events[:-1], "drained"])), told
 
 
 def test_a_hostile_job_stays_in_its_line(tmp_path: Path) -> None:

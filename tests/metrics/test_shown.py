@@ -10,12 +10,14 @@ import pytest
 import yaml
 from support.processes import LISTING, incident
 from support.promtool import promtool
+from support.ratelimits import rule
+from support.receivers import until, webhook
 from support.scraped import Scraped
 
 from bursar import _process_convert
 from bursar.watchdog import figures
 
-NAME: Final = re.compile(r"\b(?:bursar|up)\w*\b(?!\")")
+NAME: Final = re.compile(r"\b(?:bursar_\w+|up)\b(?!\")")
 LABEL: Final = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 FROM_PROMETHEUS: Final = {"up"}
 
@@ -40,12 +42,20 @@ def expressions(project: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, list[dict[str, str]]]:
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
     """The labels of each sample of a daemon with a watchdog, and of GPUs that need not be here."""
-    with Scraped(watchdog={"mode": "observe"}) as daemon:
+    folder = tmp_path_factory.mktemp("receivers")
+    upstream = {"name": "up", "url": "http://127.0.0.1:1", "models": ["m"]}
+    with Scraped(
+        watchdog={"mode": "observe"},
+        envoy={"rules": [rule(["team"], "acme/{team}")]},
+        proxy={"listen": "127.0.0.1:0", "default_account": "acme", "upstreams": [upstream]},
+        notify={"webhooks": [webhook(folder, "http://127.0.0.1:1/hook")]},
+    ) as daemon:
         with daemon.client() as client:
             client.set_budget("acme", unit="tokens", limit=10)
             client.record("acme", tokens=3)
+        until(lambda: "bursar_receiver_gone{" in daemon.scrape().text, "it is taken in")
         page = daemon.scrape()
     found: dict[str, list[dict[str, str]]] = {}
     for name, shown in page.samples():
@@ -118,6 +128,13 @@ def test_the_panels_of_the_dashboard_are_whole(project: Path) -> None:
         if panel["type"] != "row":
             assert panel["targets"], panel["title"]
             assert panel["datasource"]["uid"] == "${datasource}"
+
+
+def test_the_series_of_several_sidecars_can_be_told_apart(project: Path) -> None:
+    for panel in dashboard(project)["panels"]:
+        for one in panel.get("targets", []):
+            is_one = re.match(r"(sum|max|min|time|histogram_quantile)\b", one["expr"])
+            assert is_one or "{{instance}}" in one["legendFormat"], panel["title"]
 
 
 def test_every_alert_says_what_to_do(project: Path) -> None:

@@ -52,6 +52,23 @@ def test_a_receiver_hears_of_all_that_happens_signed_and_in_order(tmp_path: Path
     assert "repeats" in runaway["finding"]
 
 
+def test_a_spent_budget_is_told_whatever_its_thresholds(tmp_path: Path) -> None:
+    with (
+        Hook() as hook,
+        Told(webhook(tmp_path, hook, events=["crossing.stop"])) as daemon,
+        daemon.client() as client,
+    ):
+        warn = bursar.Threshold(500, bursar.Verdict.WARN)
+        client.set_budget("acme/none", unit="calls", limit=10)
+        client.set_budget("acme/warn", unit="calls", limit=10, thresholds=[warn])
+        for account in ("acme/none", "acme/warn"):
+            client.record(account, amounts={"calls": 9})
+            client.record(account, amounts={"calls": 1})
+        hook.saw(2)
+    told = [(one["subject"], one["data"]["unit"], one["data"]["permille"]) for one in hook.events]
+    assert told == [("acme/none", "calls", 1000), ("acme/warn", "calls", 1000)]
+
+
 def test_who_selects_accounts_and_events_hears_of_nothing_else(tmp_path: Path) -> None:
     with Hook() as some, Hook() as every:
         chosen = webhook(tmp_path, some, "some", events=["crossing.*"], accounts=["acme/*"])

@@ -42,8 +42,13 @@ class Ledger:
         self.call = functools.partial(call_core, self.engine)
         self.entries = Entries(self.call)
 
-    def freeze(self, account: str) -> None:
-        self.call("AccountService/Freeze", ac.FreezeRequest(account=account), ac.FreezeResponse)
+    def freeze(self, account: str, reason: str = "") -> None:
+        request = ac.FreezeRequest(account=account, reason=reason)
+        self.call("AccountService/Freeze", request, ac.FreezeResponse)
+
+    def unfreeze(self, account: str) -> None:
+        request = ac.UnfreezeRequest(account=account)
+        self.call("AccountService/Unfreeze", request, ac.UnfreezeResponse)
 
     def spend(self, account: str, times: int = 1) -> None:
         for _ in range(times):
@@ -127,11 +132,22 @@ def test_overdrafts_of_one_page_are_one_event_with_their_sum(ledger: Ledger) -> 
     ledger.call("AccountService/SetBudget", request, ac.SetBudgetResponse)
     place = ledger.entries.start(None)
     ledger.spend("a/b", 4)
-    [event], _, _ = ledger.entries.read(place)
+    [spent, event], _, _ = ledger.entries.read(place)
+    assert (spent.name, spent.account) == ("crossing.stop", "a")
     assert (event.name, event.account) == ("overdraft", "a/b")
     assert (event.data["amount"], event.data["count"]) == ("3", "3")
     [passed] = event.data["balances"]
     assert (passed["account"], passed["limit"], passed["remaining"]) == ("a", "1", "-3")
+
+
+def test_a_freeze_has_its_reason_though_it_has_ended(ledger: Ledger) -> None:
+    place = ledger.entries.start(None)
+    ledger.freeze("a", "looks odd")
+    ledger.unfreeze("a")
+    ledger.freeze("b")
+    events, _, _ = ledger.entries.read(place)
+    told = [(one.name, dict(one.data).get("reason", "-")) for one in events]
+    assert told == [("freeze", "looks odd"), ("unfreeze", "-"), ("freeze", None)]
 
 
 def test_in_another_ledger_it_goes_on_by_time(tmp_path: Path) -> None:

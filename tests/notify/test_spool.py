@@ -82,6 +82,20 @@ def test_at_the_bound_the_oldest_goes_but_not_for_others(spool: Spool) -> None:
     assert drained(spool) == [str(number) for number in range(2, 12)]
 
 
+def test_the_first_loss_is_said_and_again_once_it_was_told(spool: Spool, said: list[str]) -> None:
+    spool.add([event(str(number)) for number in range(10)], {})
+    assert said == []
+    for number in range(10, 13):
+        spool.add([event(str(number))], {})
+    assert len(said) == 1
+    assert said[0].startswith("a has 10 events waiting, the most")
+    spool.knows_of_lost("a", 3)
+    spool.add([event("14"), event("15")], {})
+    assert len(said) == 2
+    assert spool.end("a") == 10, "so many waited"
+    assert spool.end("a") == 0
+
+
 def test_what_was_let_go_while_it_was_told_is_not_counted_as_lost(spool: Spool) -> None:
     spool.add([event("first")], {})
     waiting = spool.next("a")

@@ -28,6 +28,7 @@ class FakeServer:
     shut_down = 0
     failure: str | None = None
     turned_away = 0
+    unmatched_descriptors = 0
     close_error: Exception | None = None
 
     def __init__(self, config_json: str) -> None:
@@ -56,7 +57,7 @@ class FakeCoreError(Exception):
 def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
     fresh = type("Fresh", (FakeServer,), {})
     core = types.ModuleType("bursar._core")
-    vars(core).update(Server=fresh, CoreError=FakeCoreError)
+    vars(core).update(Server=fresh, CoreError=FakeCoreError, tell_panics=lambda _say: None)
     monkeypatch.setitem(sys.modules, "bursar._core", core)
     monkeypatch.setattr(bursar, "_core", core, raising=False)
     return fresh

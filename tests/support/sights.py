@@ -8,6 +8,7 @@ from threading import Thread
 
 from bursar.exceptions import BursarError
 from bursar.processes import Process, ProcessEvent, WatchdogState
+from support.daemon import Daemon
 from support.watched import Watched
 
 
@@ -35,9 +36,9 @@ def spent(watched: Watched, account: str, unit: str) -> int:
     return next(one.spent for one in balances if one.unit == unit)
 
 
-def sampler(watched: Watched) -> int:
+def sampler(daemon: Daemon) -> int:
     """The pid of the daemon's sampler; 0: there is none."""
-    children = Path(f"/proc/{watched.daemon.pid}/task").glob("*/children")
+    children = Path(f"/proc/{daemon.pid}/task").glob("*/children")
     for one in " ".join(path.read_text(encoding="ascii") for path in children).split():
         with suppress(OSError):
             if b"bursar.watchdog.sampler" in Path(f"/proc/{one}/cmdline").read_bytes():

@@ -44,7 +44,7 @@ def test_a_hang_blinds_the_watchdog_kills_nobody_and_heals_with_another_sampler(
         eventually(lambda: worker.pid in shown(watched))
         time.sleep(0.3)
         watched.gpus.hang("*")
-        old = sampler(watched)
+        old = sampler(watched.daemon)
         eventually(lambda: state(watched) is WatchdogState.BLIND)
         assert not Path(f"/proc/{old}").exists()
         status = watched.client.list_processes().watchdog
@@ -55,7 +55,7 @@ def test_a_hang_blinds_the_watchdog_kills_nobody_and_heals_with_another_sampler(
         assert list(watched.client.list_incidents()) == []
         watched.gpus.heal()
         eventually(lambda: state(watched) is WatchdogState.WATCHING)
-        assert sampler(watched) != old
+        assert sampler(watched.daemon) != old
         assert of_state(heard, WatchdogState.BLIND)[0].kind is ProcessEventKind.WATCHDOG
         assert watched.one("over", IncidentState.RECLAIMED).vram_bytes == 2 * GIB
 
@@ -90,11 +90,11 @@ def test_a_sampler_that_is_killed_is_started_again() -> None:
     with Watched() as watched, listening(watched) as heard:
         worker = watched.register("a", vram_bytes=GIB)
         eventually(lambda: worker.pid in shown(watched))
-        old = sampler(watched)
+        old = sampler(watched.daemon)
         os.kill(old, signal.SIGKILL)
         eventually(lambda: "has ended" in watched.daemon.log)
         eventually(lambda: worker.pid in shown(watched))
-        assert sampler(watched) not in {0, old}
+        assert sampler(watched.daemon) not in {0, old}
         eventually(lambda: len(of_state(heard, WatchdogState.WATCHING)) > 0)
         assert of_state(heard, WatchdogState.BLIND)
 
@@ -147,9 +147,9 @@ def test_a_gpu_that_is_lost_keeps_its_name_also_for_the_next_sampler() -> None:
             return {one.uuid: bool(one.error) for one in devices}
 
         eventually(lambda: told() == {first: False, second: True})
-        old = sampler(watched)
+        old = sampler(watched.daemon)
         os.kill(old, signal.SIGKILL)
-        eventually(lambda: sampler(watched) not in {0, old})
+        eventually(lambda: sampler(watched.daemon) not in {0, old})
         eventually(lambda: told() == {first: False, second: True})
         assert "unreadable" not in watched.daemon.log
 
@@ -230,8 +230,8 @@ def test_no_descriptor_is_left_of_processes_jobs_and_samplers_that_have_ended() 
                 worker = watched.register(f"churn/{number}", vram_bytes=GIB)
                 stray = watched.gpus.worker(watched.gpu, vram_bytes=GIB)
                 eventually(lambda: len(shown(watched)) == 2)
-                eventually(lambda: sampler(watched) > 0)
-                pid = sampler(watched)
+                eventually(lambda: sampler(watched.daemon) > 0)
+                pid = sampler(watched.daemon)
                 assert pid > 0, "0 would be this process group"
                 os.kill(pid, signal.SIGKILL)
                 worker.end()
@@ -291,6 +291,11 @@ def test_a_library_that_is_missing_is_no_fault_and_watched_once_it_is_there(
             (tmp_path / machine.library_path.name).symlink_to(machine.library_path)
             eventually(lambda: client.list_processes().watchdog.state is WatchdogState.WATCHING)
             assert len(client.list_processes().devices) == 1
+            (tmp_path / machine.library_path.name).unlink()
+            os.kill(sampler(daemon), signal.SIGKILL)
+            text = "GPUs were seen, and NVML is there no longer"
+            eventually(lambda: text in client.list_processes().watchdog.detail)
+            assert client.list_processes().watchdog.state is WatchdogState.BLIND
 
 
 @pytest.mark.parametrize(

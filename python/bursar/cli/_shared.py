@@ -39,6 +39,7 @@ EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
 EXIT_UNAVAILABLE: Final = 4
 EXIT_NOT_FOUND: Final = 5
+EXIT_INTERRUPTED: Final = 130  # as shells say it: 128 and SIGINT
 
 EXIT_CODES_HELP: Final = (
     "\b\nExit codes:\n"
@@ -48,6 +49,7 @@ EXIT_CODES_HELP: Final = (
     "  3  refused: over budget, frozen or not allowed\n"
     "  4  the sidecar, its store or its watchdog is unavailable\n"
     "  5  no such account, reservation, job, process or token\n"
+    "  130  interrupted\n"
 )
 
 _EXIT_CODES: Final[tuple[tuple[type[BursarError], int], ...]] = (
@@ -81,7 +83,7 @@ def fail(error: BursarError, *, say: Say = say) -> NoReturn:
 
 
 class BursarGroup(click.Group):
-    """A group that turns Bursar's errors into a line on stderr and an exit code."""
+    """A group that turns Bursar's errors into a line on stderr and a code, SIGINT into a code."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 -- as click declares it
         """Runs the command."""
@@ -89,6 +91,8 @@ class BursarGroup(click.Group):
             return super().invoke(ctx)
         except BursarError as error:
             fail(error)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
 
 
 def target_option(function: F) -> F:

@@ -33,7 +33,8 @@ _NO_ROOM: Final = (
     "the store is nearly full: nothing is held or recorded anew until its disk has "
     "store.min_free_bytes; free some, or keep entries for less long (store.entry_retention)"
 )
-_CROWDED_S: Final = 60.0  # how often it is told at most that connections find no place
+_UNMATCHED: Final = "no rule of [envoy] fits them; the answers name domain and entries"
+_QUIET_S: Final = 60.0  # how often what goes on and on is told at most
 
 
 def run(
@@ -57,6 +58,7 @@ def run(
 
     # Whatever it was: the store, its log and the tokens are the sidecar's alone.
     os.umask(0o077)
+    _core.tell_panics(lambda text: say(text, level="error", event="panicked"))
     receivers = _receivers(config)
     # With certificates to read again SIGHUP asks for that; without, it ends the process as ever.
     signals = (*_SIGNALS, signal.SIGHUP) if config.server.tls else _SIGNALS
@@ -164,6 +166,7 @@ def _notify(
         receivers,
         call=functools.partial(call_core, server),
         states=states,
+        show=server.set_receiver_figures,
         source=config.notify.named_source,
         most=config.notify.max_backlog,
         say=say,
@@ -176,10 +179,12 @@ def _wait(server: "Server", wakeup: int, manager: Manager, say: Say) -> str:
     """Returns the name of the signal that ends it; says what else happens meanwhile.
 
     It takes over new certificates. That the store has failed is said once; that it is nearly full,
-    when it becomes so and when it is over; that connections find no place, once a minute.
+    when it becomes so and when it is over; that connections find no place and descriptors no rule,
+    once a minute.
     """
     failure, was_full = None, False
-    told, quiet_until = 0, 0.0
+    turned_away = _Rising("turned_away", "connections were closed at once", _FULL, say)
+    unmatched = _Rising("unmatched", "descriptors were refused", _UNMATCHED, say)
     while True:
         if select.select([wakeup], [], [], _CHECK_S)[0]:
             number = os.read(wakeup, 1)[0]
@@ -196,14 +201,28 @@ def _wait(server: "Server", wakeup: int, manager: Manager, say: Say) -> str:
             text = _NO_ROOM if is_full else "the store has room again"
             say(text, level=level, event="store_nearly_full", is_full=is_full)
             was_full = is_full
-        if (count := server.turned_away) > told and time.monotonic() >= quiet_until:
-            text = f"{count - told} connections were closed at once: {_FULL}"
-            say(text, level="warning", event="turned_away", count=count - told)
-            told, quiet_until = count, time.monotonic() + _CROWDED_S
+        turned_away.see(server.turned_away)
+        unmatched.see(server.unmatched_descriptors)
         if (news := server.refresh_tls()) is not None:
             say(news, event="tls")
         if failure is None:  # a restart is what helps, so the manager hears no more of it
             manager.alive()
+
+
+class _Rising:
+    """A count that should not rise: by how much it has is told, once a minute at most."""
+
+    def __init__(self, event: str, what: str, why: str, say: Say) -> None:
+        self._event, self._what, self._why, self._say = event, what, why, say
+        self._told, self._quiet_until_s = 0, 0.0
+
+    def see(self, count: int) -> None:
+        """Takes the count as it is now."""
+        more, now_s = count - self._told, time.monotonic()
+        if more > 0 and now_s >= self._quiet_until_s:
+            text = f"{more} {self._what}: {self._why}"
+            self._say(text, level="warning", event=self._event, count=more)
+            self._told, self._quiet_until_s = count, now_s + _QUIET_S
 
 
 @contextmanager

@@ -15,7 +15,7 @@ __all__ = ["NAMES", "Event", "Selection", "Waiting", "expand"]
 NAMES: Final[Mapping[str, str]] = {
     "crossing.warn": "a threshold with the verdict WARN was crossed",
     "crossing.degrade": "a threshold with the verdict DEGRADE was crossed",
-    "crossing.stop": "a threshold at 100 % was crossed: the budget is spent, Reserve is refused",
+    "crossing.stop": "all of a limit is spent, whatever its thresholds: Reserve is refused",
     "overdraft": "a commit or record spent more than was left of the limit",
     "freeze": "an account was frozen",
     "unfreeze": "a freeze was ended",

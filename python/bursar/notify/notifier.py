@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from typing import Any, Final
 from bursar._log import Say
 from bursar.exceptions import BursarError
 from bursar.notify.events import Event
+from bursar.notify.figures import exposition
 from bursar.notify.outcomes import Receiver
 from bursar.notify.sender import Sender
 from bursar.notify.sources import Call, Entries, Incidents, Source
@@ -25,6 +26,7 @@ from bursar.notify.spool import Spool
 __all__ = ["Notifier", "State", "forget", "spool_path"]
 
 _PERIOD_S: Final = 0.5
+_SHOW_S: Final = 2.0
 _JOIN_S: Final = 2.0
 """How long the end waits for answers that are under way; what is not answered is told again."""
 
@@ -54,6 +56,7 @@ class Notifier:
         receivers: Who is told.
         call: Runs one call on the ledger in this process.
         states: What is so now.
+        show: Takes the figures of the receivers, as OpenMetrics.
         source: What events say that they come from.
         most: How many events may wait for one receiver.
         say: Takes each line for the daemon's log.
@@ -66,12 +69,15 @@ class Notifier:
         *,
         call: Call,
         states: Callable[[], Iterator[State]],
+        show: Callable[[str], None],
         source: str,
         most: int,
         say: Say,
     ) -> None:
         self._say = say
-        self._states = states
+        self._states, self._show = states, show
+        self._lost: dict[str, int] = {}
+        self._next_show_s = 0.0
         self._receivers = receivers
         self._sources: dict[str, Source] = {
             "entries": Entries(call),
@@ -109,6 +115,7 @@ class Notifier:
         while not self._stop.is_set():
             try:
                 self._tell_states()
+                self._show_figures()
                 begun = begun or self._begin()
                 while begun and self._read() and not self._stop.is_set():
                     pass
@@ -163,6 +170,20 @@ class Notifier:
                 name = state.events[0] if state.is_bad else state.events[1]
                 event = Event(key=key, name=name, time=now, data={"detail": state.detail})
                 self._keep([event], {state.source: state.is_bad})
+
+    def _show_figures(self) -> None:
+        """Shows the figures now and then.
+
+        What was lost counts for good there, as counters do, though an event that was let go while
+        it was told is not lost in the end.
+        """
+        if time.monotonic() < self._next_show_s:
+            return
+        self._next_show_s = time.monotonic() + _SHOW_S
+        found = self._spool.standings()
+        for one in found:
+            self._lost[one.name] = max(one.lost, self._lost.get(one.name, 0))
+        self._show(exposition(replace(one, lost=self._lost[one.name]) for one in found))
 
     def _keep(self, events: list[Event], places: dict[str, Any]) -> None:
         self._spool.add(events, places)

@@ -120,9 +120,11 @@ class Sender:
     def _fail(self, waiting: Waiting, step: Step, outcome: Outcome, pause_s: float) -> float:
         name, detail = self._receiver.name, outcome.detail
         if step is Step.END:
-            self._tell(f"{detail}: it is told nothing more, until its address changes")
             self._spool.failed(name, detail)
-            self._spool.end(name)
+            lost = self._spool.end(name)
+            text = f"{detail}: it is told nothing more, until its address changes"
+            text += f"; {lost} events that waited are lost" if lost else ""
+            self._tell(text, level="error" if lost else "warning")
         elif step is Step.LOSE:
             self._tell(f"{waiting.id} is given up: {detail}")
             self._spool.failed(name, detail, lose=waiting.number)

@@ -142,16 +142,15 @@ class Entries:
 
     def _told(self, entry: ac.Entry, amounts: Sequence[int]) -> tuple[str, dict[str, Any]]:
         """The name of an entry's event, and what it says; what is read of accounts is as of now."""
-        account = self._account(entry.account)
         if entry.kind == ac.Entry.KIND_FREEZE:
-            found = account.account  # by now the freeze may have ended, and its reason with it
-            return "freeze", {"reason": found.freeze_reason if found.frozen else None}
+            return "freeze", {"reason": entry.detail or None}
         if entry.kind == ac.Entry.KIND_UNFREEZE:
             return "unfreeze", {}
         if entry.kind == ac.Entry.KIND_RUNAWAY:
             action, _, finding = entry.detail.partition(": ")
             figure = {"figure": str(entry.amount), "unit": entry.unit}
             return "runaway", {"action": action, "finding": finding, **figure}
+        account = self._account(entry.account)
         balances = _balances(account, entry.unit)
         if entry.kind == ac.Entry.KIND_CROSSING:
             about = {"unit": entry.unit, "permille": entry.amount, "balances": balances}

@@ -164,6 +164,7 @@ class Spool:
     def add(self, events: Iterable[Event], places: Mapping[str, Any]) -> None:
         """Keeps events for those who want them, and the places that they were read up to."""
         given = list(events)
+        begun: list[str] = []
 
         def change(db: sqlite3.Connection) -> None:
             gone = {name for (name,) in db.execute("SELECT name FROM receivers WHERE is_gone")}
@@ -177,10 +178,14 @@ class Spool:
                     self._insert(db, event, wanted)
             rows = [(source, json.dumps(place)) for source, place in places.items()]
             db.executemany("INSERT OR REPLACE INTO places VALUES (?, ?)", rows)
-            if given:
-                self._trim(db)
+            begun[:] = self._trim(db) if given else ()
 
         self._change(change)
+        for name in begun:
+            text = (
+                f"{name} has {self._most} events waiting, the most: from now on the oldest are lost"
+            )
+            self._say(text, level="error", event="notify", receiver=name)
 
     def _insert(self, db: sqlite3.Connection, event: Event, wanted: Iterable[str]) -> None:
         body = event.body(self._id_of(event.key), self._source)
@@ -192,8 +197,12 @@ class Spool:
         rows = [(name, number) for (number,) in added for name in wanted]
         db.executemany("INSERT INTO due VALUES (?, ?)", rows)
 
-    def _trim(self, db: sqlite3.Connection) -> None:
-        """Lets go of the oldest events of those who have too many."""
+    def _trim(self, db: sqlite3.Connection) -> list[str]:
+        """Lets go of the oldest events of those who have too many.
+
+        Returns for whom that is the first loss, or the first since they were told of one.
+        """
+        begun = []
         for one in self._receivers:
             over = db.execute(_DUE, (one.name,)).fetchone()[0] - self._most
             if over > 0:
@@ -202,8 +211,13 @@ class Spool:
                     " (SELECT event FROM due WHERE receiver = ?1 ORDER BY event LIMIT ?2)",
                     (one.name, over),
                 )
-                db.execute("UPDATE receivers SET lost = lost + ? WHERE name = ?", (over, one.name))
+                statement = (
+                    "UPDATE receivers SET lost = lost + ? WHERE name = ? RETURNING lost - lost_told"
+                )
+                untold = db.execute(statement, (over, one.name)).fetchone()[0]
+                begun += [one.name] if untold == over else []
         db.execute(_NOBODYS)
+        return begun
 
     def waiting(self, event: Event) -> Waiting:
         """An event that is told at once and not kept."""
@@ -253,16 +267,19 @@ class Spool:
 
         self._change(change)
 
-    def end(self, receiver: str) -> None:
-        """Notes that a receiver wants nothing any more; what waited for it is lost."""
+    def end(self, receiver: str) -> int:
+        """Notes that a receiver wants nothing any more; how many events waited, and are lost."""
+        count = 0
 
         def change(db: sqlite3.Connection) -> None:
+            nonlocal count
             count = db.execute("DELETE FROM due WHERE receiver = ?", (receiver,)).rowcount
             statement = "UPDATE receivers SET is_gone = 1, lost = lost + ?, lost_told = lost + ?"
             db.execute(f"{statement} WHERE name = ?", (count, count, receiver))
             db.execute(_NOBODYS)
 
         self._change(change)
+        return count
 
     def _drop(self, db: sqlite3.Connection, receiver: str, number: int) -> bool:
         """Takes an event out of a backlog; whether it was there."""
@@ -276,6 +293,11 @@ class Spool:
         """How it stands with a receiver; None: it is not received yet."""
         with self._lock:
             return next((one for one in _standings(self._db) if one.name == receiver), None)
+
+    def standings(self) -> list[Standing]:
+        """How it stands with all receivers."""
+        with self._lock:
+            return _standings(self._db)
 
     def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
         """Makes a change in one transaction, in the file if it can be, else in memory."""

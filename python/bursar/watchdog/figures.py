@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final
 
+from bursar._openmetrics import Samples, family
 from bursar.processes import Device, Incident, IncidentState, Processes, WatchdogState
 
 __all__ = ["ACCOUNTS_MAX", "exposition"]
@@ -41,8 +42,6 @@ _METERS: Final = MappingProxyType(
     }
 )
 
-Samples = Iterable[tuple[Mapping[str, str], int | float | None]]
-
 
 def exposition(found: Processes, incidents: Iterable[Incident], *, now: datetime) -> str:
     """Writes everything as OpenMetrics text.
@@ -58,20 +57,7 @@ def exposition(found: Processes, incidents: Iterable[Incident], *, now: datetime
 
 
 def _family(name: str, text: str, samples: Samples, *, unit: str = "", kind: str = "gauge") -> str:
-    """One metric with its samples; the name ends in the unit."""
-    name = f"bursar_gpu_{name}"
-    lines = [f"# TYPE {name} {kind}", f"# HELP {name} {text}"]
-    lines += [f"# UNIT {name} {unit}"] if unit else []
-    suffix = "_total" if kind == "counter" else ""
-    for labels, value in samples:
-        if value is not None:
-            pairs = ",".join(f'{key}="{_escaped(one)}"' for key, one in labels.items())
-            lines.append(f"{name}{suffix}{f'{{{pairs}}}' if pairs else ''} {value}")
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return family(f"bursar_gpu_{name}", text, samples, unit=unit, kind=kind)
 
 
 def _devices(found: Processes) -> Iterator[str]:

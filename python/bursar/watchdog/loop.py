@@ -216,6 +216,8 @@ class Watchdog:
             )
         elif event.kind in _TOLD:
             level, name = _TOLD[event.kind]
+            if event.watchdog.state == pb.Watchdog.STATE_BLIND:
+                level = "warning"
             self._say(f"watchdog: {event.detail}", level=level, event=name, account=event.account)
 
     def _alarm(self, detail: str, account: str = "", *, once: str = "") -> None:

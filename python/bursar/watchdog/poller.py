@@ -123,6 +123,8 @@ class Poller:
             sample = self._named(from_json(bytes(self._answer)))
         except (ValueError, KeyError, TypeError) as error:
             return self._fail(f"the process that reads NVML answered nonsense: {error}")
+        if sample.health is Health.NO_NVML and self._uuids:
+            return self._fail(f"GPUs were seen, and NVML is there no longer: {sample.detail}")
         self._answer.clear()
         self._asked_s = None
         if sample.health is Health.WATCHING:

@@ -220,11 +220,11 @@ pub enum Fact {
         /// Why.
         reason: String,
     },
-    /// A threshold of a window was crossed.
+    /// A threshold of a window was crossed, or all of its limit spent.
     Crossed {
         /// The window.
         window: WindowId,
-        /// The threshold's share of the limit in thousandths.
+        /// The share of the limit in thousandths.
         permille: u16,
     },
     /// For restoring only: where a window stood. Never written to the log.

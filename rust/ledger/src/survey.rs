@@ -25,7 +25,8 @@ pub struct Survey {
     pub kept: usize,
     /// How many leases have a top-up that may be taken back.
     pub topped_up: usize,
-    /// The budgets of the accounts that have any: those nearest to the root, in the order of paths.
+    /// The budgets of the accounts that have any, in the order of paths; of too many accounts those
+    /// first that have spent all of a budget, then those nearest to the root.
     pub budgets: Vec<Surveyed>,
     /// How many accounts with budgets there are besides.
     pub left_out: usize,
@@ -58,11 +59,11 @@ impl<J: Journal> Ledger<J> {
                 named.push((account.lineage().count(), Arc::clone(account)));
             }
         }
-        let nearest =
-            |(depth, account): &(usize, Arc<Account>)| (*depth, Arc::clone(&account.path));
         if named.len() > most {
             survey.left_out = named.len() - most;
-            named.select_nth_unstable_by_key(most, nearest);
+            named.sort_by_cached_key(|(depth, account)| {
+                (!is_spent(account, now_ms), *depth, Arc::clone(&account.path))
+            });
             named.truncate(most);
         }
         named.sort_unstable_by(|(_, one), (_, two)| one.path.cmp(&two.path));
@@ -76,4 +77,10 @@ impl<J: Journal> Ledger<J> {
         }
         survey
     }
+}
+
+/// Whether all of a budget is spent.
+fn is_spent(account: &Account, now_ms: i64) -> bool {
+    let standings = |budget: &Arc<Budget>| budget.standing(now_ms);
+    account.budgets.lock().iter().map(standings).any(|it| it.limit > 0 && it.spent >= it.limit)
 }

@@ -56,6 +56,20 @@ impl Threshold {
     }
 }
 
+/// The share that is all of the limit.
+const WHOLE_PERMILLE: u16 = 1_000;
+
+/// What is reported of a window once so much of its limit is spent: each threshold and, whether or not
+/// one is there, the whole limit. Each with its share, its mark and the verdict from there on; that of
+/// the whole limit is STOP only when more is spent.
+pub fn marks(
+    thresholds: &[Threshold],
+    limit: i64,
+) -> impl Iterator<Item = (u16, i64, Verdict)> + use<'_> {
+    let marks = thresholds.iter().map(move |t| (t.permille, t.mark(limit), t.verdict));
+    marks.chain([(WHOLE_PERMILLE, limit.max(1), Verdict::Ok)])
+}
+
 /// Why a call may not spend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefusalReason {

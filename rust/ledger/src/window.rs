@@ -19,7 +19,7 @@ use crate::fact::WindowId;
 use crate::rolling::{Rolling, Span};
 use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::unit::Unit;
-use crate::verdict::{Advice, Threshold, Verdict};
+use crate::verdict::{Advice, Threshold, Verdict, marks};
 
 /// One budget in one period.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ struct Hot {
 struct Terms {
     limit: i64,
     thresholds: Arc<[Threshold]>,
-    /// Thresholds (by share) whose crossing was reported.
+    /// The shares whose crossing was reported.
     fired: Vec<u16>,
 }
 
@@ -271,10 +271,7 @@ impl Window {
     }
 
     fn refresh(&self, terms: &mut Terms) -> Vec<u16> {
-        let marks = |terms: &Terms| -> Vec<i64> {
-            terms.thresholds.iter().map(|t| t.mark(terms.limit)).collect()
-        };
-        let marks = marks(terms);
+        let thresholds = Arc::clone(&terms.thresholds);
         let mut crossed = Vec::new();
         let standing = || {
             let level = self.hot.level.load(Ordering::Relaxed);
@@ -286,15 +283,15 @@ impl Window {
             let over = spent > terms.limit;
             let mut level = if over { Verdict::Stop } else { Verdict::Ok };
             let mut next = if over { i64::MAX } else { terms.limit.saturating_add(1) };
-            for (threshold, mark) in terms.thresholds.iter().zip(&marks) {
-                if *mark > spent {
-                    next = next.min(*mark);
+            for (share, mark, verdict) in marks(&thresholds, terms.limit) {
+                if mark > spent {
+                    next = next.min(mark);
                     continue;
                 }
-                level = level.max(threshold.verdict);
-                if !terms.fired.contains(&threshold.permille) {
-                    terms.fired.push(threshold.permille);
-                    crossed.push(threshold.permille);
+                level = level.max(verdict);
+                if !terms.fired.contains(&share) {
+                    terms.fired.push(share);
+                    crossed.push(share);
                 }
             }
             self.hot.level.store(level as u8, Ordering::Relaxed);
@@ -331,11 +328,11 @@ impl Window {
             self.hot.spent.fetch_sub(left, Ordering::SeqCst);
             self.hot.remaining.fetch_add(left, Ordering::AcqRel);
             let mut terms = self.terms.lock();
-            // A rolling window crosses a threshold anew once it has fallen below it.
+            // A rolling window crosses a mark anew once it has fallen below it.
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let (limit, thresholds) = (terms.limit, Arc::clone(&terms.thresholds));
             let below =
-                |share| thresholds.iter().any(|t| t.permille == share && t.mark(limit) > spent);
+                |share| marks(&thresholds, limit).any(|(of, mark, _)| of == share && mark > spent);
             terms.fired.retain(|share| !below(*share));
             self.refresh(&mut terms);
         }

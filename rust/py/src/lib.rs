@@ -145,6 +145,15 @@ fn describe_tls(py: Python<'_>, section_json: &str) -> PyResult<String> {
     bursar_server::tls::describe(section_json).map_err(|error| open_error(py, error.into()))
 }
 
+/// From now on a panic is told to `say`, in one line.
+#[pyfunction]
+fn tell_panics(say: Py<PyAny>) -> PyResult<()> {
+    let tell = move |line: String| {
+        Python::try_attach(|py| say.call1(py, (line,)).map_err(|error| error.print(py)));
+    };
+    Ok(bursar_server::tell_panics(tell)?)
+}
+
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEngine>()?;
@@ -160,6 +169,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(copy_store, module)?)?;
     module.add_function(wrap_pyfunction!(adopt_copy, module)?)?;
     module.add_function(wrap_pyfunction!(describe_tls, module)?)?;
+    module.add_function(wrap_pyfunction!(tell_panics, module)?)?;
     module.add("CoreError", module.py().get_type::<error::CoreError>())?;
     module.add("version", env!("CARGO_PKG_VERSION"))
 }

@@ -83,6 +83,17 @@ impl PyServer {
         self.running.turned_away()
     }
 
+    /// How many descriptors of Envoy's were refused since no rule fits them.
+    #[getter]
+    fn unmatched_descriptors(&self) -> u64 {
+        self.running.unmatched_descriptors()
+    }
+
+    /// Puts what the receivers of notifications tell of themselves, as OpenMetrics, on the page.
+    fn set_receiver_figures(&self, families: &str) {
+        self.running.set_receiver_figures(families);
+    }
+
     /// Takes over certificates that have changed; returns what there is to tell.
     fn refresh_tls(&self, py: Python<'_>) -> Option<String> {
         py.detach(|| self.running.refresh_tls())

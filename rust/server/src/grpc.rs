@@ -42,6 +42,23 @@ type Reply<T> = Result<Answer<T>, ApiError>;
 pub(crate) type Answered<T> = Result<Response<T>, Status>;
 
 impl Api {
+    pub(crate) fn new(
+        engine: &Arc<Engine>,
+        access: Arc<Access>,
+        draining: tokio::sync::watch::Receiver<bool>,
+    ) -> Api {
+        Api {
+            engine: Arc::clone(engine),
+            access,
+            processes: Arc::default(),
+            watches: Arc::default(),
+            reads: Arc::default(),
+            accounts: Arc::default(),
+            counts: Arc::default(),
+            draining,
+        }
+    }
+
     /// Who makes a call.
     pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Caller, ApiError> {
         let nobody = Peer::default();

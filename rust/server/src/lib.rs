@@ -38,6 +38,7 @@ mod meters;
 mod metrics;
 mod others;
 mod owner;
+mod panics;
 mod peer;
 mod places;
 mod process;
@@ -56,6 +57,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub use embedded::AccountWatch;
 pub use engine::{Engine, OpenError};
 pub use error::ApiError;
+pub use panics::tell_panics;
 pub use process::{ProcessCall, Processes};
 pub use serve::{Running, serve};
 

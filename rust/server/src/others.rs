@@ -6,16 +6,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::config::Config;
-use crate::dashboard::{Dashboard, DashboardSection};
+use crate::dashboard::{self, Dashboard, DashboardSection};
 use crate::engine::OpenError;
 use crate::grpc::Api;
 use crate::handed::Handed;
-use crate::lease;
 use crate::listen::{Beside, Guard};
-use crate::metrics::{self, Calls, Connections, Metrics, MetricsSection};
-use crate::places::Places;
+use crate::metrics::{self, Counted, Metrics, MetricsSection};
 use crate::proxy::{self, Proxy, ProxySection};
-use crate::serve::thread;
+use crate::serve::{runtime, thread};
 use crate::tls::Tls;
 
 /// A listener, and what is to be served by it.
@@ -70,34 +68,33 @@ impl Others {
         self.metrics.is_some()
     }
 
-    /// Starts the threads. The rest is for the metrics: what is counted of calls and leases, and the
-    /// connections of the data plane.
+    /// Starts the threads; what is counted is for the metrics.
     pub(crate) fn start(
         self,
         api: &Api,
         tls: Option<&Arc<Tls>>,
-        calls: Calls,
-        leases: Option<Arc<lease::Figures>>,
-        places: &Arc<Places>,
+        mut counted: Counted,
     ) -> Result<Vec<JoinHandle<()>>, OpenError> {
         let mut threads = Vec::new();
-        let mut connections: Connections = vec![("grpc", Arc::clone(places) as _)];
         if let Some((listener, section)) = self.page {
             let page = Dashboard::new(api.clone(), section, tls.cloned());
-            connections.push(("dashboard", Arc::clone(&page.seats) as _));
-            threads.push(thread("bursar-page".into(), move || page.run(listener))?);
+            counted.connections.push(("dashboard", Arc::clone(&page.seats) as _));
+            let runtime = runtime(dashboard::ASIDE_THREADS)?;
+            threads.push(thread("bursar-page".into(), move || page.run(&runtime, listener))?);
         }
         if let Some((listener, section)) = self.proxy {
             let (engine, access) = (Arc::clone(&api.engine), Arc::clone(&api.access));
             let proxy = Proxy::new(engine, access, section, tls.cloned())?;
-            connections.push(("proxy", Arc::clone(&proxy.seats) as _));
-            let draining = api.draining.clone();
-            let run = move || proxy::run(listener, &proxy, &draining);
+            counted.connections.push(("proxy", Arc::clone(&proxy.seats) as _));
+            counted.proxy = Some(Arc::clone(&proxy));
+            let (runtime, draining) = (runtime(proxy::ASIDE_THREADS)?, api.draining.clone());
+            let run = move || proxy::run(&runtime, listener, &proxy, &draining);
             threads.push(thread("bursar-proxy".into(), run)?);
         }
         if let Some((listener, section)) = self.metrics {
-            let metrics = Metrics::new(api, section, tls.cloned(), calls, leases, connections);
-            let run = move || metrics::run(listener, &metrics);
+            let metrics = Metrics::new(api, section, tls.cloned(), counted);
+            let runtime = runtime(metrics::ASIDE_THREADS)?;
+            let run = move || metrics::run(&runtime, listener, &metrics);
             threads.push(thread("bursar-metrics".into(), run)?);
         }
         Ok(threads)

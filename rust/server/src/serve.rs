@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,11 +23,10 @@ use crate::envoy::{self, EnvoySection, RateLimitServiceServer, RateLimits};
 use crate::grpc::Api;
 use crate::handed::Handed;
 use crate::health;
-use crate::history::Watches;
 use crate::intake::{Bounded, Room};
 use crate::lease::Desk;
 use crate::listen::{Accepted, Door, Guard, Lane, Listeners, adopted, until};
-use crate::metrics::{Calls, Timed};
+use crate::metrics::{Counted, Descriptors, Receivers, Timed};
 use crate::others::{Addresses, Others};
 use crate::places::Places;
 use crate::process::Processes;
@@ -61,6 +61,9 @@ pub struct Running {
     /// The socket's file, where it was made here.
     unix: Option<PathBuf>,
     tls: Option<Arc<Tls>>,
+    /// What is told of descriptors that no rule fits, if there are rules.
+    descriptors: Option<Arc<Descriptors>>,
+    receivers: Arc<Receivers>,
     drain: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     drain_timeout: Duration,
@@ -80,7 +83,7 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let others = Others::bind(&config, &guard, &mut handed)?;
     let (connections, lease_connections) =
         within_descriptors(listen.max_connections, others.descriptors());
-    let rules = config.envoy.as_ref().map(EnvoySection::rules).transpose()?.map(Arc::new);
+    let rules = config.envoy.as_ref().map(EnvoySection::rules).transpose()?;
     let access = Arc::new(Access::open(config.access.clone(), config.store.path.clone())?);
     let engine = Engine::open(config)?;
     access.recall_reserved(&engine);
@@ -95,38 +98,42 @@ pub fn serve(config: Config) -> Result<Running, OpenError> {
     let (of_door, of_tls) = (Arc::clone(&places), tls.clone());
     let mut door = Some(Door { listeners, lanes, places: of_door, tls: of_tls, with_cgroups });
     let mut threads = Vec::new();
-    let (processes, watches) = (Arc::<Processes>::default(), Arc::<Watches>::default());
-    let (room, mut calls) = (Room::new(listen.max_message_bytes), Calls::default());
-    let api = Api {
-        engine: Arc::clone(&engine),
-        access: Arc::clone(&access),
-        processes: Arc::clone(&processes),
-        watches,
-        reads: Arc::default(),
-        accounts: Arc::default(),
-        counts: Arc::default(),
-        draining: draining.clone(),
+    let room = Room::new(listen.max_message_bytes);
+    let api = Api::new(&engine, access, draining);
+    let rate_limits = rules.map(|rules| RateLimits::new(&api, rules));
+    let mut counted = Counted {
+        connections: vec![("grpc", Arc::clone(&places) as _)],
+        leases: desk.as_ref().map(Desk::figures),
+        descriptors: rate_limits.as_ref().map(|served| Arc::clone(&served.counts)),
+        ..Counted::default()
     };
+    let (descriptors, receivers) = (counted.descriptors.clone(), Arc::clone(&counted.receivers));
     for (number, incoming) in incoming.into_iter().enumerate() {
-        let api = api.clone();
+        let (api, rate_limits) = (api.clone(), rate_limits.clone());
         let (listen, door) = (listen.clone(), door.take());
-        let rate_limits = rules.clone().map(|rules| RateLimits { api: api.clone(), rules });
-        let timed = Timed(others.has_metrics().then(|| calls.shard()));
+        let timed = Timed(others.has_metrics().then(|| counted.calls.shard()));
         let layers = (timed, Bounded(Arc::clone(&room)));
-        let run = move || run_thread(door, incoming, api, rate_limits, layers, &listen);
+        let runtime = runtime(ASIDE_THREADS)?;
+        let run = serve_thread(door, incoming, api, rate_limits, layers, listen);
+        let run = move || {
+            go_ahead();
+            runtime.block_on(run);
+        };
         threads.push(thread(format!("bursar-{number}"), run)?);
     }
-    let (of_others, leases) = (others.addresses(), desk.as_ref().map(Desk::figures));
-    threads.extend(others.start(&api, tls.as_ref(), calls, leases, &places)?);
+    let of_others = others.addresses();
+    threads.extend(others.start(&api, tls.as_ref(), counted)?);
     Ok(Running {
         engine,
         desk,
-        processes,
+        processes: Arc::clone(&api.processes),
         places,
         addresses,
         others: of_others,
         unix,
         tls,
+        descriptors,
+        receivers,
         drain,
         threads: Mutex::new(threads),
         drain_timeout: Duration::from_millis(listen.drain_timeout_ms),
@@ -192,6 +199,16 @@ impl Running {
         self.places.turned_away()
     }
 
+    /// How many descriptors of Envoy's were refused since no rule fits them.
+    pub fn unmatched_descriptors(&self) -> u64 {
+        self.descriptors.as_ref().map_or(0, |descriptors| descriptors.unmatched())
+    }
+
+    /// Puts what the receivers of notifications tell of themselves, as OpenMetrics, on the page.
+    pub fn set_receiver_figures(&self, families: &str) {
+        *self.receivers.lock() = families.into();
+    }
+
     /// Takes over certificates and authorities that have changed. Returns what there is to tell.
     pub fn refresh_tls(&self) -> Option<String> {
         self.tls.as_ref()?.refresh()
@@ -248,70 +265,73 @@ async fn end_reserved(api: Api) {
     }
 }
 
-/// A runtime for this thread, which goes ahead from now on; the threads for calls aside do not.
-fn runtime_ahead() -> tokio::runtime::Runtime {
-    let is_ahead = rustix::process::nice(-AHEAD).is_ok();
+/// A runtime for one thread, made before that is: without descriptors for it nothing starts. Its
+/// threads for calls aside go no further ahead than this thread, whoever starts them.
+pub(crate) fn runtime(aside_threads: usize) -> Result<Runtime, OpenError> {
+    use rustix::process::{getpriority_process, setpriority_process};
+    let nice = getpriority_process(None).unwrap_or(0);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(ASIDE_THREADS)
+        .max_blocking_threads(aside_threads)
         .on_thread_start(move || {
-            if is_ahead {
-                let _may_always_fall_back = rustix::process::nice(AHEAD);
-            }
+            let _may_always_fall_back = setpriority_process(None, nice);
         })
         .build()
-        .expect("a runtime needs an epoll descriptor, which the listeners had as well")
+        .map_err(|error| OpenError::Io("the runtime of a thread".into(), error))
+}
+
+/// This thread goes ahead from now on, where it may.
+fn go_ahead() {
+    let _as_before = rustix::process::nice(-AHEAD);
 }
 
 /// One data-plane thread, from its start to the end of the drain. The first one has the door.
-fn run_thread(
+async fn serve_thread(
     door: Option<Door>,
     incoming: mpsc::Receiver<Accepted>,
     api: Api,
     rate_limits: Option<RateLimits>,
     (timed, bounded): (Timed, Bounded),
-    listen: &Listen,
+    listen: Listen,
 ) {
-    runtime_ahead().block_on(async {
-        let draining = api.draining.clone();
-        if let Some(door) = door {
-            door.open(&draining);
-            tokio::spawn(until(draining.clone(), end_reserved(api.clone())));
+    let draining = api.draining.clone();
+    if let Some(door) = door {
+        door.open(&draining);
+        tokio::spawn(until(draining.clone(), end_reserved(api.clone())));
+    }
+    let incoming = ReceiverStream::new(adopted(incoming));
+    let health = health::service(&api.engine).await;
+    let reflection = || {
+        let own = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS);
+        match &rate_limits {
+            Some(_) => own.register_encoded_file_descriptor_set(envoy::DESCRIPTORS),
+            None => own,
         }
-        let incoming = ReceiverStream::new(adopted(incoming));
-        let health = health::service(&api.engine).await;
-        let reflection = || {
-            let own = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(crate::v1::DESCRIPTORS);
-            match &rate_limits {
-                Some(_) => own.register_encoded_file_descriptor_set(envoy::DESCRIPTORS),
-                None => own,
-            }
-        };
-        let reflection_v1 = reflection().build_v1().expect("the descriptors are compiled in");
-        // What most tools still ask for.
-        let reflection_v1alpha = reflection().build_v1alpha().expect("as above");
-        let limit = listen.max_message_bytes;
-        let rate_limits = rate_limits
-            .map(|served| RateLimitServiceServer::new(served).max_decoding_message_size(limit));
-        let mut stop = draining.clone();
-        let served = tonic::transport::Server::builder()
-            .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
-            .http2_keepalive_interval(Some(KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .layer(timed)
-            .layer(bounded)
-            .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
-            .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
-            .add_service(AccessServiceServer::new(api.clone()).max_decoding_message_size(limit))
-            .add_service(ProcessServiceServer::new(api).max_decoding_message_size(limit))
-            .add_optional_service(rate_limits)
-            .add_service(health)
-            .add_service(reflection_v1)
-            .add_service(reflection_v1alpha)
-            .serve_with_incoming_shutdown(incoming.map(io::Result::Ok), async move {
-                let _drain = stop.wait_for(|draining| *draining).await;
-            });
-        let _ended = served.await;
-    });
+    };
+    let reflection_v1 = reflection().build_v1().expect("the descriptors are compiled in");
+    // What most tools still ask for.
+    let reflection_v1alpha = reflection().build_v1alpha().expect("as above");
+    let limit = listen.max_message_bytes;
+    let rate_limits = rate_limits
+        .map(|served| RateLimitServiceServer::new(served).max_decoding_message_size(limit));
+    let mut stop = draining.clone();
+    let served = tonic::transport::Server::builder()
+        .max_concurrent_streams(listen.max_concurrent_calls_per_connection)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .layer(timed)
+        .layer(bounded)
+        .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(limit))
+        .add_service(AccountServiceServer::new(api.clone()).max_decoding_message_size(limit))
+        .add_service(AccessServiceServer::new(api.clone()).max_decoding_message_size(limit))
+        .add_service(ProcessServiceServer::new(api).max_decoding_message_size(limit))
+        .add_optional_service(rate_limits)
+        .add_service(health)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
+        .serve_with_incoming_shutdown(incoming.map(io::Result::Ok), async move {
+            let _drain = stop.wait_for(|draining| *draining).await;
+        });
+    let _ended = served.await;
 }

@@ -32,7 +32,8 @@ impl Oracle {
                 _ => {}
             }
         }
-        assert_eq!(crossings, self.known.fired.len(), "R17: crossings in the history");
+        let fired: usize = self.known.fired.values().sum();
+        assert_eq!(crossings, fired, "R17: crossings in the history");
         for (id, plain) in self.known.ids.iter().zip(&self.known.plain.reservations) {
             let entries = spent.remove(&id.sequence).unwrap_or_default();
             let expected = if plain.state == State::Pending { Amounts::ZERO } else { plain.spent };

@@ -28,8 +28,8 @@ pub struct Known {
     floors: Vec<Amounts>,
     /// When they ended last.
     ended: Vec<i64>,
-    /// The thresholds that were reported.
-    pub fired: BTreeSet<(WindowId, u16)>,
+    /// How often each share of a window was reported.
+    pub fired: BTreeMap<(WindowId, u16), usize>,
 }
 
 /// The model, and what it was.
@@ -74,8 +74,7 @@ impl Known {
                     self.ended[find(&settled.id).expect("it is known")] = record.time_ms;
                 }
                 Fact::Crossed { window, permille } => {
-                    let first = self.fired.insert((*window, *permille));
-                    assert!(first, "R17: window {window} crosses {permille} a second time");
+                    *self.fired.entry((*window, *permille)).or_default() += 1;
                 }
                 _ => {}
             }
@@ -277,13 +276,16 @@ impl Oracle {
     }
 
     fn crossed(&self, window: WindowId, (limit, spent): (i64, i64)) {
+        for ((_, permille), times) in self.known.fired.range((window, 0)..=(window, u16::MAX)) {
+            assert_eq!(*times, 1, "R17: how often window {window} crosses {permille}");
+        }
         if self.stood.get(&window) == Some(&spent) {
             return;
         }
         for permille in PERMILLE {
             let (verdict, advice) = (Verdict::Warn, bursar_ledger::Advice::default());
             let mark = Threshold { permille, verdict, advice }.mark(limit);
-            let fired = self.known.fired.contains(&(window, permille));
+            let fired = self.known.fired.contains_key(&(window, permille));
             assert!(fired || spent < mark, "R17: window {window} has not reported {permille}");
         }
     }

@@ -40,7 +40,7 @@ pub enum EntryKind {
     Freeze = 6,
     /// A freeze was ended.
     Unfreeze = 7,
-    /// A threshold was crossed; the amount is its share in thousandths.
+    /// A threshold was crossed, or all of the limit spent; the amount is the share in thousandths.
     Crossing = 8,
     /// Moved from a parent reservation's hold to a nested one's.
     Carve = 9,

@@ -154,7 +154,11 @@ impl Group<'_> {
                 let freeze = "UPDATE accounts SET frozen = ?2, freeze_reason = ?3 WHERE id = ?1";
                 self.execute(freeze, params![account, frozen, reason])?;
                 let kind = if *frozen { EntryKind::Freeze } else { EntryKind::Unfreeze };
-                self.rows.push(kind, about_account(*account), None, 0)
+                self.rows.push(kind, about_account(*account), None, 0)?;
+                if *frozen && !reason.is_empty() {
+                    self.rows.detail(reason)?;
+                }
+                Ok(())
             }
             Fact::Crossed { window, permille } => self.cross(*window, *permille),
             Fact::Runaway { account, finding, action } => {

@@ -1,7 +1,7 @@
 //! R10, R12 and R17: limits change live, nothing wraps, crossings fire once.
 
 use bursar_ledger::{
-    Admission, Amounts, LedgerError, Period, PeriodKind, RefusalReason, Unit, Verdict,
+    Admission, Amounts, LedgerError, Period, PeriodKind, RefusalReason, Threshold, Unit, Verdict,
 };
 
 use crate::common::{HOUR, World, ask, commit, exactly, of, spec, stepped, tokens, totals};
@@ -184,13 +184,32 @@ fn r17_each_threshold_is_reported_once_by_the_debit_that_crosses_it() {
             _ => Verdict::Degrade,
         };
         assert_eq!(debited.verdict, expected, "at {used}");
-        assert_eq!(debited.ticket != 0, [50, 80, 90].contains(&used), "at {used}");
+        assert_eq!(debited.ticket != 0, [50, 80, 90, 100].contains(&used), "at {used}");
         if debited.ticket != 0 {
             seen.push(debited.scope.advice().unwrap().max_new_tokens.unwrap());
         }
     }
-    assert_eq!(world.tape.crossings(), [500, 800, 900]);
-    assert_eq!(seen, [500, 800, 900]);
+    assert_eq!(world.tape.crossings(), [500, 800, 900, 1_000]);
+    assert_eq!(seen, [500, 800, 900, 900]);
+}
+
+#[test]
+fn r17_a_spent_budget_is_reported_whatever_its_thresholds() {
+    let world = World::tokens(&[("a", 100)]);
+    let id = world.held("a", 100);
+    world.debit(id, 99);
+    assert!(world.tape.crossings().is_empty());
+    assert_eq!(world.debit(id, 100).verdict, Verdict::Ok, "the limit may be spent");
+    assert_eq!(world.tape.crossings(), [1_000]);
+    world.commit(id, 130);
+    assert_eq!(world.tape.crossings(), [1_000], "what passes it is an overdraft");
+    let world = World::new();
+    let mut named = stepped(100);
+    let whole = Threshold { permille: 1_000, ..named.terms.thresholds[2].clone() };
+    named.terms.thresholds = named.terms.thresholds.iter().cloned().chain([whole]).collect();
+    world.set("a", named).unwrap();
+    world.record("a", tokens(100)).unwrap();
+    assert_eq!(world.tape.crossings(), [500, 800, 900, 1_000], "once, where one is named");
 }
 
 #[test]
@@ -222,7 +241,7 @@ fn r17_limit_changes_cross_but_never_repeat() {
     world.set("a", stepped(800)).unwrap();
     assert_eq!(world.ledger.account("a", world.now()).unwrap().verdict, Verdict::Warn);
     world.set("a", stepped(0)).unwrap();
-    assert_eq!(world.tape.crossings(), [500, 800, 900]);
+    assert_eq!(world.tape.crossings(), [500, 800, 900, 1_000]);
 }
 
 #[test]

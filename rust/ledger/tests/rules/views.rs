@@ -68,6 +68,16 @@ fn a_survey_counts_everything_and_names_the_budgets_nearest_to_the_root() {
 }
 
 #[test]
+fn of_too_many_accounts_a_survey_names_those_that_have_spent_a_budget_first() {
+    let world = World::tokens(&[("a", 100), ("b", 100), ("b/deep/down", 5), ("c", 0)]);
+    world.record("b/deep/down", tokens(5)).unwrap();
+    let survey = world.ledger.survey(2, world.now());
+    let named: Vec<_> = survey.budgets.iter().map(|one| one.budget.path.to_string()).collect();
+    assert_eq!(named, ["a", "b/deep/down"]);
+    assert_eq!(survey.left_out, 2);
+}
+
+#[test]
 fn a_survey_of_a_window_that_has_ended_opens_no_other() {
     let world = World::new();
     world.limit("a", Unit::Tokens, Period::calendar(PeriodKind::Hour, "UTC"), 100);

@@ -33,7 +33,7 @@ use live::Live;
 use sessions::Sessions;
 
 /// Threads that read the disk or walk the ledger.
-const ASIDE_THREADS: usize = 4;
+pub(crate) const ASIDE_THREADS: usize = 4;
 /// How long a client may take for the head of a request, or read nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,12 +84,11 @@ impl Dashboard {
     }
 
     /// The dashboard's thread, from its start to the end of the drain.
-    pub(crate) fn run(self: &Arc<Dashboard>, listener: std::net::TcpListener) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(ASIDE_THREADS)
-            .build()
-            .expect("a runtime needs an epoll descriptor, which the listeners had as well");
+    pub(crate) fn run(
+        self: &Arc<Dashboard>,
+        runtime: &tokio::runtime::Runtime,
+        listener: std::net::TcpListener,
+    ) {
         runtime.block_on(async {
             tokio::spawn(look::produce(self.api.clone(), Arc::clone(&self.live)));
             let web =

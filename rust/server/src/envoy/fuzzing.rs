@@ -9,6 +9,7 @@ use super::wire::rate_limit_response::Code;
 use crate::access::{Access, AccessSection};
 use crate::convert;
 use crate::engine::Engine;
+use crate::metrics::Descriptors;
 use crate::peer::Peer;
 
 const SECTION: &str = r#"{"unmatched": "refuse", "rules": [
@@ -25,7 +26,8 @@ pub fn envoy(engine: &Engine, message: &[u8]) -> bool {
     let rules = section.rules().expect("they are valid");
     let access = Access::open(AccessSection::default(), None).expect("in memory");
     let caller = access.by_peer(&Peer::default(), 0).expect("it is open to all");
-    let answer = should_rate_limit(engine, &rules, &caller, &request);
+    let counts = Descriptors::new(rules.len());
+    let answer = should_rate_limit(engine, (&rules, &counts), &caller, &request);
     let count = request.descriptors.len();
     let is_envoys = !request.domain.is_empty() && (1..=MAX_DESCRIPTORS).contains(&count);
     assert_eq!(answer.is_ok(), is_envoys && request.domain.len() <= convert::MAX_TEXT);

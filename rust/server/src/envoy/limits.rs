@@ -11,6 +11,7 @@ use crate::access::{Act, Caller};
 use crate::convert;
 use crate::engine::{Answer, Engine};
 use crate::error::ApiError;
+use crate::metrics::Descriptors;
 
 /// The most descriptors of one call.
 pub(super) const MAX_DESCRIPTORS: usize = 100;
@@ -18,7 +19,7 @@ pub(super) const MAX_DESCRIPTORS: usize = 100;
 /// Charges what all descriptors ask for, or nothing; what is to be recorded is recorded in any case.
 pub(super) fn should_rate_limit(
     engine: &Engine,
-    rules: &Rules,
+    (rules, counts): (&Rules, &Descriptors),
     caller: &Caller,
     request: &RateLimitRequest,
 ) -> Result<Answer<RateLimitResponse>, ApiError> {
@@ -31,15 +32,19 @@ pub(super) fn should_rate_limit(
         return Err(ApiError::field("descriptors", format!("from 1 to {MAX_DESCRIPTORS}")));
     }
     let mut call = Call { engine, domain: &request.domain, ticket: 0 };
-    let mut asked = Vec::with_capacity(request.descriptors.len());
+    let (mut fitting, mut asked) = (Vec::new(), Vec::with_capacity(request.descriptors.len()));
     for descriptor in &request.descriptors {
-        let read = rules.read(&request.domain, descriptor, request.hits_addend);
+        let (rule, read) = rules.read(&request.domain, descriptor, request.hits_addend);
         asked.push(allowed(caller, read)?);
+        fitting.push(rule);
     }
     // Opens the accounts, too: where one cannot be had, that is no reason to fail.
     let mut statuses: Vec<Status> = asked.iter().map(|asked| call.look(asked)).collect();
     call.record(&asked, &mut statuses);
     call.spend(&asked, &mut statuses);
+    for (rule, status) in fitting.into_iter().zip(&statuses) {
+        counts.count(rule, status.is_over());
+    }
     Ok(Answer::new(response(&statuses, engine.now().wall_ms), call.ticket))
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use tonic::Request;
 
 use crate::grpc::{Answered, Api};
+use crate::metrics::Descriptors;
 pub(crate) use rules::EnvoySection;
 use rules::Rules;
 use wire::rate_limit_service_server::RateLimitService;
@@ -24,8 +25,16 @@ use wire::{RateLimitRequest, RateLimitResponse};
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct RateLimits {
-    pub(crate) api: Api,
-    pub(crate) rules: Arc<Rules>,
+    api: Api,
+    rules: Arc<Rules>,
+    pub(crate) counts: Arc<Descriptors>,
+}
+
+impl RateLimits {
+    pub(crate) fn new(api: &Api, rules: Rules) -> RateLimits {
+        let counts = Arc::new(Descriptors::new(rules.len()));
+        RateLimits { api: api.clone(), rules: Arc::new(rules), counts }
+    }
 }
 
 #[tonic::async_trait]
@@ -35,8 +44,9 @@ impl RateLimitService for RateLimits {
         request: Request<RateLimitRequest>,
     ) -> Answered<RateLimitResponse> {
         let caller = self.api.caller(&request)?;
+        let ask = (&*self.rules, &*self.counts);
         let answer =
-            |engine: &_| limits::should_rate_limit(engine, &self.rules, &caller, request.get_ref());
+            |engine: &_| limits::should_rate_limit(engine, ask, &caller, request.get_ref());
         self.api.answer(answer).await
     }
 }

@@ -204,18 +204,30 @@ fn joined<'a>(parts: &'a [Part], value: impl Fn(usize) -> &'a str) -> String {
 }
 
 impl Rules {
-    /// What a descriptor asks for; `hits_addend` is the request's.
-    pub(crate) fn read(&self, domain: &str, asks: &RateLimitDescriptor, hits_addend: u32) -> Asked {
-        let Some(rule) = self.rules.iter().find(|rule| rule.fits(domain, asks)) else {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// The place of the rule that fits, and what a descriptor asks for; `hits_addend` is the request's.
+    pub(crate) fn read(
+        &self,
+        domain: &str,
+        asks: &RateLimitDescriptor,
+        hits_addend: u32,
+    ) -> (Option<usize>, Asked) {
+        let Some(place) = self.rules.iter().position(|rule| rule.fits(domain, asks)) else {
             if self.allows_unmatched {
-                return Asked::Nothing;
+                return (None, Asked::Nothing);
             }
             let keys: Vec<_> = asks.entries.iter().map(|entry| convert::cut(&entry.key)).collect();
             let (domain, keys) = (convert::cut(domain), convert::cut(&keys.join(", ")));
             let what = format!("the domain {domain:?} and the entries {keys:?}");
-            return Asked::Refused(format!("no rule of [envoy] fits {what}, with their values"));
+            let why = format!("no rule of [envoy] fits {what}, with their values");
+            return (None, Asked::Refused(why));
         };
-        rule.read(asks, hits_addend).unwrap_or_else(Asked::Refused)
+        let asked = self.rules[place].read(asks, hits_addend).unwrap_or_else(Asked::Refused);
+        (Some(place), asked)
     }
 }
 
@@ -300,7 +312,7 @@ mod tests {
     }
 
     fn account_of(rules: &Rules, entries: &[(&str, &str)]) -> Result<String, String> {
-        match rules.read("edge", &descriptor(entries), 5) {
+        match rules.read("edge", &descriptor(entries), 5).1 {
             Asked::Charge(Target { account, .. }, 5, _) => Ok(account),
             Asked::Refused(why) => Err(why),
             other => panic!("{other:?}"),
@@ -352,7 +364,7 @@ mod tests {
         }]);
         let read = |own: Option<u64>, of_request| {
             let asks = RateLimitDescriptor { hits_addend: own, ..descriptor(&[("agent", "a")]) };
-            match rules.read("edge", &asks, of_request) {
+            match rules.read("edge", &asks, of_request).1 {
                 Asked::Charge(_, amount, _) => amount,
                 Asked::Question(_, amount) => -amount,
                 other => panic!("{other:?}"),
@@ -365,7 +377,7 @@ mod tests {
         for more in [most + 1, u64::MAX] {
             let asks =
                 RateLimitDescriptor { hits_addend: Some(more), ..descriptor(&[("agent", "a")]) };
-            assert!(matches!(rules.read("edge", &asks, 0), Asked::Refused(_)), "{more}");
+            assert!(matches!(rules.read("edge", &asks, 0).1, Asked::Refused(_)), "{more}");
         }
     }
 
@@ -376,7 +388,7 @@ mod tests {
         let limit = RateLimitDescriptor { limit: Some(own), ..descriptor(&[("agent", "a")]) };
         let back = RateLimitDescriptor { is_negative_hits: true, ..descriptor(&[("agent", "a")]) };
         for asks in [limit, back] {
-            assert!(matches!(rules.read("edge", &asks, 1), Asked::Refused(_)), "{asks:?}");
+            assert!(matches!(rules.read("edge", &asks, 1).1, Asked::Refused(_)), "{asks:?}");
         }
     }
 
@@ -384,10 +396,11 @@ mod tests {
     fn what_no_rule_fits_is_refused_unless_that_is_allowed() {
         let mut section = EnvoySection { unmatched: Unmatched::Refuse, rules: Vec::new() };
         let asks = descriptor(&[("agent", "a")]);
-        let refused = section.rules().expect("valid").read("edge", &asks, 1);
+        let (_, refused) = section.rules().expect("valid").read("edge", &asks, 1);
         assert!(matches!(refused, Asked::Refused(_)));
         section.unmatched = Unmatched::Allow;
-        assert_eq!(section.rules().expect("valid").read("edge", &asks, 1), Asked::Nothing);
+        let allowed = section.rules().expect("valid").read("edge", &asks, 1);
+        assert_eq!(allowed, (None, Asked::Nothing));
     }
 
     #[test]

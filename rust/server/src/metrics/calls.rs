@@ -17,8 +17,8 @@ use tower_layer::Layer;
 use super::counts::{Histogram, Spread};
 use crate::clock::Began;
 
-/// The package of the paths.
-const PACKAGE: &str = "/bursar.v1.";
+/// The packages of the paths.
+const PACKAGES: [&str; 2] = ["/bursar.v1.", "/envoy.service.ratelimit.v3."];
 /// Every method; the most frequent first, since the search begins there.
 pub(super) const METHODS: [&str; 28] = [
     "LedgerService/Reserve",
@@ -28,6 +28,7 @@ pub(super) const METHODS: [&str; 28] = [
     "LedgerService/Extend",
     "LedgerService/Record",
     "LedgerService/Check",
+    "RateLimitService/ShouldRateLimit",
     "LedgerService/GetReservation",
     "LedgerService/CountTokens",
     "LedgerService/ListReservations",
@@ -161,7 +162,7 @@ struct Open {
 
 impl Open {
     fn begin(shard: &Arc<Shard>, path: &str) -> Option<Open> {
-        let name = path.strip_prefix(PACKAGE)?;
+        let name = PACKAGES.iter().find_map(|package| path.strip_prefix(package))?;
         let method = METHODS.iter().position(|method| *method == name)?;
         Some(Open { shard: Arc::clone(shard), method, began: Began::now() })
     }
@@ -222,8 +223,9 @@ mod tests {
 
     #[test]
     fn every_method_of_the_wire_is_counted_and_streams_are_known() {
-        let files = FileDescriptorSet::decode(crate::v1::DESCRIPTORS).expect("descriptors");
-        let services = files.file.iter().flat_map(|file| &file.service);
+        let sets = [crate::v1::DESCRIPTORS, crate::envoy::DESCRIPTORS];
+        let files = sets.map(|set| FileDescriptorSet::decode(set).expect("descriptors").file);
+        let services = files.iter().flatten().flat_map(|file| &file.service);
         let mut wire: Vec<(String, bool)> = services
             .flat_map(|service| {
                 service.method.iter().map(move |method| {
@@ -256,6 +258,8 @@ mod tests {
         let counts = calls.by_code(index);
         assert_eq!((counts[0], counts[1], counts[16]), (1, 2, 1));
         assert_eq!(calls.latency(index).buckets.iter().sum::<u64>(), 18);
+        let rate_limit = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+        assert!(Open::begin(&shard, rate_limit).is_some());
         assert!(Open::begin(&shard, "/grpc.health.v1.Health/Check").is_none());
     }
 }

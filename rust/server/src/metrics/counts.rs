@@ -97,6 +97,66 @@ impl Reserves {
     }
 }
 
+/// Descriptors of Envoy's by the rule that fits, those that none fits in the last row, and by whether
+/// they were over the limit.
+#[derive(Debug)]
+pub(crate) struct Descriptors(Vec<[AtomicU64; 2]>);
+
+impl Descriptors {
+    /// None so far, for so many rules.
+    pub(crate) fn new(rules: usize) -> Descriptors {
+        Descriptors((0..=rules).map(|_| Default::default()).collect())
+    }
+
+    pub(crate) fn count(&self, rule: Option<usize>, is_over: bool) {
+        let row = rule.unwrap_or(self.0.len() - 1);
+        self.0[row][usize::from(is_over)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were refused since no rule fits them.
+    pub(crate) fn unmatched(&self) -> u64 {
+        self.0[self.0.len() - 1][1].load(Ordering::Relaxed)
+    }
+
+    /// (the rule's place, or "none"; within the limit, over it)
+    pub(super) fn by_rule(&self) -> impl Iterator<Item = (String, [u64; 2])> {
+        let none = self.0.len() - 1;
+        self.0.iter().enumerate().map(move |(row, counts)| {
+            let rule = if row == none { "none".to_owned() } else { row.to_string() };
+            (rule, counts.each_ref().map(|count| count.load(Ordering::Relaxed)))
+        })
+    }
+}
+
+/// How an upstream of the proxy has answered: by class of the status, and not at all.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    by_class: [AtomicU64; CLASSES.len()],
+    latency: Histogram,
+}
+
+/// The classes of a status; what no server may send counts as no answer.
+pub(super) const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl Answers {
+    /// An answer with that status began, after so long; 0: there was none.
+    pub(crate) fn count(&self, status: u16, took_ns: u64) {
+        let class = self.by_class.get(usize::from(status / 100)).unwrap_or(&self.by_class[0]);
+        class.fetch_add(1, Ordering::Relaxed);
+        self.latency.record(took_ns);
+    }
+
+    pub(super) fn by_class(&self) -> [u64; CLASSES.len()] {
+        self.by_class.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn latency(&self) -> Spread {
+        let mut spread = Spread::default();
+        self.latency.add_to(&mut spread);
+        spread
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +173,24 @@ mod tests {
         assert_eq!(spread.buckets[..2], [4, 2]);
         assert_eq!(spread.buckets[BOUNDS.len() - 1..], [2, 4]);
         assert_eq!(spread.buckets.iter().sum::<u64>(), 12);
+    }
+
+    #[test]
+    fn what_no_rule_fits_and_what_nobody_answers_has_a_count_of_its_own() {
+        let descriptors = Descriptors::new(2);
+        for (rule, is_over) in [(Some(1), false), (None, true), (None, true), (None, false)] {
+            descriptors.count(rule, is_over);
+        }
+        let counted: Vec<_> = descriptors.by_rule().collect();
+        let expected = [("0", [0, 0]), ("1", [1, 0]), ("none", [1, 2])];
+        assert_eq!(counted, expected.map(|(rule, counts)| (rule.to_owned(), counts)));
+        assert_eq!(descriptors.unmatched(), 2);
+        let answers = Answers::default();
+        for status in [0, 200, 204, 429, 503, 999] {
+            answers.count(status, 1);
+        }
+        assert_eq!(answers.by_class(), [2, 0, 2, 0, 1, 1]);
+        assert_eq!(answers.latency().buckets[0], 6);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use super::Metrics;
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WATCHDOG_WITHIN: Duration = Duration::from_secs(2);
 /// The watchdog is asked this often at most, however many ask here.
 const WATCHDOG_KEPT_MS: i64 = 1_000;
+/// Threads for what a runtime may do aside, which is nothing here.
+pub(crate) const ASIDE_THREADS: usize = 1;
 const OPEN_METRICS: &str = "application/openmetrics-text";
 const OPEN_METRICS_1: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT_0_0_4: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -36,11 +39,7 @@ type Answer = Response<Reply>;
 type Told = Arc<Mutex<Option<(i64, Watchdog)>>>;
 
 /// The thread of the metrics, from its start to the end of the drain.
-pub(crate) fn run(listener: std::net::TcpListener, metrics: &Arc<Metrics>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime needs an epoll descriptor, which the listeners had as well");
+pub(crate) fn run(runtime: &Runtime, listener: std::net::TcpListener, metrics: &Arc<Metrics>) {
     let (shared, told) = (Arc::clone(metrics), Told::default());
     let answer = move |request| {
         let (metrics, told) = (Arc::clone(&shared), Arc::clone(&told));

@@ -15,16 +15,18 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::grpc::Api;
 use crate::lease;
 use crate::listen::Beside;
 use crate::places::Places;
+use crate::proxy::Proxy;
 use crate::tls::Tls;
 pub(crate) use calls::{Calls, Timed};
-pub(crate) use counts::{Histogram, Reserves};
-pub(crate) use door::{MAX_CONNECTIONS, run};
+pub(crate) use counts::{Answers, Descriptors, Histogram, Reserves};
+pub(crate) use door::{ASIDE_THREADS, MAX_CONNECTIONS, run};
 
 /// `[metrics]` as the Python side hands it over.
 #[derive(Debug, Clone, Deserialize)]
@@ -66,15 +68,27 @@ impl Connected for Places {
 /// Those of all listeners, by name.
 pub(crate) type Connections = Vec<(&'static str, Arc<dyn Connected>)>;
 
+/// What the receivers of notifications tell of themselves, as OpenMetrics.
+pub(crate) type Receivers = Mutex<Arc<str>>;
+
+/// What is counted beside the engine.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    pub(crate) calls: Calls,
+    pub(crate) connections: Connections,
+    pub(crate) leases: Option<Arc<lease::Figures>>,
+    pub(crate) descriptors: Option<Arc<Descriptors>>,
+    pub(crate) proxy: Option<Arc<Proxy>>,
+    pub(crate) receivers: Arc<Receivers>,
+}
+
 /// All that a page is made of.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     api: Api,
     section: MetricsSection,
     tls: Option<Arc<Tls>>,
-    calls: Calls,
-    leases: Option<Arc<lease::Figures>>,
-    connections: Connections,
+    counted: Counted,
     seats: Arc<Places>,
     /// When the daemon was started (Unix ms).
     start_ms: i64,
@@ -85,14 +99,12 @@ impl Metrics {
         api: &Api,
         section: MetricsSection,
         tls: Option<Arc<Tls>>,
-        calls: Calls,
-        leases: Option<Arc<lease::Figures>>,
-        mut connections: Connections,
+        mut counted: Counted,
     ) -> Arc<Metrics> {
         let seats = Places::new(door::MAX_CONNECTIONS);
-        connections.push(("metrics", Arc::clone(&seats) as _));
+        counted.connections.push(("metrics", Arc::clone(&seats) as _));
         let tls = tls.filter(|_| section.tls);
         let (api, start_ms) = (api.clone(), api.engine.now().wall_ms);
-        Arc::new(Metrics { api, section, tls, calls, leases, connections, seats, start_ms })
+        Arc::new(Metrics { api, section, tls, counted, seats, start_ms })
     }
 }

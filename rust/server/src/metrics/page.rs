@@ -9,7 +9,7 @@ use bursar_ledger::{Survey, Surveyed};
 
 use super::Metrics;
 use super::calls::{CODES, METHODS, UNARY};
-use super::counts::Spread;
+use super::counts::{CLASSES, Spread};
 use super::text::{Kind, Page, Seconds};
 use crate::lease;
 
@@ -39,12 +39,15 @@ impl Metrics {
         budgets(&mut page, &survey);
         accounts(&mut page, &survey);
         self.findings(&mut page);
-        if let Some(figures) = &self.leases {
+        self.descriptors(&mut page);
+        self.upstreams(&mut page);
+        if let Some(figures) = &self.counted.leases {
             leases(&mut page, figures, &survey, self.api.engine.now().mono_ms);
         }
         self.store(&mut page);
         self.connections(&mut page);
         tell(&mut page, watchdog);
+        page.append(&self.counted.receivers.lock());
         page.end()
     }
 
@@ -63,7 +66,7 @@ impl Metrics {
         let help = "Calls that have ended, by gRPC's code; a stream counts when it is opened.";
         page.family("bursar_calls", Kind::Counter, help);
         for (index, method) in METHODS.iter().enumerate() {
-            for (code, count) in CODES.iter().zip(self.calls.by_code(index)) {
+            for (code, count) in CODES.iter().zip(self.counted.calls.by_code(index)) {
                 // What has never ended so is left out, but for those that a rate divides by.
                 if count > 0 || *code == "OK" {
                     page.sample(&[("method", method), ("code", code)], count);
@@ -73,7 +76,7 @@ impl Metrics {
         let help = "From the head of a call to that of its answer, which is durable by then.";
         page.family("bursar_call_seconds", Kind::Histogram, help);
         for (index, method) in METHODS.iter().take(UNARY).enumerate() {
-            page.spread(&[("method", method)], &self.calls.latency(index));
+            page.spread(&[("method", method)], &self.counted.calls.latency(index));
         }
     }
 
@@ -97,6 +100,36 @@ impl Metrics {
         }
     }
 
+    fn descriptors(&self, page: &mut Page) {
+        let Some(descriptors) = &self.counted.descriptors else { return };
+        let help =
+            "Descriptors of Envoy's, by the place of the rule in [envoy], or none that fits.";
+        page.family("bursar_envoy_descriptors", Kind::Counter, help);
+        for (rule, counts) in descriptors.by_rule() {
+            for (code, count) in ["OK", "OVER_LIMIT"].into_iter().zip(counts) {
+                if count > 0 || rule == "none" {
+                    page.sample(&[("rule", &rule), ("code", code)], count);
+                }
+            }
+        }
+    }
+
+    fn upstreams(&self, page: &mut Page) {
+        let Some(proxy) = &self.counted.proxy else { return };
+        let help = "Requests of the proxy to an upstream, by class of the answer's status.";
+        page.family("bursar_upstream_requests", Kind::Counter, help);
+        for (name, answers) in proxy.answers() {
+            for (class, count) in CLASSES.into_iter().zip(answers.by_class()) {
+                page.sample(&[("upstream", name), ("status", class)], count);
+            }
+        }
+        let help = "From a request of the proxy to the head of its upstream's answer, or to none.";
+        page.family("bursar_upstream_seconds", Kind::Histogram, help);
+        for (name, answers) in proxy.answers() {
+            page.spread(&[("upstream", name)], &answers.latency());
+        }
+    }
+
     fn store(&self, page: &mut Page) {
         let Some(store) = &self.api.engine.store else { return };
         let figures = store.figures();
@@ -113,16 +146,16 @@ impl Metrics {
 
     fn connections(&self, page: &mut Page) {
         page.family("bursar_connections", Kind::Gauge, "Connections that are open.");
-        for (listener, own) in &self.connections {
+        for (listener, own) in &self.counted.connections {
             page.sample(&[("listener", listener)], own.open());
         }
-        if let Some(figures) = &self.leases {
+        if let Some(figures) = &self.counted.leases {
             let open = figures.connections.load(Ordering::Relaxed);
             page.sample(&[("listener", "lease")], open);
         }
         let help = "Connections that were closed at once: as many as may be were open.";
         page.family("bursar_connections_turned_away", Kind::Counter, help);
-        for (listener, own) in &self.connections {
+        for (listener, own) in &self.counted.connections {
             page.sample(&[("listener", listener)], own.turned_away());
         }
     }

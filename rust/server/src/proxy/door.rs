@@ -2,25 +2,22 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::{Proxy, call};
 use crate::web::Web;
 
 /// Threads for prompts that take long to count, and for looking up addresses.
-const ASIDE_THREADS: usize = 4;
+pub(crate) const ASIDE_THREADS: usize = 4;
 
 /// Answers calls until the drain begins, and then finishes those under way.
 pub(crate) fn run(
+    runtime: &Runtime,
     listener: std::net::TcpListener,
     proxy: &Arc<Proxy>,
     draining: &watch::Receiver<bool>,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(ASIDE_THREADS)
-        .build()
-        .expect("a runtime needs an epoll descriptor, which the listeners had as well");
     runtime.block_on(async {
         // Reading an encoding takes a tenth of a second: the first call shall not.
         tokio::task::spawn_blocking(bpe_openai::o200k_base);

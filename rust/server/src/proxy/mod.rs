@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::access::{Access, Caller};
 use crate::config::ConfigError;
 use crate::engine::Engine;
+use crate::metrics::Answers;
 use crate::peer::Peer;
 use crate::places::Places;
 use crate::tls::Tls;
@@ -42,7 +43,7 @@ mod stream;
 mod upstream;
 mod velocity;
 
-pub(crate) use door::run;
+pub(crate) use door::{ASIDE_THREADS, run};
 pub(crate) use failure::Failure;
 use replay::Replays;
 pub(crate) use reply::Reply;
@@ -89,6 +90,11 @@ impl Proxy {
             room,
             replays,
         }))
+    }
+
+    /// How its upstreams have answered, by name.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (&str, &Answers)> {
+        self.upstreams.answers()
     }
 
     /// Whose a token is, or else a certificate.

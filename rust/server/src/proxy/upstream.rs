@@ -23,9 +23,11 @@ use super::failure::Failure;
 use super::reply::Reply;
 use super::route::passed_on;
 use super::settings::{Api, ProxySection, UpstreamSection};
+use crate::clock::Began;
 use crate::config::ConfigError;
 use crate::convert;
 use crate::durable::yield_once;
+use crate::metrics::Answers;
 
 /// Idle connections to one upstream that are kept, and for how long.
 const IDLE_CONNECTIONS: usize = 64;
@@ -53,6 +55,7 @@ pub(crate) struct Upstream {
     authority: Authority,
     /// What comes before `/v1`.
     prefix: String,
+    answers: Answers,
 }
 
 impl Upstream {
@@ -71,6 +74,7 @@ impl Upstream {
             scheme: scheme.ok_or_else(wrong)?,
             authority: parts.authority.ok_or_else(wrong)?,
             prefix: path.strip_suffix("/v1").unwrap_or(path).to_owned(),
+            answers: Answers::default(),
         })
     }
 
@@ -120,6 +124,11 @@ impl Upstreams {
         })
     }
 
+    /// How each has answered, by name.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (&str, &Answers)> {
+        self.list.iter().map(|upstream| (&*upstream.section.name, &upstream.answers))
+    }
+
     /// The first that has the interface and the model.
     pub(crate) fn find(&self, api: Api, model: &str) -> Option<&Upstream> {
         let mut of_api = self.list.iter().filter(|upstream| upstream.section.api == api);
@@ -167,7 +176,11 @@ impl Upstreams {
         let request = request.body(Reply::whole(body)).map_err(|_| {
             Failure::unreachable(format!("{name}: its key has characters that no header may have"))
         })?;
-        match timeout(self.first_byte, self.client.request(request)).await {
+        let began = Began::now();
+        let answered = timeout(self.first_byte, self.client.request(request)).await;
+        let status = answered.as_ref().ok().and_then(|it| it.as_ref().ok()).map(Response::status);
+        upstream.answers.count(status.map_or(0, |status| status.as_u16()), began.took_ns());
+        match answered {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => {
                 Err(Failure::unreachable(format!("the upstream {name} cannot be reached")))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bursar_ledger::fact::{BudgetId, ChainId, Fact, WindowId};
 use bursar_ledger::rolling::bucket_ms;
-use bursar_ledger::{Amounts, Period, Threshold, Unit};
+use bursar_ledger::{Amounts, Period, Threshold, Unit, marks};
 use rusqlite::{Row, params};
 
 use super::{Chain, NO_TIME_MS, Restore};
@@ -32,7 +32,8 @@ impl Restore<'_> {
             let fact =
                 fact.map_err(|reason| StoreError::malformed(format!("budget {budget}"), &reason))?;
             if let Fact::BudgetSet { unit, ref period, limit, ref thresholds, .. } = fact {
-                let marks = thresholds.iter().map(|t| (t.permille, t.mark(limit))).collect();
+                let marks =
+                    marks(thresholds, limit).map(|(share, mark, _)| (share, mark)).collect();
                 let length_ms = period.length_ms;
                 self.budgets.insert(budget, Budget { unit, length_ms, marks });
             }
