@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from support import ratelimits
 from support.processes import LISTING, incident
 from support.promtool import promtool
-from support.ratelimits import rule
 from support.receivers import until, webhook
 from support.scraped import Scraped
 
@@ -48,7 +48,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     upstream = {"name": "up", "url": "http://127.0.0.1:1", "models": ["m"]}
     with Scraped(
         watchdog={"mode": "observe"},
-        envoy={"rules": [rule(["team"], "acme/{team}")]},
+        envoy={"rules": [ratelimits.rule(["team"], "acme/{team}")]},
         proxy={"listen": "127.0.0.1:0", "default_account": "acme", "upstreams": [upstream]},
         notify={"webhooks": [webhook(folder, "http://127.0.0.1:1/hook")]},
     ) as daemon:
