@@ -159,7 +159,8 @@ def test_another_page_changes_nothing(opened: Daemon, client: Client) -> None:
 def test_without_a_token_nothing_is_told_where_tokens_are_needed(guarded: Daemon) -> None:
     asker = Asker(url_of(guarded))
     assert asker.get("/").status == 200, "the page asks for the token"
-    for path in ("me", "live", "account?account=a", "entries", "history?count=1&unit=tokens"):
+    assert asker.get("/api/me").body == b"null", "nobody yet: the page asks who it is"
+    for path in ("live", "account?account=a", "entries", "history?count=1&unit=tokens"):
         reply = asker.get(f"/api/{path}")
         assert (reply.status, reply.json["error"]["reason"]) == (401, "UNAUTHENTICATED"), path
     for path, body in [
@@ -186,7 +187,7 @@ def test_a_session_is_its_cookie_with_its_key_until_its_token_ends(
     assert (me.status, me.json["role"], me.json["account"]) == (200, "observer", "acme")
     # A page on another port gets the cookie, and has no key.
     for part in ({"cookie": shown["cookie"]}, {KEY: shown[KEY]}, shown | {KEY: "0" * 64}):
-        assert asker.ask("GET", "/api/me", headers=part).status == 401
+        assert asker.ask("GET", "/api/entries", headers=part).status == 401
     other = asker.signed_in(made.secret)
     assert asker.post("/api/session/end", {}, shown).status == 200
     assert asker.ask("GET", "/api/me", headers=shown).status == 401
@@ -248,7 +249,7 @@ def test_a_change_is_as_by_grpc_and_noted_with_who_made_it(opened: Daemon, clien
     assert asker.post("/api/unfreeze", {"account": "change/a"}).status == 200
     noted = [e.detail for e in client.list_entries("change/a", kinds=[EntryKind.OPERATED])]
     assert [detail.partition(": ")[2] for detail in noted[-3:]] == [
-        f"set a limit of {2**62} tokens",
+        f"set a limit of {2**62} tokens, period total; before: 100",
         "froze it: why",
         "ended its freeze",
     ]
