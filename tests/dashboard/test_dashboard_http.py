@@ -1,10 +1,12 @@
 """The dashboard by HTTP (B1 to B8): what it answers to whom, and what it refuses."""
 
+import gzip
 import json
 import re
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -96,6 +98,28 @@ def test_a_file_is_sent_again_only_when_it_has_changed(opened: Daemon) -> None:
     again = asker.ask("GET", "/assets/app.js", headers={"if-none-match": tag})
     assert (again.status, again.body) == (304, b"")
     assert asker.ask("GET", "/assets/app.js", headers={"if-none-match": '"x"'}).status == 200
+
+
+def test_who_takes_gzip_gets_it_and_who_does_not_does_not(opened: Daemon, client: Client) -> None:
+    asker = Asker(url_of(opened))
+    plain, packed = (asker.get("/assets/app.js", **{"accept-encoding": it}) for it in ("", "gzip"))
+    assert plain.headers["content-encoding"] is None
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body) / 2
+    client.set_budget("packed", unit="tokens", limit=10)
+    connection = asker.connect()
+    connection.request("GET", "/api/live", headers={"accept-encoding": "gzip"})
+    answer = connection.getresponse()
+    assert answer.headers["content-encoding"] == "gzip"
+    opener = zlib.decompressobj(wbits=31)
+    seen = b""
+    while b'{"ready":true}' not in seen:
+        seen += opener.decompress(answer.read1())
+    client.record("packed", tokens=7)
+    while b'["tokens","total",10,0,7,' not in seen:
+        seen += opener.decompress(answer.read1())
+    connection.close()
 
 
 def test_every_answer_tells_the_browser_what_the_page_may_not(opened: Daemon) -> None:

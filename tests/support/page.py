@@ -1,10 +1,11 @@
-"""The dashboard's page in a real browser: how to get there, what is on it, and whether all can use it."""
+"""The dashboard's page: how to get there, what is on it, and whether all can use it."""
 
 import re
 from typing import Final
 
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Locator, Page, expect
+
 from support.daemon import Daemon
 from support.dashboard import url_of
 
