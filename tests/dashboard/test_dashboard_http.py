@@ -1,10 +1,12 @@
 """The dashboard by HTTP (B1 to B8): what it answers to whom, and what it refuses."""
 
+import gzip
 import json
 import re
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -98,6 +100,28 @@ def test_a_file_is_sent_again_only_when_it_has_changed(opened: Daemon) -> None:
     assert asker.ask("GET", "/assets/app.js", headers={"if-none-match": '"x"'}).status == 200
 
 
+def test_who_takes_gzip_gets_it_and_who_does_not_does_not(opened: Daemon, client: Client) -> None:
+    asker = Asker(url_of(opened))
+    plain, packed = (asker.get("/assets/app.js", **{"accept-encoding": it}) for it in ("", "gzip"))
+    assert plain.headers["content-encoding"] is None
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body) / 2
+    client.set_budget("packed", unit="tokens", limit=10)
+    connection = asker.connect()
+    connection.request("GET", "/api/live", headers={"accept-encoding": "gzip"})
+    answer = connection.getresponse()
+    assert answer.headers["content-encoding"] == "gzip"
+    opener = zlib.decompressobj(wbits=31)
+    seen = b""
+    while b'{"ready":true}' not in seen:
+        seen += opener.decompress(answer.read1())
+    client.record("packed", tokens=7)
+    while b'["tokens","total",10,0,7,' not in seen:
+        seen += opener.decompress(answer.read1())
+    connection.close()
+
+
 def test_every_answer_tells_the_browser_what_the_page_may_not(opened: Daemon) -> None:
     asker = Asker(url_of(opened))
     for path in ("/", "/assets/app.js", "/api/me", "/nothing", "/api/account?account=x"):
@@ -159,7 +183,8 @@ def test_another_page_changes_nothing(opened: Daemon, client: Client) -> None:
 def test_without_a_token_nothing_is_told_where_tokens_are_needed(guarded: Daemon) -> None:
     asker = Asker(url_of(guarded))
     assert asker.get("/").status == 200, "the page asks for the token"
-    for path in ("me", "live", "account?account=a", "entries", "history?count=1&unit=tokens"):
+    assert asker.get("/api/me").body == b"null", "nobody yet: the page asks who it is"
+    for path in ("live", "account?account=a", "entries", "history?count=1&unit=tokens"):
         reply = asker.get(f"/api/{path}")
         assert (reply.status, reply.json["error"]["reason"]) == (401, "UNAUTHENTICATED"), path
     for path, body in [
@@ -186,7 +211,7 @@ def test_a_session_is_its_cookie_with_its_key_until_its_token_ends(
     assert (me.status, me.json["role"], me.json["account"]) == (200, "observer", "acme")
     # A page on another port gets the cookie, and has no key.
     for part in ({"cookie": shown["cookie"]}, {KEY: shown[KEY]}, shown | {KEY: "0" * 64}):
-        assert asker.ask("GET", "/api/me", headers=part).status == 401
+        assert asker.ask("GET", "/api/entries", headers=part).status == 401
     other = asker.signed_in(made.secret)
     assert asker.post("/api/session/end", {}, shown).status == 200
     assert asker.ask("GET", "/api/me", headers=shown).status == 401
@@ -248,7 +273,7 @@ def test_a_change_is_as_by_grpc_and_noted_with_who_made_it(opened: Daemon, clien
     assert asker.post("/api/unfreeze", {"account": "change/a"}).status == 200
     noted = [e.detail for e in client.list_entries("change/a", kinds=[EntryKind.OPERATED])]
     assert [detail.partition(": ")[2] for detail in noted[-3:]] == [
-        f"set a limit of {2**62} tokens",
+        f"set a limit of {2**62} tokens, period total; before: 100",
         "froze it: why",
         "ended its freeze",
     ]

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("playwright", reason="the browser tests need playwright, as in `dev`")
 
-from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Dialog, Locator, Page, expect
+from playwright.sync_api import Dialog, expect
 from support.browser import Tab
 from support.daemon import Daemon
 from support.dashboard import dashboard, url_of
+from support.page import OUTSIDE, PHONE, check_access, go, row
 from support.watched import GIB, Watched
 
 from bursar import Client, Role, Threshold, Usage, UsageEstimate, Verdict
@@ -26,11 +26,6 @@ RATES: Final = {
 }
 VIEWS: Final = ("accounts", "reservations", "gpus", "incidents", "entries", "history")
 LIGHT_AND_DARK: Final = [{"color_scheme": "light"}, {"color_scheme": "dark"}]
-PHONE: Final = {
-    "viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True,
-    "device_scale_factor": 2,
-}  # fmt: skip
-WCAG: Final = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 
 
 @pytest.fixture(scope="module")
@@ -59,28 +54,6 @@ def fill(client: Client) -> None:
     usage = UsageEstimate(model="small", input_tokens=10, max_output_tokens=10)
     client.reserve("acme/c", usage=usage, ttl_s=3_600)
     client.record("acme/c", usage=Usage(model="small", input_tokens=10, output_tokens=10))
-
-
-def go(page: Page, daemon: Daemon, view: str = "", **params: str) -> None:
-    query = "&".join(f"{name}={value}" for name, value in params.items())
-    page.goto(f"{url_of(daemon)}/#/{view}{'?' if query else ''}{query}")
-    expect(page.locator("#status")).to_have_text("Live")
-
-
-def row(page: Page, name: str) -> Locator:
-    rows = page.locator(".rows .row:not([hidden])")
-    return rows.filter(has=page.locator(".text", has_text=exactly(name)))
-
-
-def exactly(text: str) -> re.Pattern[str]:
-    return re.compile(f"^{re.escape(text)}$")
-
-
-def check_access(page: Page) -> None:
-    """No violation of WCAG AA that axe knows of."""
-    found = Axe().run(page, options=WCAG).response["violations"]
-    told = [(one["id"], [node["target"] for node in one["nodes"]][:3]) for one in found]
-    assert told == []
 
 
 @pytest.mark.parametrize("tab", LIGHT_AND_DARK, indirect=True)
@@ -115,11 +88,44 @@ def test_a_phone_shows_every_view_within_its_width(tab: Tab, daemon: Daemon, vie
     go(page, daemon, view)
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(OUTSIDE) == []
     check_access(page)
     small = page.evaluate("""() => [...document.querySelectorAll("button, select, input, nav a")]
         .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 24)
         .map((one) => one.outerHTML)""")
     assert small == []
+
+
+@pytest.mark.parametrize("tab", [PHONE], indirect=True)
+def test_a_phone_shows_a_forecast_beside_a_long_amount(
+    tab: Tab, daemon: Daemon, client: Client
+) -> None:
+    page = tab.page
+    client.set_budget("burn", unit="tokens", limit=200_000, period="rolling:3600s")
+    go(page, daemon)
+    for _ in range(8):
+        client.record("burn", tokens=15_000)
+        page.wait_for_timeout(500)
+    expect(row(page, "burn").locator(".end")).to_contain_text("empty in")
+    assert page.evaluate(OUTSIDE) == []
+    lines = row(page, "burn").evaluate(
+        "(row) => [...row.children].filter((one) => one.checkVisibility())"
+        ".map((one) => Math.round(one.getBoundingClientRect().top / 20))"
+    )
+    assert len(set(lines)) <= 3, "a line for the name, and one for bar and amount"
+
+
+@pytest.mark.parametrize("width", [721, 900, 1000, 1100, 1101, 1280])
+def test_every_column_is_in_sight_while_an_account_is_beside(
+    tab: Tab, daemon: Daemon, width: int
+) -> None:
+    page = tab.page
+    page.set_viewport_size({"width": width, "height": 800})
+    go(page, daemon, "accounts", account="acme%2Fa")
+    page.locator(".card").nth(1).wait_for()
+    assert page.evaluate(OUTSIDE) == []
+    expect(page.get_by_role("columnheader", name="Forecast")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="Used")).to_be_visible()
 
 
 def test_what_is_spent_is_seen_within_two_seconds(tab: Tab, daemon: Daemon, client: Client) -> None:
@@ -143,10 +149,19 @@ def test_a_limit_is_changed_after_a_question(tab: Tab, daemon: Daemon, client: C
     page.get_by_role("button", name="Change the limit").click()
     field = page.get_by_label("New limit in USD, per day")
     expect(field).to_have_value("40")
-    for wrong, told in [("", "Write an amount"), ("40.00", "already"), ("5 GiB", "with USD")]:
+    for wrong, told in [
+        ("", "Write an amount"),
+        ("40.00", "already"),
+        ("5 GiB", "with USD"),
+        *((comma, "Write a point for decimals") for comma in ("1,5", "1,50", "0,500", "1,2345")),
+    ]:
         field.fill(wrong)
         page.get_by_role("button", name="Review").click()
         expect(page.get_by_role("alert")).to_contain_text(told)
+    field.fill("1,060.50")
+    page.get_by_role("button", name="Review").click()
+    expect(page.locator("dialog .sentence")).to_contain_text("to $1,060.50 per day?")
+    page.get_by_role("button", name="Back").click()
     field.fill("60.50")
     page.get_by_role("button", name="Review").click()
     sentence = page.locator("dialog .sentence")
@@ -259,8 +274,10 @@ def test_sign_in_and_out_and_what_an_observer_sees(tab: Tab) -> None:
         page.goto(url_of(guarded))
         check_access(page)
         page.get_by_label("Token", exact=True).fill("bursar_not_one")
+        assert tab.complaints == [], "who asks for the first time does nothing wrong"
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("alert")).to_contain_text("no such token")
+        tab.complaints.clear()  # the browser notes that one was refused
         page.get_by_label("Token", exact=True).fill(secrets[Role.OBSERVER].secret)
         page.keyboard.press("Enter")
         row(page, "a").click()
@@ -278,28 +295,6 @@ def test_sign_in_and_out_and_what_an_observer_sees(tab: Tab) -> None:
         operator.tokens.revoke(secrets[Role.OPERATOR].token.id)
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         expect(page.get_by_role("alert")).to_contain_text("the token has ended")
-        tab.complaints[:] = [text for text in tab.complaints if "401" not in text]
-
-
-def test_it_comes_back_after_a_restart(tab: Tab) -> None:
-    page = tab.page
-    with dashboard() as daemon, daemon.client() as client:
-        client.set_budget("before", unit="tokens", limit=10)
-        go(page, daemon)
-        row(page, "before").wait_for()
-        port = url_of(daemon).rpartition(":")[2]
-        config = daemon.config_path.read_text(encoding="utf-8")
-        daemon.terminate()
-        expect(page.locator("#status")).to_contain_text("Lost")
-        fixed = config.replace("127.0.0.1:0", f"127.0.0.1:{port}")
-        daemon.config_path.write_text(fixed, encoding="utf-8")
-        daemon.start()
-        with daemon.client() as again:
-            again.set_budget("after", unit="tokens", limit=10)
-        row(page, "after").wait_for()
-        expect(page.locator("#status")).to_have_text("Live")
-        expect(row(page, "before")).to_have_count(1)
-    tab.complaints.clear()  # of the connection that was refused meanwhile
 
 
 def test_gpus_processes_and_incidents_are_shown(tab: Tab) -> None:
@@ -321,3 +316,5 @@ def test_gpus_processes_and_incidents_are_shown(tab: Tab) -> None:
         expect(card).to_contain_text("6.0 GiB of 6.0 GiB came back")
         assert incident.account == "lab/over"
         check_access(page)
+        page.set_viewport_size({"width": 375, "height": 812})
+        assert page.evaluate(OUTSIDE) == []

@@ -381,7 +381,7 @@ def test_who_changed_what_is_in_the_history(daemon: Daemon, operator: Client) ->
         client.retire_account("acme/c")
     found = [one for one in operator.list_entries("acme/c") if one.kind is EntryKind.OPERATED]
     assert [one.detail for one in found] == [
-        "test: set a limit of 7 tokens",
+        "test: set a limit of 7 tokens, period total; before: none",
         "test: froze it: lunch",
         "test: ended its freeze",
         "test: retired it",

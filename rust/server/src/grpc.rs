@@ -263,7 +263,7 @@ impl AccountService for Api {
         let request = request.get_ref();
         let budget = request.budget.clone().unwrap_or_default();
         caller.may(Act::Manage, &budget.account)?;
-        let what = format!("set a limit of {} {}", budget.limit, convert::cut(&budget.unit));
+        let what = self.engine.limit_change(&budget);
         let act = |engine: &Engine| engine.set_budget(request);
         self.answer(|engine| engine.operate(&caller, &budget.account, &what, act)).await
     }

@@ -10,13 +10,13 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::border::{Border, KEY, harden};
+use super::border::{Border, KEY, NO_KEY, harden};
 use super::sessions::LASTS_MS;
-use super::{Dashboard, PATIENCE, calls};
+use super::{Dashboard, PATIENCE, calls, gzip, live};
 use crate::error::ApiError;
 use crate::peer::Peer;
 use crate::proxy::Reply;
@@ -120,11 +120,12 @@ impl Asked<'_> {
         self.border().check_page(headers, !is_get)?;
         let body = if is_get { Value::Null } else { self.read(body).await? };
         match (is_get, uri.path()) {
-            (true, "/api/live") => self.watch(),
+            (true, "/api/live") => self.watch().map_err(|failure| self.explained(failure)),
             (false, "/api/session") => self.sign_in(&body),
             (false, "/api/session/end") => Ok(self.sign_out()),
             (is_get, path) => {
-                let found = calls::answer(self, is_get, path, &body).await?;
+                let found = calls::answer(self, is_get, path, &body).await;
+                let found = found.map_err(|failure| self.explained(failure))?;
                 let found = found.map(|value| answer_of(StatusCode::OK, &value));
                 let message = "there is nothing here: see /";
                 found.ok_or(Failure::new(StatusCode::NOT_FOUND, "INVALID_FIELD", message))
@@ -168,15 +169,40 @@ impl Asked<'_> {
             let mut only = header::HeaderMap::new();
             only.insert(header::AUTHORIZATION, shown.clone());
             *request.metadata_mut() = MetadataMap::from_headers(only);
-        } else if let Some(id) = self.border().session_of(headers)
-            && let Some(key) = headers.get(KEY).and_then(|key| key.to_str().ok())
-            && let now_ms = self.dashboard.api.engine.now().mono_ms
-            && let Some(shown) = self.dashboard.sessions.find(id, key, now_ms)
-        {
+        } else if let Some(shown) = self.session() {
             request.metadata_mut().insert("authorization", shown);
         }
         request.extensions_mut().insert(self.peer());
         request
+    }
+
+    /// What the session of a request shows, as long as it lasts.
+    fn session(&self) -> Option<MetadataValue<Ascii>> {
+        let headers = &self.parts.headers;
+        let id = self.border().session_of(headers)?;
+        let key = headers.get(KEY)?.to_str().ok()?;
+        let now_ms = self.dashboard.api.engine.now().mono_ms;
+        self.dashboard.sessions.find(id, key, now_ms)
+    }
+
+    /// Whether somebody shows who they are, or did before.
+    pub(super) fn is_somebody(&self) -> bool {
+        let headers = &self.parts.headers;
+        headers.contains_key(header::AUTHORIZATION)
+            || headers.get(KEY).is_some_and(|key| key != NO_KEY)
+    }
+
+    /// Says of who signed in before why that counts no more.
+    fn explained(&self, failure: Failure) -> Failure {
+        let is_by_session =
+            self.is_somebody() && !self.parts.headers.contains_key(header::AUTHORIZATION);
+        let is_refused = failure.status == StatusCode::UNAUTHORIZED;
+        if !is_refused || !is_by_session || self.session().is_some() {
+            return failure;
+        }
+        let message = "the session is no more: the sidecar has started anew, or 12 hours are \
+                       over; sign in again";
+        Failure { message: message.to_owned(), ..failure }
     }
 
     fn peer(&self) -> Peer {
@@ -199,9 +225,11 @@ impl Asked<'_> {
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, "", message)
         })?;
         let (sender, receiver) = mpsc::channel(PARTS);
+        let takes_gzip = gzip::is_taken(&self.parts.headers);
+        let parts = live::Parts::new(sender, takes_gzip);
         let live = Arc::clone(&self.dashboard.live);
         tokio::spawn(async move {
-            live.watch(api, caller, sender).await;
+            live.watch(api, caller, parts).await;
             drop(place);
         });
         let mut response = Response::new(Reply::Parts(receiver));
@@ -209,6 +237,9 @@ impl Asked<'_> {
         let value = header::HeaderValue::from_static;
         headers.insert(header::CONTENT_TYPE, value("text/event-stream"));
         headers.insert(header::CACHE_CONTROL, value("no-store"));
+        if takes_gzip {
+            headers.insert(header::CONTENT_ENCODING, value("gzip"));
+        }
         Ok(response)
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, Response, StatusCode, header};
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::gzip;
 use crate::proxy::Reply;
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -37,8 +38,18 @@ const FILES: [(&str, &str, &str); 16] = [
     asset!("units.js", SCRIPT),
 ];
 
-/// All files, each with a tag that changes with its text.
-pub(super) struct Assets(Vec<(&'static str, &'static str, &'static str, String)>);
+/// All files.
+pub(super) struct Assets(Vec<File>);
+
+struct File {
+    path: &'static str,
+    kind: &'static str,
+    text: &'static str,
+    /// The text by gzip.
+    packed: Bytes,
+    /// Changes with the text; weak, since it stands for both.
+    tag: String,
+}
 
 impl fmt::Debug for Assets {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,23 +59,31 @@ impl fmt::Debug for Assets {
 
 impl Assets {
     pub(super) fn new() -> Assets {
-        let tagged = |(path, kind, text): (&'static str, &'static str, &'static str)| {
-            (path, kind, text, format!("\"{:032x}\"", xxh3_128(text.as_bytes())))
+        let file = |(path, kind, text): (&'static str, &'static str, &'static str)| {
+            let tag = format!("W/\"{:032x}\"", xxh3_128(text.as_bytes()));
+            File { path, kind, text, packed: gzip::file(text.as_bytes()), tag }
         };
-        Assets(FILES.into_iter().map(tagged).collect())
+        Assets(FILES.into_iter().map(file).collect())
     }
 
     /// The file of a path; without its text where the browser has it.
     pub(super) fn find(&self, path: &str, headers: &HeaderMap) -> Option<Response<Reply>> {
-        let (_, kind, text, tag) = self.0.iter().find(|(known, ..)| *known == path)?;
+        let File { kind, text, packed, tag, .. } = self.0.iter().find(|file| file.path == path)?;
         let has = headers.get(header::IF_NONE_MATCH).is_some_and(|has| has == tag.as_str());
-        let text = if has { "" } else { *text };
-        Response::builder()
+        let mut response = Response::builder()
             .status(if has { StatusCode::NOT_MODIFIED } else { StatusCode::OK })
             .header(header::CONTENT_TYPE, *kind)
             .header(header::ETAG, tag)
-            .header(header::CACHE_CONTROL, "no-cache")
-            .body(Reply::whole(Bytes::from_static(text.as_bytes())))
-            .ok()
+            .header(header::VARY, "accept-encoding")
+            .header(header::CACHE_CONTROL, "no-cache");
+        let body = if has {
+            Bytes::new()
+        } else if gzip::is_taken(headers) {
+            response = response.header(header::CONTENT_ENCODING, "gzip");
+            packed.clone()
+        } else {
+            Bytes::from_static(text.as_bytes())
+        };
+        response.body(Reply::whole(body)).ok()
     }
 }

@@ -15,6 +15,8 @@ use crate::proxy::Reply;
 
 /// The key of a session, or anything where there is none.
 pub(super) const KEY: &str = "x-bursar-key";
+/// What the page sends in its place before somebody signs in.
+pub(super) const NO_KEY: &str = "-";
 const COOKIE: &str = "bursar";
 const COOKIE_BY_TLS: &str = "__Host-bursar";
 

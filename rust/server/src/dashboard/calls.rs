@@ -3,6 +3,7 @@
 use hyper::StatusCode;
 use prost_types::{Duration, Timestamp};
 use serde_json::{Value, json};
+use tonic::Code;
 
 use super::answer::{Asked, Failure, invalid};
 use super::spending::Chart;
@@ -27,8 +28,14 @@ pub(super) async fn answer(
     let api = &asked.dashboard.api;
     Ok(Some(match (is_get, path) {
         (true, "/api/me") => {
-            let who = api.who_am_i(asked.call(v1::WhoAmIRequest {})).await?;
-            views::principal(who.get_ref())
+            // Null for who has not said who they are, and has to: a page that asks for the first
+            // time does nothing wrong.
+            match api.who_am_i(asked.call(v1::WhoAmIRequest {})).await {
+                Err(status) if status.code() == Code::Unauthenticated && !asked.is_somebody() => {
+                    Value::Null
+                }
+                who => views::principal(who?.get_ref()),
+            }
         }
         (true, "/api/account") => {
             let request = v1::GetAccountRequest { account: asked.field("account")? };

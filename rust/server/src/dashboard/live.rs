@@ -7,8 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bursar_ledger::path;
@@ -17,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio::time::timeout;
 
+use super::gzip;
 use crate::access::Caller;
 use crate::grpc::Api;
 
@@ -27,9 +27,9 @@ const ROWS: usize = 250;
 /// A sign of life where nothing changes.
 const QUIET: Duration = Duration::from_secs(5);
 /// What is behind it is everything.
-const START: &[u8] = b"data: {\"start\":true}\n\n";
+const START: &str = "data: {\"start\":true}\n\n";
 /// What is before it was everything.
-const READY: &[u8] = b"data: {\"ready\":true}\n\n";
+const READY: &str = "data: {\"ready\":true}\n\n";
 
 /// The name of a row: its table and its key.
 pub(super) type Key = (&'static str, Arc<str>);
@@ -45,13 +45,64 @@ pub(super) struct Row {
 
 pub(super) type Picture = HashMap<Key, Arc<Row>>;
 
+/// What watchers are sent at a time.
+#[derive(Debug)]
+struct Message {
+    text: Bytes,
+    /// By gzip, once somebody takes that.
+    packed: OnceLock<Bytes>,
+}
+
+impl Message {
+    fn new(text: impl Into<Bytes>) -> Arc<Message> {
+        Arc::new(Message { text: text.into(), packed: OnceLock::new() })
+    }
+}
+
+/// Where one watcher's messages go.
+#[derive(Debug)]
+pub(super) struct Parts {
+    sender: mpsc::Sender<Bytes>,
+    /// Of a watcher that takes gzip.
+    frame: Option<gzip::Frame>,
+}
+
+impl Parts {
+    /// Begins a stream, in a channel that is empty.
+    pub(super) fn new(sender: mpsc::Sender<Bytes>, takes_gzip: bool) -> Parts {
+        let frame = takes_gzip.then(gzip::Frame::default);
+        if takes_gzip {
+            let _fits = sender.try_send(gzip::Frame::head());
+        }
+        Parts { sender, frame }
+    }
+
+    async fn send(&mut self, message: &Message) -> Result<(), mpsc::error::SendError<Bytes>> {
+        let part = match &mut self.frame {
+            Some(frame) => {
+                frame.count(&message.text);
+                message.packed.get_or_init(|| gzip::blocks(&message.text))
+            }
+            None => &message.text,
+        };
+        self.sender.send(part.clone()).await
+    }
+
+    /// Ends the stream; who is too slow for that sees it broken off.
+    fn end(&self) {
+        if let Some(frame) = &self.frame {
+            let _fits = self.sender.try_send(frame.tail());
+        }
+    }
+}
+
 /// What differs between two pictures.
 #[derive(Debug, Default)]
 struct Change {
     set: Vec<(Key, Arc<Row>)>,
     gone: Vec<(Key, Arc<Row>)>,
     /// As it is sent to those who may see everything.
-    whole: OnceLock<Vec<Bytes>>,
+    whole: OnceLock<Vec<Arc<Message>>>,
 }
 
 impl Change {
@@ -70,14 +121,14 @@ impl Change {
     }
 
     /// The messages for who is bound to an account; empty: to none.
-    fn messages(&self, account: &str) -> Vec<Bytes> {
+    fn messages(&self, account: &str) -> Vec<Arc<Message>> {
         if account.is_empty() {
             return self.whole.get_or_init(|| self.write(account)).clone();
         }
         self.write(account)
     }
 
-    fn write(&self, bound_to: &str) -> Vec<Bytes> {
+    fn write(&self, bound_to: &str) -> Vec<Arc<Message>> {
         let may_see = |(_, row): &&(Key, Arc<Row>)| match &row.account {
             Some(account) => bound_to.is_empty() || path::is_within(account, bound_to),
             None => true,
@@ -105,14 +156,14 @@ fn quoted(text: &str) -> String {
 }
 
 /// One message of a stream; its rows have no line break, which JSON writes as two characters.
-fn message(name: &str, rows: impl Iterator<Item = String>) -> Bytes {
+fn message(name: &str, rows: impl Iterator<Item = String>) -> Arc<Message> {
     let mut text = format!("data: {{\"{name}\":[");
     for (number, row) in rows.enumerate() {
         let comma = if number == 0 { "" } else { "," };
         let _never_fails = write!(text, "{comma}{row}");
     }
     text.push_str("]}\n\n");
-    text.into()
+    Message::new(text)
 }
 
 /// The picture and who watches it.
@@ -188,35 +239,37 @@ impl Live {
     }
 
     /// Sends one watcher what it may see until it leaves, the daemon drains, or what it came with ends.
-    pub(super) async fn watch(&self, api: Api, caller: Caller, parts: mpsc::Sender<Bytes>) {
+    pub(super) async fn watch(&self, api: Api, caller: Caller, mut parts: Parts) {
         let mut draining = api.draining.clone();
+        let sender = parts.sender.clone();
         tokio::select! {
-            () = self.send(&api, &caller, &parts) => {}
+            () = self.send(&api, &caller, &mut parts) => {}
             _ = draining.wait_for(|draining| *draining) => {}
-            () = parts.closed() => {}
+            () = sender.closed() => {}
         }
+        parts.end();
     }
 
-    async fn send(&self, api: &Api, caller: &Caller, parts: &mpsc::Sender<Bytes>) {
+    async fn send(&self, api: &Api, caller: &Caller, parts: &mut Parts) {
         let clock = || {
             let now_ms = api.engine.now().wall_ms;
-            Bytes::from(format!("data: {{\"now_ms\":{now_ms}}}\n\n"))
+            Message::new(format!("data: {{\"now_ms\":{now_ms}}}\n\n"))
         };
         loop {
             let Joined { everything, mut is_drawn, mut changes } = self.join();
-            let mut messages = vec![clock(), Bytes::from_static(START)];
+            let mut messages = vec![clock(), Message::new(START)];
             messages.extend(everything.messages(caller.account()));
-            messages.extend(is_drawn.then_some(Bytes::from_static(READY)));
+            messages.extend(is_drawn.then(|| Message::new(READY)));
             loop {
                 for message in messages {
-                    if parts.send(message).await.is_err() {
+                    if parts.send(&message).await.is_err() {
                         return;
                     }
                 }
                 let change = timeout(QUIET, changes.recv()).await;
                 if let Err(ended) = api.access.check(caller, api.engine.now().wall_ms) {
                     let text = format!("data: {{\"ended\":{}}}\n\n", quoted(&ended.message));
-                    let _told = parts.send(text.into()).await;
+                    let _told = parts.send(&Message::new(text)).await;
                     return;
                 }
                 messages = vec![clock()];
@@ -224,7 +277,7 @@ impl Live {
                     Ok(Ok(change)) => {
                         messages.extend(change.messages(caller.account()));
                         let was_drawn = std::mem::replace(&mut is_drawn, true);
-                        messages.extend((!was_drawn).then_some(Bytes::from_static(READY)));
+                        messages.extend((!was_drawn).then(|| Message::new(READY)));
                     }
                     Ok(Err(broadcast::error::RecvError::Lagged(_))) => break,
                     Ok(Err(broadcast::error::RecvError::Closed)) => return,
@@ -248,7 +301,7 @@ mod tests {
     }
 
     fn texts(change: &Change, account: &str) -> Vec<String> {
-        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).expect("text");
+        let text = |message: &Arc<Message>| String::from_utf8(message.text.to_vec()).expect("text");
         change.messages(account).iter().map(text).collect()
     }
 

@@ -1,7 +1,7 @@
 //! The dashboard: a page that shows the ledger as it changes, and lets operators change limits.
 //!
 //! `answer` takes a request and knows the paths, `border` who may ask from where, `sessions` who has
-//! signed in, `live` what all watchers share, `burn` how fast windows are spent, `views` the JSON.
+//! signed in, `live` what all watchers share, `burn` how fast windows are spent, `views` the JSON, `gzip` how it is packed.
 //! What the page changes goes through the same methods as a call by gRPC, so roles, accounts and
 //! entries are theirs. Nothing here takes the GIL. The page itself is in `assets`, without a build.
 
@@ -22,6 +22,7 @@ mod assets;
 mod border;
 mod burn;
 mod calls;
+mod gzip;
 mod live;
 mod look;
 mod sessions;

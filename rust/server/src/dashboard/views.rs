@@ -51,6 +51,7 @@ fn budget(budget: &v1::Budget) -> Value {
 pub(super) fn entries(answer: &v1::ListEntriesResponse) -> Value {
     let entry = |entry: &v1::Entry| {
         json!({
+            "sequence": entry.sequence.to_string(),
             "time_ms": time(entry.time.as_ref()),
             "account": entry.account,
             "reservation": entry.reservation,

@@ -1,14 +1,22 @@
 // The tree of accounts: a grid of which only the rows in sight exist.
 
-import { address, badge, bar, choice, el, put, Rows, set } from "./dom.js";
+import { address, bar, choice, el, put, Rows, set } from "./dom.js";
 import { Detail } from "./detail.js";
-import { barLabel, forecast, standing } from "./budget.js";
+import { barLabel, forecast, standing, stateOf, STATES } from "./budget.js";
 import { live, nowMs, tables } from "./store.js";
 import { brief, nameOf, noun, per, speed, UNITS } from "./units.js";
 
 const OPEN_AT_FIRST = 200; // with more accounts than this only the roots are open
 const names = new Intl.Collator("en", { numeric: true });
 const before = (one, other) => names.compare(one.name, other.name) || (one.path < other.path ? -1 : 1);
+
+/** The states that are an account's own, the worst first: what is frozen above is told there. */
+const TROUBLES = STATES.map((_, at) => at).filter((at) => at && STATES[at] !== "frozen above").reverse();
+const OWN_TROUBLE = new Set(TROUBLES);
+
+/** How many are in which state: "1 frozen, 2 over". */
+const told = (counts) =>
+  TROUBLES.filter((at) => counts[at]).map((at) => `${counts[at].toLocaleString("en")} ${STATES[at]}`).join(", ");
 
 const use = ([, , limit, held, spent]) => (limit > 0 ? (spent + held) / limit : Infinity);
 
@@ -26,6 +34,8 @@ class Tree {
   nodes = new Map();
   isDirty = true;
   query = "";
+  wantsTrouble = false;
+  trouble = new Array(STATES.length).fill(0); // how many accounts are in each state
 
   add(path) {
     let node = this.nodes.get(path);
@@ -34,7 +44,7 @@ class Tree {
     const parent = slash > 0 ? path.slice(0, slash) : null;
     // Who is bound to an account sees nothing above it: what has no parent is a root.
     const above = parent !== null && (tables.account.has(parent) ? this.add(parent) : this.nodes.get(parent));
-    node = { path, parent: above || null, children: [], isOpen: null };
+    node = { path, parent: above || null, children: [], isOpen: null, state: 0, below: [] };
     node.name = above ? path.slice(slash + 1) : path;
     node.level = above ? above.level + 1 : 1;
     const siblings = above ? above.children : this.roots;
@@ -54,14 +64,33 @@ class Tree {
     const node = this.nodes.get(path);
     if (!node) return;
     for (const child of [...node.children]) this.remove(child.path);
+    this.judge(node, 0);
     const siblings = node.parent ? node.parent.children : this.roots;
     siblings.splice(siblings.indexOf(node), 1);
     this.nodes.delete(path);
     this.isDirty = true;
   }
 
+  /** Notes how an account stands, at all that are above it. */
+  judge(node, state) {
+    const was = node.state;
+    if (was === state) return;
+    node.state = state;
+    this.isDirty ||= this.wantsTrouble;
+    const counted = [this.trouble];
+    for (let up = node.parent; up; up = up.parent) counted.push(up.below);
+    for (const counts of counted) {
+      counts[was] = (counts[was] ?? 0) - 1;
+      counts[state] = (counts[state] ?? 0) + 1;
+    }
+  }
+
+  get isFiltered() {
+    return this.query !== "" || this.wantsTrouble;
+  }
+
   isOpen(node) {
-    if (this.query) return true;
+    if (this.isFiltered) return true;
     return node.isOpen ?? (node.level === 1 || this.nodes.size <= OPEN_AT_FIRST);
   }
 
@@ -69,7 +98,7 @@ class Tree {
   flat() {
     if (!this.isDirty) return this.shown;
     this.isDirty = false;
-    const wanted = this.query ? this.matches() : null;
+    const wanted = this.isFiltered ? this.matches() : null;
     this.shown = [];
     const walk = (nodes) => {
       for (const node of nodes) {
@@ -83,10 +112,11 @@ class Tree {
     return this.shown;
   }
 
-  /** The nodes whose path has the query in it, and those above them. */
+  /** The nodes that are looked for, and those above them. */
   matches() {
     const wanted = new Set();
     for (const node of this.nodes.values()) {
+      if (this.wantsTrouble && !OWN_TROUBLE.has(node.state)) continue;
       if (!node.path.toLowerCase().includes(this.query)) continue;
       for (let up = node; up && !wanted.has(up); up = up.parent) wanted.add(up);
     }
@@ -94,7 +124,7 @@ class Tree {
   }
 }
 
-const COLUMNS = [["Account"], ["Budget"], ["Spent", true], ["Left", true], ["Rate", true], ["Forecast", true]];
+const COLUMNS = [["Account"], ["Budget"], ["Used", true], ["Left", true], ["Rate", true], ["Forecast", true]];
 
 export class Accounts {
   tree = new Tree();
@@ -105,6 +135,7 @@ export class Accounts {
     const units = [["", "Fullest budget"], ...Object.keys(UNITS).map((unit) => [unit, nameOf(unit)])];
     const pick = choice(units, "", { onchange: () => this.pick(pick.value) });
     this.count = el("p", { class: "muted" });
+    this.trouble = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.filter() });
     const label = el("label", { class: "inline" }, el("span", {}, "Show "), pick);
     const head = ([text, isNumber]) => el("span", { role: "columnheader", class: isNumber && "number" }, text);
     const header = el("div", { class: "row head", role: "row" }, COLUMNS.map(head));
@@ -121,10 +152,10 @@ export class Accounts {
     );
     this.empty = el("p", { class: "note", hidden: true });
     this.detail = new Detail(user, () => this.close());
-    const list = el("div", { class: "pane" }, el("div", { class: "tools" }, label, this.count), this.empty, this.grid);
+    const list = el("div", { class: "pane" }, el("div", { class: "tools" }, label, this.trouble, this.count), this.empty, this.grid);
     this.root = el("section", { class: "split", "aria-label": "Accounts" }, list, this.detail.root);
     this.rows = new Rows(this.grid, this.body, () => this.make(), (element, at) => this.fill(element, at));
-    for (const path of tables.account.keys()) this.tree.add(path);
+    for (const path of tables.account.keys()) this.add(path);
     // Forecasts go on while nothing else does.
     this.timer = setInterval(() => {
       this.rows.draw();
@@ -159,8 +190,25 @@ export class Accounts {
     this.grid.focus();
   }
 
+  add(path) {
+    const state = STATES.indexOf(stateOf(tables.account.get(path)));
+    this.tree.judge(this.tree.add(path), state);
+  }
+
+  /** Shows only what needs attention, or everything again. */
+  filter() {
+    this.tree.wantsTrouble = !this.tree.wantsTrouble;
+    set(this.trouble, "aria-pressed", this.tree.wantsTrouble);
+    this.look();
+  }
+
   search(query) {
     this.tree.query = query.trim().toLowerCase();
+    this.look();
+  }
+
+  /** Shows what is looked for by now. */
+  look() {
     this.tree.isDirty = true;
     this.grid.scrollTop = 0;
     this.update(null);
@@ -176,7 +224,7 @@ export class Accounts {
     const keys = changed?.get("account");
     if (changed && !keys && !changed.has("ready")) return;
     for (const path of keys ?? []) {
-      if (tables.account.has(path)) this.tree.add(path);
+      if (tables.account.has(path)) this.add(path);
       else this.tree.remove(path);
     }
     if (this.active && !this.tree.nodes.has(this.active.path)) this.active = null;
@@ -191,7 +239,11 @@ export class Accounts {
     set(this.grid, "aria-rowcount", shown.length + 1);
     put(this.count, live.ready ? `${all.toLocaleString("en")} account${all === 1 ? "" : "s"}` : "Loading…");
     this.empty.hidden = !live.ready || shown.length > 0;
-    put(this.empty, all ? "No account has that in its path." : "There are no accounts yet: the first call that names one makes it.");
+    const inTrouble = TROUBLES.reduce((sum, at) => sum + this.tree.trouble[at], 0);
+    put(this.trouble, `Needs attention: ${inTrouble.toLocaleString("en")}`);
+    set(this.trouble, "title", told(this.tree.trouble) || null);
+    const none = this.tree.wantsTrouble ? "No account needs attention." : "No account has that in its path.";
+    put(this.empty, all ? none : "There are no accounts yet: the first call that names one makes it.");
     this.grid.hidden = !this.empty.hidden;
     this.rows.setCount(shown.length);
     this.rows.draw();
@@ -203,13 +255,14 @@ export class Accounts {
       twist: el("span", { class: "twist", "aria-hidden": "true" }),
       text: el("span", { class: "text" }),
       badge: el("span", { class: "badge" }),
+      below: el("span", { class: "badge below" }),
       bar: bar(),
       spent: cell("spent-of", true), left: cell("left", true), rate: cell("rate", true), end: cell("end", true),
     };
     Object.assign(parts, { amount: el("span", {}), what: el("span", { class: "what" }) });
     parts.spent.append(parts.amount, parts.what);
     const name = cell("name");
-    name.append(parts.twist, parts.text, parts.badge);
+    name.append(parts.twist, parts.text, parts.badge, parts.below);
     const budget = cell("budget");
     budget.append(parts.bar);
     const element = el("div", { role: "row", class: "row" }, name, budget, parts.spent, parts.left, parts.rate, parts.end);
@@ -222,10 +275,11 @@ export class Accounts {
     const isActive = node === this.active;
     const second = Math.floor(nowMs() / 1000);
     const { was } = element;
-    if (was && was.node === node && was.row === row && was.isActive === isActive && was.second === second &&
-      was.unit === this.unit && was.at === at && was.isOpen === this.tree.isOpen(node) && was.count === node.children.length) return;
     const isOpen = this.tree.isOpen(node);
-    element.was = { node, row, isActive, second, unit: this.unit, at, isOpen, count: node.children.length };
+    const below = isOpen ? "" : told(node.below);
+    if (was && was.node === node && was.row === row && was.isActive === isActive && was.second === second && was.below === below &&
+      was.unit === this.unit && was.at === at && was.isOpen === isOpen && was.count === node.children.length) return;
+    element.was = { node, row, isActive, second, unit: this.unit, at, isOpen, below, count: node.children.length };
     const { parts } = element;
     element.id = `row-${at}`;
     element.path = node.path;
@@ -238,9 +292,10 @@ export class Accounts {
     put(parts.twist, node.children.length ? (isOpen ? "▾" : "▸") : "");
     put(parts.text, node.name);
     set(parts.text, "title", node.path);
-    const word = row ? badge(row) : "";
-    put(parts.badge, word);
-    parts.badge.className = `badge ${word}`;
+    put(parts.badge, STATES[node.state]);
+    parts.badge.className = `badge ${STATES[node.state]}`;
+    put(parts.below, below && `${below} below`);
+    set(parts.below, "title", below || null);
     this.fillBudget(parts, row && budgetOf(row, this.unit));
   }
 
@@ -280,7 +335,7 @@ export class Accounts {
   }
 
   open(node, isOpen) {
-    if (!node.children.length || this.tree.query) return;
+    if (!node.children.length || this.tree.isFiltered) return;
     node.isOpen = isOpen;
     this.tree.isDirty = true;
     this.draw();
@@ -300,7 +355,7 @@ export class Accounts {
       PageDown: () => this.move(shown[Math.min(shown.length - 1, at + rows.page)]),
       PageUp: () => this.move(shown[Math.max(0, at - rows.page)]),
       ArrowRight: () => (active?.children.length && !tree.isOpen(active) ? this.open(active, true) : this.move(active?.children[0])),
-      ArrowLeft: () => (active?.children.length && tree.isOpen(active) && !tree.query ? this.open(active, false) : this.move(active?.parent)),
+      ArrowLeft: () => (active?.children.length && tree.isOpen(active) && !tree.isFiltered ? this.open(active, false) : this.move(active?.parent)),
       Enter: () => active && this.choose(active),
       " ": () => active && this.choose(active),
     };

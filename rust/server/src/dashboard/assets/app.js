@@ -8,12 +8,17 @@ import { Gpus } from "./gpus.js";
 import { History } from "./history.js";
 import { Incidents, Reservations } from "./lists.js";
 import { begin, forget, listen, live } from "./store.js";
+import { momentOf } from "./units.js";
 
 const VIEWS = {
   accounts: ["Accounts", Accounts], reservations: ["Reservations", Reservations], gpus: ["GPUs", Gpus],
   incidents: ["Incidents", Incidents], entries: ["Entries", Entries], history: ["History", History],
 };
-const STATES = { connecting: "Connecting", live: "Live", lost: "Lost the sidecar; trying again" };
+const STATES = {
+  connecting: () => "Connecting",
+  live: () => "Live",
+  lost: () => `Lost${live.heardMs ? ` since ${momentOf(live.heardMs)}` : " the sidecar"}; trying again`,
+};
 
 const at = (id) => document.getElementById(id);
 const main = at("main");
@@ -39,19 +44,22 @@ function show() {
     main.replaceChildren(view.root);
     at("query").value = "";
     for (const tab of at("tabs").children) set(tab, "aria-current", tab.dataset.view === name ? "page" : null);
+    at("tabs").querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   view.go(params);
 }
 
 listen((changed) => {
   const status = at("status");
-  put(status, STATES[live.state]);
+  const told = STATES[live.state]();
+  put(status, told);
   status.className = `status ${live.state}`;
-  if (changed.has("state") && live.state === "lost") say(STATES.lost);
+  main.classList.toggle("stale", live.state === "lost");
+  if (changed.has("state") && live.state !== "connecting") say(told);
   view?.update(changed);
 });
 
-/** Asks for a token; `why`: what went wrong, if anything. */
+/** Asks for a token; `why`: what went wrong, or empty. */
 function askWho(why) {
   forget();
   view?.leave();
@@ -59,8 +67,9 @@ function askWho(why) {
   for (const id of ["tabs", "search", "leave"]) at(id).hidden = true;
   put(at("who"), "");
   put(at("status"), "");
+  main.classList.remove("stale");
   const token = el("input", { type: "password", autocomplete: "current-password", required: true, spellcheck: "false" });
-  const wrong = el("p", { class: "wrong", role: "alert" }, why ?? "");
+  const wrong = el("p", { class: "wrong", role: "alert" }, why);
   const submit = async (event) => {
     event.preventDefault();
     try {
@@ -86,16 +95,17 @@ async function start() {
   try {
     user = await get("/api/me");
   } catch (error) {
-    if (error.status === 401) return askWho(isSignedIn() ? error.message : "");
+    if (error.status === 401) return askWho(error.message);
     put(at("status"), error.message);
     setTimeout(start, 2000);
     return undefined;
   }
+  if (!user) return askWho("");
   put(at("who"), `${user.name}, ${user.role}${user.account ? ` of ${user.account}` : ""}`);
   for (const id of ["tabs", "search"]) at(id).hidden = false;
   at("leave").hidden = !isSignedIn();
   main.replaceChildren();
-  begin((why) => askWho(why));
+  begin(askWho);
   return show();
 }
 

@@ -3,6 +3,20 @@
 import { nowMs } from "./store.js";
 import { exhaustedIn, length, show } from "./units.js";
 
+/** How an account may stand, the worst last; the first: all is well. */
+export const STATES = ["", "warn", "degrade", "empty", "stop", "over", "frozen above", "frozen"];
+const VERDICTS = ["", "", "warn", "degrade", "stop"];
+
+/** How an account stands, in a word: as `bursar top` has it. */
+export function stateOf(row) {
+  if (row.frozen) return "frozen";
+  if (row.stopped) return "frozen above";
+  const least = Math.min(1, ...row.budgets.map(([, , limit, held, spent]) => limit - held - spent));
+  if (least < 0) return "over";
+  const verdict = VERDICTS[row.verdict] ?? "";
+  return verdict !== "stop" && least === 0 ? "empty" : verdict;
+}
+
 /** What the columns say of a budget. */
 export function standing([unit, period, limit, held, spent, end, rolls, thresholds, rate]) {
   const left = limit - spent;

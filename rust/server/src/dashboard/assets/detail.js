@@ -1,18 +1,35 @@
 // One account: its budgets, what may be done about it, and where to read on.
 
-import { badge, bar, el, link, put, set } from "./dom.js";
+import { bar, el, link, put, set } from "./dom.js";
 import { changeLimit, freeze, unfreeze } from "./dialogs.js";
-import { barLabel, forecast, standing } from "./budget.js";
+import { barLabel, forecast, standing, stateOf } from "./budget.js";
 import { live, nowMs, tables } from "./store.js";
 import { length, nameOf, per, show, speed, timeOf } from "./units.js";
 
-const VERDICTS = {
+/** What a state means. */
+const MEANINGS = {
   warn: "A threshold is passed: calls are answered WARN.",
   degrade: "A threshold is passed: calls are answered DEGRADE, with advice to be cheaper.",
-  stop: "Nothing is left: calls are answered STOP.",
+  empty: "Nothing is left of a budget: calls that need it are refused.",
+  stop: "A threshold is passed: calls are answered STOP.",
+  over: "More is used than a limit: calls are answered STOP.",
   frozen: "It is frozen, with everything below it.",
-  stopped: "An account above it is frozen.",
+  "frozen above": "An account above it is frozen.",
 };
+
+/** The accounts above a path that are there, the nearest first. */
+function above(path) {
+  const parts = path.split("/").slice(0, -1);
+  return parts.map((_, at) => parts.slice(0, parts.length - at).join("/")).filter((up) => tables.account.has(up));
+}
+
+function meaning(row, path) {
+  const word = stateOf(row);
+  const by = word === "frozen above" && above(path).find((up) => tables.account.get(up).frozen);
+  const reason = (by ? tables.account.get(by) : row.frozen && row)?.reason;
+  const first = by ? `It is frozen by ${by}, above it.` : MEANINGS[word];
+  return first && reason ? `${first} Reason: ${reason}` : first;
+}
 
 export class Detail {
   constructor(user, close) {
@@ -54,36 +71,35 @@ export class Detail {
     const row = tables.account.get(this.path);
     if (!row) {
       put(this.state, live.ready ? "There is no such account, or it has retired." : "Loading…");
-      this.actions.replaceChildren();
+      const [nearest] = live.ready ? above(this.path) : [];
+      const up = () => nearest && link("accounts", { account: nearest }, `To ${nearest}`);
+      this.offer(`gone ${nearest} ${this.path}`, up);
       this.budgets.replaceChildren();
       this.cards.clear();
       return;
     }
-    const word = badge(row);
     const open = `${row.open.toLocaleString("en")} open reservation${row.open === 1 ? "" : "s"}`;
-    const reason = row.frozen && row.reason ? ` Reason: ${row.reason}` : "";
-    put(this.state, [VERDICTS[word] && VERDICTS[word] + reason, open].filter(Boolean).join(" · "));
-    this.act(row);
+    put(this.state, [meaning(row, this.path), open].filter(Boolean).join(" · "));
+    this.offer(`${row.frozen} ${this.path}`, () => this.change(row.frozen));
     this.fill(row);
   }
 
-  act(row) {
-    const kind = `${this.canManage} ${row.frozen} ${this.path}`;
-    if (this.acted === kind && this.actions.childElementCount) return;
-    this.acted = kind;
+  /** Shows what may be done, unless that is there already. */
+  offer(kind, make) {
+    if (this.offered === kind) return;
+    this.offered = kind;
     const about = { account: this.path };
     const hadFocus = this.actions.contains(document.activeElement);
-    const button = (text, click) => el("button", { type: "button", onclick: click }, text);
-    this.actions.replaceChildren(
-      ...[
-        this.canManage && (row.frozen
-          ? button("Unfreeze…", () => unfreeze(this.path))
-          : button("Freeze…", () => freeze(this.path, tables.account.get(this.path)?.open ?? 0))),
-        link("history", about, "History"),
-        link("entries", about, "Entries"),
-      ].filter(Boolean),
-    );
+    const all = [make(), link("history", about, "History"), link("entries", about, "Entries")];
+    this.actions.replaceChildren(...all.filter(Boolean));
     if (hadFocus) this.actions.firstElementChild.focus();
+  }
+
+  change(isFrozen) {
+    if (!this.canManage) return null;
+    const button = (text, click) => el("button", { type: "button", onclick: click }, text);
+    if (isFrozen) return button("Unfreeze…", () => unfreeze(this.path));
+    return button("Freeze…", () => freeze(this.path, tables.account.get(this.path)?.open ?? 0));
   }
 
   fill(row) {

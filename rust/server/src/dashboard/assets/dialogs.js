@@ -2,19 +2,21 @@
 
 import { Failed, get, post } from "./api.js";
 import { el, field, put, say } from "./dom.js";
-import { exact, nameOf, per, read, written } from "./units.js";
+import { tables } from "./store.js";
+import { exact, nameOf, per, read, show, written } from "./units.js";
 
 /**
  * A dialog of a form. `check` returns the sentence to confirm, or throws what is wrong; `act` does it
- * and returns what is said of it. Without fields the sentence is there at once.
+ * and returns what is said of it; without it there is only something to read. Without fields the
+ * sentence is there at once.
  */
 function ask({ title, fields, check, act, doing }) {
   const wrong = el("p", { class: "wrong", role: "alert" });
   const sentence = el("p", { class: "sentence" });
   const go = el("button", { type: "submit", class: "main" }, fields.length ? "Review" : doing);
   const back = el("button", { type: "button", onclick: () => step(false), hidden: true }, "Back");
-  const cancel = el("button", { type: "button", onclick: () => dialog.close() }, "Cancel");
-  const form = el("form", { novalidate: true, onsubmit: submit }, fields, sentence, wrong, el("p", { class: "actions" }, go, back, cancel));
+  const cancel = el("button", { type: "button", onclick: () => dialog.close() }, act ? "Cancel" : "Close");
+  const form = el("form", { novalidate: true, onsubmit: submit }, fields, sentence, wrong, el("p", { class: "actions" }, act && go, back, cancel));
   const heading = el("h2", { id: "dialog-title" }, title);
   const dialog = el("dialog", { "aria-labelledby": "dialog-title", onclose: () => dialog.remove() }, heading, form);
   let confirms = false;
@@ -58,12 +60,17 @@ export async function changeLimit(account, unit, period) {
     budget = found.budgets.find((one) => one.unit === unit && named(one.period) === period);
     if (!budget) throw new Failed(0, "The budget is no longer there.");
   } catch (error) {
-    return ask({ title: "Change a limit", fields: [], doing: "Close", check: () => error.message, act: () => "" });
+    return ask({ title: "Change a limit", fields: [], check: () => error.message });
   }
   const now = written(unit, BigInt(budget.limit));
   const input = el("input", { value: now.number, inputmode: "decimal", autocomplete: "off", required: true });
   const suffix = now.suffix || nameOf(unit).toLowerCase();
   let limit;
+  const stops = () => {
+    const shown = tables.account.get(account)?.budgets.find((one) => one[0] === unit && one[1] === period);
+    const used = shown ? shown[3] + shown[4] : 0;
+    return used < Number(limit) ? "" : ` ${show(unit, used)} is spent or held already: nothing will be left, and calls stop.`;
+  };
   ask({
     title: `Limit of ${account}`,
     fields: [field(`New limit in ${suffix}, ${per(period)}`, input)],
@@ -72,7 +79,7 @@ export async function changeLimit(account, unit, period) {
       limit = read(unit, now.suffix ? withSuffix(input.value, now.suffix) : input.value);
       if (limit === BigInt(budget.limit)) throw new Error("That is the limit already.");
       const way = limit > BigInt(budget.limit) ? "Raise" : "Lower";
-      return `${way} the limit of ${account} from ${exact(unit, BigInt(budget.limit))} to ${exact(unit, limit)} ${per(period)}? It counts at once.`;
+      return `${way} the limit of ${account} from ${exact(unit, BigInt(budget.limit))} to ${exact(unit, limit)} ${per(period)}? It counts at once.${stops()}`;
     },
     async act() {
       await post("/api/limit", { account, unit, period: budget.period, before: budget.limit, limit: `${limit}` });

@@ -39,6 +39,13 @@ export function address(view, params = {}) {
   return `#/${view}${pairs.length ? `?${new URLSearchParams(pairs)}` : ""}`;
 }
 
+/** Shows the rows that have a query in them, and no others; returns how many that are. */
+export function filter(rows, query) {
+  const words = query.trim().toLowerCase();
+  for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(words);
+  return [...rows].filter((row) => !row.hidden).length;
+}
+
 /** A field with its label. */
 export function field(label, control, properties = {}) {
   control.id ||= `field-${(field.count = (field.count ?? 0) + 1)}`;
@@ -70,15 +77,6 @@ export function bar() {
     set(root, "aria-label", label);
   };
   return root;
-}
-
-const BADGES = ["", "", "warn", "degrade", "stop"];
-
-/** What is to be known of an account at once, in a word; empty: all is well. */
-export function badge(row) {
-  if (row.frozen) return "frozen";
-  if (row.stopped) return "stopped";
-  return BADGES[row.verdict] ?? "";
 }
 
 /** Rows of equal height, of which only those in sight exist. */

@@ -1,7 +1,8 @@
 // Entries, newest first, by filters that the address keeps.
 
 import { get } from "./api.js";
-import { address, choice, el, field, link, put } from "./dom.js";
+import { address, choice, el, field, filter, link, put } from "./dom.js";
+import { Again, live } from "./store.js";
 import { momentOf, nameOf, noun, show, UNITS } from "./units.js";
 
 const KINDS = [
@@ -10,10 +11,16 @@ const KINDS = [
 ];
 const HEAD = ["Time", "Account", "Kind", "Amount", "Model", "Detail", "Reservation"];
 
+const LOOK_MS = 5000;
+
 /** An input of `datetime-local`, in the watcher's own time, as Unix ms; empty: none. */
 const ms = (text) => (text ? `${new Date(text).getTime()}` : "");
 
 export class Entries {
+  query = "";
+  next = "";
+  newest = null; // the sequence of the first entry that is shown
+
   constructor() {
     this.inputs = {
       account: el("input", { autocomplete: "off", spellcheck: "false", placeholder: "all" }),
@@ -32,21 +39,33 @@ export class Entries {
     this.body = el("tbody", {});
     this.wrong = el("p", { class: "wrong", role: "alert" });
     this.older = el("button", { type: "button", hidden: true, onclick: () => this.load(this.next) }, "Older");
+    this.newer = el("button", { type: "button", hidden: true, onclick: () => this.begin() });
+    this.found = el("p", { class: "muted", role: "status" });
     this.note = el("p", { class: "note", hidden: true }, "No entry is like that.");
     const table = el(
       "table", { class: "entries" }, el("caption", { class: "hidden" }, "Entries"),
       el("thead", {}, el("tr", {}, HEAD.map((text) => el("th", { scope: "col", class: text === "Amount" && "number" }, text)))),
       this.body,
     );
-    this.table = el("div", { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Entries" }, table);
-    this.root = el("section", { class: "pane scrolls", "aria-label": "Entries" }, form, this.wrong, this.note, this.table, this.older);
+    this.table = el("div", { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Table of entries" }, table);
+    this.root = el("section", { class: "pane scrolls", "aria-label": "Entries" }, form, this.wrong, this.newer, this.found, this.note, this.table, this.older);
+    this.again = new Again(LOOK_MS, () => this.look());
   }
 
-  leave() {}
-  update() {}
+  leave() {
+    this.again.leave();
+  }
+
+  update(changed) {
+    const isBack = changed.has("state") && live.state === "live";
+    if (isBack && this.wrong.textContent && !this.body.rows.length) this.load("");
+  }
 
   search(query) {
-    for (const row of this.body.rows) row.hidden = !row.textContent.toLowerCase().includes(query.trim().toLowerCase());
+    this.query = query;
+    const shown = filter(this.body.rows, query);
+    const older = this.next ? " “Older” loads more of them." : "";
+    put(this.found, query.trim() ? `${shown} of the ${this.body.rows.length} entries that are loaded have that in them.${older}` : "");
   }
 
   go(params) {
@@ -62,32 +81,67 @@ export class Entries {
     else location.hash = to;
   }
 
-  async load(after) {
+  /** Takes over what is chosen. */
+  choose() {
     const { account, kind, unit, reservation, from, until } = this.inputs;
+    if (from.value && until.value && from.value >= until.value) throw new Error("From has to be before Until.");
+    this.chosen = {
+      account: account.value, kind: kind.value, unit: unit.value, reservation: reservation.value,
+      start_ms: ms(from.value), end_ms: ms(until.value),
+    };
+  }
+
+  async load(after) {
     const mine = (this.asked = {});
     put(this.wrong, "");
-    let page = { entries: [], next: "" };
     try {
-      page = await get("/api/entries", {
-        account: account.value, kind: kind.value, unit: unit.value, reservation: reservation.value,
-        start_ms: ms(from.value), end_ms: ms(until.value), after,
-      });
+      if (!after) this.choose();
+      const page = await get("/api/entries", { ...this.chosen, after });
+      if (this.asked !== mine) return;
+      this.take(page, after);
     } catch (error) {
+      if (this.asked !== mine) return;
       put(this.wrong, error.message);
+      if (!after) this.take({ entries: [], next: "" }, "");
     }
-    if (this.asked !== mine) return;
-    this.next = page.next;
-    this.older.hidden = !page.next;
-    const rows = page.entries.map(entry);
+  }
+
+  take({ entries, next }, after) {
+    this.next = next;
+    this.older.hidden = !next;
+    const rows = entries.map(entry);
     if (after) this.body.append(...rows);
-    else this.body.replaceChildren(...rows);
+    else {
+      this.body.replaceChildren(...rows);
+      this.newest = entries[0]?.sequence ?? null;
+      this.newer.hidden = true;
+    }
     this.note.hidden = this.body.rows.length > 0 || this.wrong.textContent !== "";
     this.table.hidden = this.body.rows.length === 0;
+    this.search(this.query);
+  }
+
+  /** Says how many entries are newer than those that are shown, which stay where they are. */
+  async look() {
+    if (this.wrong.textContent) return;
+    const mine = this.asked;
+    const { entries } = await get("/api/entries", { ...this.chosen, after: "" });
+    if (this.asked !== mine) return;
+    const known = entries.findIndex(({ sequence }) => sequence === this.newest);
+    const count = known < 0 ? `${entries.length}${this.newest ? " or more" : ""}` : `${known}`;
+    this.newer.hidden = known === 0 || !entries.length;
+    put(this.newer, `Show ${count} new ${count === "1" ? "entry" : "entries"}`);
+  }
+
+  begin() {
+    this.root.scrollTop = 0;
+    this.table.focus({ preventScroll: true });
+    this.load("");
   }
 }
 
 function entry(row) {
-  const amount = row.kind === "crossing" ? `${row.amount / 10} %` : row.unit ? show(row.unit, row.amount) + noun(row.unit, Number(row.amount)) : "";
+  const amount = row.kind === "crossing" ? `${row.amount / 10} % of ${nameOf(row.unit)}` : row.unit ? show(row.unit, row.amount) + noun(row.unit, Number(row.amount)) : "";
   return el(
     "tr", {},
     el("td", { class: "time" }, momentOf(row.time_ms)),

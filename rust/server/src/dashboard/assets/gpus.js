@@ -92,7 +92,7 @@ function card(device) {
   shape.fill(used - lost, lost, device.total, [], `${gib(device.used)} of ${gib(device.total)} used`);
   return el(
     "article", { class: "card" },
-    el("h3", {}, `GPU ${device.index} · ${device.name}`),
+    el("h2", {}, `GPU ${device.index} · ${device.name}`),
     shape,
     el("p", { class: "pair" }, el("span", {}, `${gib(device.used)} of ${gib(device.total)}`), el("span", {}, `busy ${percent(device.busy)}`)),
     lost > 0 && el("p", { class: "muted" }, `${gib(lost)} did not come back after a stop`),

@@ -1,7 +1,8 @@
 // What was spent, by hour or day and by account or model: one small chart a line, on one scale.
 
 import { get } from "./api.js";
-import { address, choice, el, field, put } from "./dom.js";
+import { address, choice, el, field, filter, put } from "./dom.js";
+import { Again, live } from "./store.js";
 import { dayOf, nameOf, noun, show, timeOf, UNITS } from "./units.js";
 
 const SPANS = {
@@ -11,8 +12,11 @@ const SPANS = {
 const CONSUMED = Object.keys(UNITS).filter((unit) => !["vram_bytes", "concurrency"].includes(unit));
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 720;
+const LOOK_MS = 30_000;
 
 export class History {
+  query = "";
+
   constructor() {
     this.inputs = {
       account: el("input", { autocomplete: "off", spellcheck: "false", placeholder: "all" }),
@@ -25,16 +29,30 @@ export class History {
     for (const name of ["unit", "span", "by"]) this.inputs[name].addEventListener("change", () => form.requestSubmit());
     const form = el("form", { class: "filters", onsubmit: (event) => this.submit(event) }, fields, el("button", { type: "submit", class: "main" }, "Show"));
     this.wrong = el("p", { class: "wrong", role: "alert" });
+    this.found = el("p", { class: "muted", role: "status" });
     this.chart = el("div", { class: "charts" });
-    this.root = el("section", { class: "pane scrolls", "aria-label": "History" }, form, this.wrong, this.chart);
+    this.values = el("tbody", {});
+    this.figures = el(
+      "details", {}, el("summary", {}, "Figures"),
+      el("table", {}, el("caption", { class: "hidden" }, "Spent over time"), this.values),
+    );
+    this.again = new Again(LOOK_MS, () => this.look());
+    this.root = el("section", { class: "pane scrolls", "aria-label": "History" }, form, this.wrong, this.found, this.chart);
   }
 
-  leave() {}
-  update() {}
+  leave() {
+    this.again.leave();
+  }
+
+  update(changed) {
+    if (changed.has("state") && live.state === "live" && this.wrong.textContent) this.load();
+  }
 
   search(query) {
-    const words = query.trim().toLowerCase();
-    for (const line of this.chart.querySelectorAll("tbody tr")) line.hidden = !line.textContent.toLowerCase().includes(words);
+    this.query = query;
+    const lines = this.chart.querySelectorAll(".lines tbody tr");
+    const shown = filter(lines, query);
+    put(this.found, query.trim() ? `${shown} of the ${lines.length} lines below have that in them.` : "");
   }
 
   go(params) {
@@ -52,24 +70,36 @@ export class History {
   }
 
   async load() {
-    const { account, unit, span, by } = this.inputs;
-    const [stretch, count] = SPANS[span.value] ?? SPANS["24h"];
     const mine = (this.asked = {});
+    const { account, unit, span, by } = this.inputs;
+    this.chosen = { account: account.value.trim(), unit: unit.value, span: span.value, by: by.value };
     put(this.wrong, "");
     try {
-      const offset = -new Date().getTimezoneOffset() * 60_000;
-      const found = await get("/api/history", {
-        account: account.value.trim(), unit: unit.value, stretch, by: by.value, count, offset_ms: offset,
-      });
-      if (this.asked === mine) this.draw(found, unit.value, by.value);
+      await this.look();
     } catch (error) {
       if (this.asked !== mine) return;
       put(this.wrong, error.message);
-      this.chart.replaceChildren();
+      this.chart.hidden = true;
     }
   }
 
-  draw({ start_ms: starts, stretch_ms: stretchMs, lines, whole }, unit, by) {
+  /** Draws what was chosen as it stands by now. */
+  async look() {
+    const mine = this.asked;
+    const { account, unit, span, by } = this.chosen;
+    const [stretch, count] = SPANS[span] ?? SPANS["24h"];
+    const offset = -new Date().getTimezoneOffset() * 60_000;
+    const found = await get("/api/history", { account, unit, stretch, by, count, offset_ms: offset });
+    if (this.asked !== mine) return;
+    const focused = this.chart.contains(document.activeElement) && document.activeElement.getAttribute("href");
+    this.chart.hidden = false;
+    this.draw(found);
+    if (focused) [...this.chart.querySelectorAll("a")].find((one) => one.getAttribute("href") === focused)?.focus();
+    this.search(this.query);
+  }
+
+  draw({ start_ms: starts, stretch_ms: stretchMs, lines, whole }) {
+    const { account, unit, span, by } = this.chosen;
     if (!lines.length) {
       this.chart.replaceChildren(el("p", { class: "note" }, "Nothing was spent in this time."));
       return;
@@ -80,9 +110,8 @@ export class History {
     const highest = Math.max(1, ...lines.flatMap(({ spent }) => spent));
     const when = (at) => (stretchMs > 3_600_000 ? dayOf(starts[at]) : `${dayOf(starts[at])}, ${timeOf(starts[at])}`);
     const name = (line) => line.name ?? `${line.others} others`;
-    const { account, span } = this.inputs;
-    const isDeeper = (line) => by === "account" && line.name && line.name !== account.value.trim();
-    const deeper = (line) => address("history", { account: line.name, unit, span: span.value, by });
+    const isDeeper = (line) => by === "account" && line.name && line.name !== account;
+    const deeper = (line) => address("history", { account: line.name, unit, span, by });
     const row = (line) => el(
       "tr", {},
       el("th", { scope: "row" }, isDeeper(line) ? el("a", { href: deeper(line) }, name(line)) : name(line) || "no model named"),
@@ -90,10 +119,13 @@ export class History {
       el("td", { class: "number share" }, all ? `${Math.round((100 * add(line.spent)) / all)} %` : ""),
       el("td", { class: "spark" }, bars(line.spent, highest, 28, (at) => `${when(at)}: ${show(unit, line.spent[at])}`, `${name(line)} over time`)),
     );
+    const figure = (spent, at) => el("tr", {}, el("th", { scope: "row" }, when(at)), el("td", { class: "number" }, show(unit, spent)));
+    this.values.replaceChildren(...total.map(figure));
     this.chart.replaceChildren(
       el("h2", {}, `${show(unit, all)}${noun(unit, all)} `, el("span", { class: "muted" }, "spent")),
       bars(total, Math.max(1, ...total), 140, (at) => `${when(at)}: ${show(unit, total[at])}`, `${nameOf(unit)} spent, ${when(0)} to ${when(starts.length - 1)}; the most was ${show(unit, Math.max(...total))}`),
       el("p", { class: "pair muted" }, el("span", {}, when(0)), el("span", {}, `most ${show(unit, Math.max(...total))}`), el("span", {}, when(starts.length - 1))),
+      this.figures,
       whole ? "" : el("p", { class: "note" }, "There is more than can be summed in time: older parts are missing. Choose an account, or a shorter time."),
       el(
         "table", { class: "lines" }, el("caption", {}, by === "model" ? "By model" : "By account"),

@@ -171,8 +171,8 @@ function incident(row) {
       el("time", { class: "muted" }, momentOf(row.created_ms)),
     ),
     el("p", {}, link("accounts", { account: row.account }, row.account), row.reason ? ` — ${row.reason}` : ""),
-    el("h3", {}, "Step by step"), el("ol", {}, row.steps.map(step)),
-    row.victims.length > 0 && el("h3", {}, "Processes"), el("ul", {}, row.victims.map(victim)),
+    el("h2", {}, "Step by step"), el("ol", {}, row.steps.map(step)),
+    row.victims.length > 0 && el("h2", {}, "Processes"), el("ul", {}, row.victims.map(victim)),
     row.vram > 0 && el("p", {}, `${show("vram_bytes", row.returned)} of ${show("vram_bytes", row.vram)} came back.`),
   );
 }

@@ -8,14 +8,15 @@ import { Failed, watch } from "./api.js";
 const SLICE_MS = 5;
 const RETRY_MS = [500, 1000, 2000, 5000];
 const HIDDEN_MS = 10_000;
+const SILENT_MS = 12_000; // the sidecar gives a sign of life every 5 s
 
 const TABLES = ["account", "reservation", "watchdog", "device", "process", "job", "incident"];
 
 /** Rows by key; a row that has changed is another object. */
 export const tables = Object.fromEntries(TABLES.map((name) => [name, new Map()]));
 
-/** How the connection stands: "connecting", "live" or "lost". */
-export const live = { state: "connecting", ready: false, aheadMs: 0 };
+/** How the connection stands: "connecting", "live" or "lost", and when the last message came. */
+export const live = { state: "connecting", ready: false, aheadMs: 0, heardMs: 0 };
 
 const listeners = new Set();
 const queue = [];
@@ -23,6 +24,7 @@ let changed = new Map(); // table → keys that came, went or changed
 let seen = null; // while a whole picture comes in: table → keys that are in it
 let scheduled = false;
 let abort = null;
+let silence = 0; // a timer, until the next message
 let tries = 0;
 let onEnded = () => {};
 
@@ -94,9 +96,16 @@ function stand(state) {
   schedule();
 }
 
+/** Breaks a connection off on which nothing comes: who hangs, or is cut off, ends none. */
+function listenFor(connection) {
+  clearTimeout(silence);
+  silence = setTimeout(() => connection.abort(), SILENT_MS);
+}
+
 function take(message) {
   queue.push(message);
   tries = 0;
+  live.heardMs = Date.now();
   stand("live");
   schedule();
 }
@@ -104,15 +113,20 @@ function take(message) {
 async function follow() {
   for (;;) {
     const mine = (abort = new AbortController());
+    listenFor(mine);
+    const heard = (message) => {
+      listenFor(mine);
+      take(message);
+    };
     try {
-      await watch(take, mine.signal);
+      await watch(heard, mine.signal);
     } catch (error) {
       if (error instanceof Failed && error.status === 401) {
         onEnded(error.message);
         return;
       }
     }
-    if (abort !== mine || mine.signal.aborted) return;
+    if (abort !== mine) return;
     stand("lost");
     const wait = RETRY_MS[Math.min(tries, RETRY_MS.length - 1)];
     tries += 1;
@@ -129,6 +143,7 @@ export function begin(ended) {
 }
 
 export function stop() {
+  clearTimeout(silence);
   abort?.abort();
   abort = null;
 }
@@ -140,6 +155,29 @@ export function forget() {
   seen = null;
   live.ready = false;
   for (const table of Object.values(tables)) table.clear();
+}
+
+/** Looks again and again while there is somebody to see it, for a twentieth of the time at most. */
+export class Again {
+  constructor(everyMs, look) {
+    Object.assign(this, { everyMs, look });
+    this.wait(0);
+  }
+
+  wait(tookMs) {
+    this.timer = setTimeout(() => this.turn(), Math.max(this.everyMs, 20 * tookMs));
+  }
+
+  async turn() {
+    const start = performance.now();
+    if (!document.hidden && live.state === "live") await this.look().catch(() => {});
+    if (this.timer) this.wait(performance.now() - start);
+  }
+
+  leave() {
+    clearTimeout(this.timer);
+    this.timer = 0;
+  }
 }
 
 // A page that nobody looks at for a while takes no connection.

@@ -139,8 +139,9 @@ export function written(unit, value) {
 /** Reads an amount as people write it: "25", "$25", "8 GiB", "2M". Throws what is wrong with it. */
 export function read(unit, text) {
   const { suffix, factors } = UNITS[unit];
-  const match = /^\s*(\$?)\s*(\d[\d_, ]*)(?:\.(\d+))?\s*([A-Za-z$]*)\s*$/.exec(text);
+  const match = /^\s*(\$?)\s*(\d+|[1-9]\d{0,2}(?:[_, ]\d{3})+)(?:\.(\d+))?\s*([A-Za-z$]*)\s*$/.exec(text);
   const example = suffix ? `such as 25 or 25 ${suffix}` : "such as 2,000,000";
+  if (!match && /\d,\d/.test(text)) throw new Error("Write a point for decimals, such as 1.5.");
   if (!match) throw new Error(`Write an amount ${example}.`);
   const given = match[4] || (match[1] && unit === "usd_nanos" ? "USD" : suffix);
   const factor = factors[given];
