@@ -1,9 +1,10 @@
 //! The dashboard: a page that shows the ledger as it changes, and lets operators change limits.
 //!
-//! `answer` takes a request and knows the paths, `border` who may ask from where, `sessions` who has
-//! signed in, `live` what all watchers share, `burn` how fast windows are spent, `views` the JSON, `gzip` how it is packed.
-//! What the page changes goes through the same methods as a call by gRPC, so roles, accounts and
-//! entries are theirs. Nothing here takes the GIL. The page itself is in `assets`, without a build.
+//! `answer` takes a request and knows the paths, `border` who may ask from where, `sessions` who
+//! has signed in, `live` what all watchers share, `burn` how fast windows are spent, `views` the
+//! JSON, `gzip` how answers are packed. What the page changes goes through the same methods as a
+//! call by gRPC, so roles, accounts and entries are theirs. Nothing here takes the GIL. The page
+//! itself is in `assets`, without a build.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
