@@ -9,7 +9,7 @@ use bursar_server::{Engine, v1};
 use prost::Message;
 
 const CONFIG: &str = include_str!("engine.json");
-const METHODS: [&str; 17] = [
+const METHODS: [&str; 18] = [
     "LedgerService/Reserve",
     "LedgerService/Debit",
     "LedgerService/Extend",
