@@ -415,7 +415,7 @@ fn r06_a_lease_that_is_topped_up_in_other_windows_hears_of_their_verdict() {
 
 #[test]
 fn of_the_open_reservations_leases_come_first_and_then_the_newest() {
-    let world = World::tokens(&[("a", 100)]);
+    let world = World::tokens(&[("a", 100), ("a/b", 100), ("ab", 100)]);
     let ids: Vec<_> = (1..=5).map(|amount| world.held("a", amount)).collect();
     let (_page, _) = attach(&world, ids[1], 0, 0);
     world.ledger.claim(ids[0], Channel::Meter(7)).unwrap();
