@@ -152,7 +152,7 @@ def test_a_search_in_entries_lasts_and_says_what_it_searches(
 def test_entries_and_history_say_what_they_show(tab: Tab, daemon: Daemon) -> None:
     page = tab.page
     go(page, daemon, "entries", kind="crossing")
-    expect(page.locator("tbody tr").first).to_contain_text("50 % of Tokens")
+    expect(page.locator("tbody tr").first).to_contain_text("100 % of Tokens")
     go(page, daemon, "entries", **{"from": "2026-01-02T00:00", "until": "2026-01-01T00:00"})
     expect(page.get_by_role("alert")).to_have_text(re.compile("From has to be before Until"))
     go(page, daemon, "history", unit="tokens")

@@ -97,6 +97,7 @@ def reads(root: str, ids: dict[str, str]) -> list[tuple[str, Any]]:
             lg.CheckRequest(account=f"{root}/a", amounts=amounts(tokens=900)),
         ),
         ("LedgerService/GetReservation", lg.GetReservationRequest(reservation=ids["a"])),
+        ("LedgerService/ListReservations", lg.ListReservationsRequest(account=root)),
         ("LedgerService/CountTokens", lg.CountTokensRequest(model="o200k_base", text="a b")),
         ("AccountService/GetAccount", ac.GetAccountRequest(account=f"{root}/a")),
         ("AccountService/ListAccounts", ac.ListAccountsRequest(account=root)),
