@@ -121,6 +121,16 @@ impl Api {
         self.aside_large(in_turn(turn, call)).await
     }
 
+    /// As `read`, for a call that walks the accounts.
+    async fn walk<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
+    where
+        T: Message + 'static,
+        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
+    {
+        let turn = self.accounts.turn(caller).await?;
+        self.aside_large(in_turn(turn, call)).await
+    }
+
     /// As `aside`, for a call whose turn it is.
     pub(crate) async fn aside_in<T, F>(&self, turn: Turn, call: F) -> Answered<T>
     where
@@ -240,8 +250,7 @@ impl LedgerService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListReservationsRequest { account, ..request };
-        let turn = self.accounts.turn(&caller).await?;
-        self.aside_large(in_turn(turn, move |engine| engine.list_reservations(&request))).await
+        self.walk(&caller, move |engine| engine.list_reservations(&request)).await
     }
 
     async fn count_tokens(
@@ -286,8 +295,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListAccountsRequest { account, ..request };
-        let turn = self.accounts.turn(&caller).await?;
-        self.aside_large(in_turn(turn, move |engine| engine.list_accounts(&request))).await
+        self.walk(&caller, move |engine| engine.list_accounts(&request)).await
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
