@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from support.browser import PROGRAMS, Tab
+from support.daemon import Daemon
+
+from bursar import Client
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 DESKTOP: Final = {"width": 1280, "height": 800}
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    """An operator of the module's daemon."""
+    with daemon.client() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -36,12 +36,6 @@ def daemon() -> Iterator[Daemon]:
         yield made
 
 
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    with daemon.client() as made:
-        yield made
-
-
 def fill(client: Client) -> None:
     warn = Threshold(permille=500, verdict=Verdict.WARN)
     client.set_budget("acme", unit="usd_nanos", limit="250 USD", period="month")

@@ -28,12 +28,6 @@ def daemon() -> Iterator[Daemon]:
         yield made
 
 
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    with daemon.client() as made:
-        yield made
-
-
 def fill(client: Client) -> None:
     half = Threshold(permille=500, verdict=Verdict.WARN)
     for number in range(WELL):
