@@ -27,6 +27,7 @@ BYTES_MAX: Final = 16 * 2**20
 """How much may wait to be answered; some 60,000 commits."""
 
 _SUFFIX: Final = ".journal"
+_DRAFT: Final = ".draft"  # what takes a journal's place once it is whole
 _SLACK_BYTES: Final = 64 * 2**10  # what a file holds of answered calls before it is written anew
 _LOG: Final = logging.getLogger("bursar.journal")
 
@@ -98,10 +99,13 @@ class Journal:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 orphans = sorted(folder.glob(f"*{_SUFFIX}"))
+                drafts = list(folder.glob(f"*{_DRAFT}"))
             except OSError as error:
                 raise invalid(f"the journal's folder {folder}: {error}", field="journal") from None
             for path in orphans:
                 self._adopt(path)
+            for path in drafts:
+                _discard(path)
 
     def _forget(self) -> None:
         self._pid = os.getpid()
@@ -229,12 +233,9 @@ class Journal:
     def _write_anew(self, folder: Path) -> None:
         """Puts a file with only what waits in the place of the one that there is, if any."""
         path = self._path or folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}{_SUFFIX}"
-        draft = path.with_suffix(".draft")
-        file = os.open(
-            draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        draft = path.with_suffix(_DRAFT)
+        file = _locked(draft)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             data = _line({"journal": 1, "target": self._target})
             data += b"".join(_kept_line(*one) for one in sorted(self._waiting.items()))
             if os.write(file, data) < len(data):
@@ -250,18 +251,10 @@ class Journal:
 
     def _adopt(self, path: Path) -> None:
         """Takes over what a client that is gone has left, if it was for this sidecar."""
+        file = _abandoned(path)
+        if file is None:
+            return
         try:
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return  # taken by another client just now, or not ours to read
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                _LOG.error("%s is left as it is: it is not ours", path)
-                return
-            if not path.exists() or not os.path.samestat(found, path.stat()):
-                return
             with os.fdopen(os.dup(file), "rb") as data:
                 target, waiting, damaged = read(data.read())
             if damaged:
@@ -271,9 +264,51 @@ class Journal:
                 for kept in waiting.values():
                     self.keep(kept)
                 path.unlink()
-        except BlockingIOError:
-            pass  # its owner lives
+            elif waiting:
+                told = (path, target, len(waiting), self._target)
+                _LOG.warning("%s is for %s: its calls (%d) are not sent to %s", *told)
         except (OSError, LimitReached, KeyError, TypeError, ValueError) as error:
             _LOG.error("%s is left as it is: %s", path, error)
         finally:
             os.close(file)
+
+
+def _locked(draft: Path) -> int:
+    """A new file that is locked, and was not taken for left behind before it was."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+    while True:
+        file = os.open(draft, flags, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)
+
+
+def _abandoned(path: Path) -> int | None:
+    """The file of a client that is gone, locked; None: there is none, or it is not ours to take."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None  # taken by another client just now, or not ours to read
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(file)
+        is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        if not is_ours:
+            _LOG.error("%s is left as it is: it is not ours", path)
+        elif path.exists() and os.path.samestat(found, path.stat()):
+            return file
+    except BlockingIOError:
+        pass  # its owner lives
+    except OSError as error:
+        _LOG.error("%s is left as it is: %s", path, error)
+    os.close(file)
+    return None
+
+
+def _discard(draft: Path) -> None:
+    """Removes what a client has not finished: what it was to replace has all that was kept."""
+    file = _abandoned(draft)
+    if file is not None:
+        draft.unlink(missing_ok=True)
+        os.close(file)

@@ -1,5 +1,6 @@
 """The journal's file: what a crash leaves of it, who owns it, what damage and a full disk do."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -92,11 +93,50 @@ def test_the_next_client_takes_over_and_leaves_nothing_behind(tmp_path: Path) ->
     assert files(tmp_path) == []
 
 
-def test_a_journal_is_for_one_sidecar(tmp_path: Path) -> None:
+def test_a_journal_is_for_one_sidecar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Journal(tmp_path, TARGET)
     first.keep(Kept(METHODS[0], b"x"))
     first.close()
     assert len(Journal(tmp_path, "unix:/another")) == 0
+    assert f"is for {TARGET}: its calls (1) are not sent to unix:/another" in caplog.text
+    assert len(Journal(tmp_path, TARGET)) == 1
+
+
+def test_a_crash_while_a_file_is_written_anew_leaves_nothing_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Journal(tmp_path, TARGET)
+    monkeypatch.setattr(Path, "rename", lambda *_: os._exit(9))
+    pid = os.fork()
+    if pid == 0:
+        first.keep(Kept(METHODS[0], b"x"))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    monkeypatch.undo()
+    [draft] = files(tmp_path)
+    assert draft.suffix == ".draft"
+    assert len(Journal(tmp_path, TARGET)) == 0
+    assert files(tmp_path) == []
+
+
+def test_a_draft_that_is_taken_for_left_behind_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another client does between its making and its lock."""
+    lock = fcntl.flock
+    taken: list[Path] = []
+
+    def late(file: int, how: int) -> None:
+        if not taken:
+            taken.extend(files(tmp_path))
+            taken[0].unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    journal = Journal(tmp_path, TARGET)
+    journal.keep(Kept(METHODS[0], b"x"))
+    journal.close()
+    assert len(taken) == 1
     assert len(Journal(tmp_path, TARGET)) == 1
 
 
