@@ -21,7 +21,11 @@ fn info(id: u32, period: Period) -> BudgetInfo {
 }
 
 fn window(id: u32, limit: i64, permille: &[u16]) -> Arc<Window> {
-    let info = Arc::new(info(id, Period::total()));
+    window_of(id, Period::total(), limit, permille)
+}
+
+fn window_of(id: u32, period: Period, limit: i64, permille: &[u16]) -> Arc<Window> {
+    let info = Arc::new(info(id, period));
     let (bounds, changes) = ((0, i64::MAX), Arc::default());
     Arc::new(Window::new(id.into(), info, bounds, limit, thresholds(permille), changes))
 }
@@ -165,6 +169,21 @@ fn loom_a_debit_and_a_limit_change_cross_a_threshold_once() {
         let crossed = shared.set_limit(8, thresholds(&[500]), || {}).unwrap().len();
         assert_eq!(crossed + thread.join().unwrap(), 1);
         assert_eq!(shared.verdict(), Verdict::Warn);
+    });
+}
+
+#[test]
+fn loom_a_debit_that_crosses_reports_it_though_the_window_rolls_meanwhile() {
+    loom::model(|| {
+        let shared = window_of(1, Period::rolling(64_000), 10, &[500]);
+        assert!(charge_all(&[Arc::clone(&shared)], 9));
+        assert!(!shared.spend_held(4, 0, Span::at(1_000)));
+        let other = Arc::clone(&shared);
+        let thread = thread::spawn(move || other.roll(66_000));
+        let crossed =
+            if shared.spend_held(5, 0, Span::at(2_000)) { shared.crossings() } else { Vec::new() };
+        thread.join().unwrap();
+        assert_eq!(crossed, [500]);
     });
 }
 

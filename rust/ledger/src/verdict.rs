@@ -70,6 +70,12 @@ pub fn marks(
     marks.chain([(WHOLE_PERMILLE, limit.max(1), Verdict::Ok)])
 }
 
+/// Whether a mark of a rolling window that was reported is reported again when it is crossed. A window
+/// that is kept full falls below its marks with all that leaves it, and is told of once.
+pub fn is_told_anew(mark: i64, spent: i64) -> bool {
+    spent < mark - mark / 2
+}
+
 /// Why a call may not spend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefusalReason {

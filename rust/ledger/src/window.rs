@@ -19,7 +19,7 @@ use crate::fact::WindowId;
 use crate::rolling::{Rolling, Span};
 use crate::sync::{AtomicI64, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::unit::Unit;
-use crate::verdict::{Advice, Threshold, Verdict, marks};
+use crate::verdict::{Advice, Threshold, Verdict, is_told_anew, marks};
 
 /// One budget in one period.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ struct Terms {
     thresholds: Arc<[Threshold]>,
     /// The shares whose crossing was reported.
     fired: Vec<u16>,
+    /// How many thresholds are passed.
+    passed: usize,
 }
 
 /// A sum would pass the range of `i64`.
@@ -101,7 +103,7 @@ impl Window {
             next_mark: AtomicI64::new(i64::MAX),
             level: AtomicU8::new(0),
         };
-        let terms = Mutex::new(Terms { limit, thresholds, fired: Vec::new() });
+        let terms = Mutex::new(Terms { limit, thresholds, fired: Vec::new(), passed: 0 });
         let window = Window {
             id,
             unit: budget.unit,
@@ -113,7 +115,7 @@ impl Window {
             rolling,
             changes,
         };
-        window.refresh(&mut window.terms.lock());
+        window.refresh(&mut window.terms.lock(), true);
         window
     }
 
@@ -260,53 +262,72 @@ impl Window {
         self.hot.remaining.fetch_add(change, Ordering::AcqRel);
         terms.limit = limit;
         terms.thresholds = thresholds;
-        let crossed = self.refresh(&mut terms);
+        self.arm_anew(&mut terms);
+        let crossed = self.refresh(&mut terms, true);
         self.changes.limit();
         Ok(crossed)
     }
 
     /// Looks at the thresholds and returns the shares that are crossed and were never reported (R17).
     pub(crate) fn crossings(&self) -> Vec<u16> {
-        self.refresh(&mut self.terms.lock())
+        self.refresh(&mut self.terms.lock(), true)
     }
 
-    fn refresh(&self, terms: &mut Terms) -> Vec<u16> {
+    /// Finds verdict and next mark. Returns what is crossed and was never reported: by a caller that
+    /// reports it. For one that does not it stays crossed, and the next spending looks anew.
+    fn refresh(&self, terms: &mut Terms, reports: bool) -> Vec<u16> {
         let thresholds = Arc::clone(&terms.thresholds);
         let mut crossed = Vec::new();
-        let standing = || {
-            let level = self.hot.level.load(Ordering::Relaxed);
-            (level, self.hot.next_mark.load(Ordering::Relaxed))
-        };
-        let before = standing();
+        let before = (self.hot.level.load(Ordering::Relaxed), terms.passed);
         loop {
             let spent = self.hot.spent.load(Ordering::SeqCst);
             let over = spent > terms.limit;
             let mut level = if over { Verdict::Stop } else { Verdict::Ok };
             let mut next = if over { i64::MAX } else { terms.limit.saturating_add(1) };
+            terms.passed = 0;
             for (share, mark, verdict) in marks(&thresholds, terms.limit) {
                 if mark > spent {
                     next = next.min(mark);
                     continue;
                 }
                 level = level.max(verdict);
-                if !terms.fired.contains(&share) {
+                terms.passed += usize::from(verdict > Verdict::Ok);
+                if terms.fired.contains(&share) {
+                    continue;
+                }
+                if reports {
                     terms.fired.push(share);
                     crossed.push(share);
+                } else {
+                    next = 0;
                 }
             }
             self.hot.level.store(level as u8, Ordering::Relaxed);
             self.hot.next_mark.store(next, Ordering::Release);
             // A read-modify-write, so that it has a place among the spendings: one before it is seen
-            // here, one after it sees the new mark. Behind the last mark nothing is left to be missed.
-            if self.hot.spent.fetch_add(0, Ordering::AcqRel) < next || next == i64::MAX {
+            // here, one after it sees the new mark. Behind the last mark nothing is left to be missed,
+            // and at 0 every spending looks.
+            if self.hot.spent.fetch_add(0, Ordering::AcqRel) < next || matches!(next, 0 | i64::MAX)
+            {
                 break;
             }
         }
-        // Another mark means other thresholds passed, and other advice.
-        if standing() != before {
+        // Other thresholds passed are other advice.
+        if (self.hot.level.load(Ordering::Relaxed), terms.passed) != before {
             self.changes.verdicts();
         }
         crossed
+    }
+
+    /// For a rolling window: what was reported and may be again is not reported yet.
+    fn arm_anew(&self, terms: &mut Terms) {
+        if self.rolls() {
+            let spent = self.hot.spent.load(Ordering::SeqCst);
+            let Terms { limit, thresholds, fired, .. } = terms;
+            fired.retain(|share| {
+                !marks(thresholds, *limit).any(|(of, m, _)| of == *share && is_told_anew(m, spent))
+            });
+        }
     }
 
     /// Whether spending leaves it by itself.
@@ -328,13 +349,8 @@ impl Window {
             self.hot.spent.fetch_sub(left, Ordering::SeqCst);
             self.hot.remaining.fetch_add(left, Ordering::AcqRel);
             let mut terms = self.terms.lock();
-            // A rolling window crosses a mark anew once it has fallen below it.
-            let spent = self.hot.spent.load(Ordering::SeqCst);
-            let (limit, thresholds) = (terms.limit, Arc::clone(&terms.thresholds));
-            let below =
-                |share| marks(&thresholds, limit).any(|(of, mark, _)| of == share && mark > spent);
-            terms.fired.retain(|share| !below(*share));
-            self.refresh(&mut terms);
+            self.arm_anew(&mut terms);
+            self.refresh(&mut terms, false);
         }
     }
 
@@ -372,15 +388,9 @@ impl Window {
         }
     }
 
-    /// Finds verdict and mark anew, after recovery. A threshold that is passed and was never
-    /// reported is left to the next spending.
+    /// Finds verdict and mark anew, after recovery. What was crossed and never reported is left to
+    /// whoever looks next.
     pub(crate) fn recovered(&self) {
-        let mut terms = self.terms.lock();
-        let fired = terms.fired.clone();
-        let unreported = !self.refresh(&mut terms).is_empty();
-        terms.fired = fired;
-        if unreported {
-            self.hot.next_mark.store(0, Ordering::SeqCst);
-        }
+        self.refresh(&mut self.terms.lock(), false);
     }
 }

@@ -281,8 +281,33 @@ fn r14_a_rolling_window_crosses_anew_each_threshold_that_it_has_fallen_below() {
     world.record("a", tokens(85)).unwrap();
     assert_eq!(world.tape.crossings(), [500, 800, 900]);
     world.wait(56 * SECOND);
-    world.record("a", tokens(4)).unwrap();
-    assert_eq!(world.tape.crossings(), [500, 800, 900], "at 89 of 100");
-    world.record("a", tokens(1)).unwrap();
-    assert_eq!(world.tape.crossings(), [500, 800, 900, 900]);
+    world.record("a", tokens(5)).unwrap();
+    assert_eq!(world.tape.crossings(), [500, 800, 900], "at 90 of 100 again, from 85");
+    world.wait(20 * SECOND);
+    world.record("a", tokens(25)).unwrap();
+    world.wait(44 * SECOND);
+    world.record("a", tokens(65)).unwrap();
+    assert_eq!(world.tape.crossings(), [500, 800, 900, 500, 800, 900], "from 25");
+}
+
+#[test]
+fn r17_a_rolling_window_that_is_kept_full_is_told_of_once() {
+    let world = World::new();
+    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 64);
+    for _ in 0..300 {
+        let _refused = world.record("a", tokens(1));
+        world.wait(SECOND);
+    }
+    assert_eq!(world.standing("a", Unit::Tokens).2, 64, "what leaves is spent again");
+    assert_eq!(world.tape.crossings(), [1_000]);
+}
+
+#[test]
+fn r17_a_raised_limit_of_a_rolling_window_is_told_of_when_it_is_spent() {
+    let world = World::new();
+    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 100);
+    world.record("a", tokens(100)).unwrap();
+    world.limit("a", Unit::Tokens, Period::rolling(64 * SECOND), 300);
+    world.record("a", tokens(200)).unwrap();
+    assert_eq!(world.tape.crossings(), [1_000, 1_000]);
 }
