@@ -34,6 +34,7 @@ _NO_ROOM: Final = (
     "store.min_free_bytes; free some, or keep entries for less long (store.entry_retention)"
 )
 _UNMATCHED: Final = "no rule of [envoy] fits them; the answers name domain and entries"
+_OVERRULED_MAX: Final = 10  # how many are told one by one
 _QUIET_S: Final = 60.0  # how often what goes on and on is told at most
 
 
@@ -66,6 +67,7 @@ def run(
         with _translated():
             server = _core.Server(config.to_core_json())
         say(server.recovery, event="recovered")
+        _tell_overruled(server.overruled, say)
         try:
             with _translated():
                 watchdog = _watch(config, server, say)
@@ -92,6 +94,15 @@ def run(
         server.wait(None)
         took_s = round(time.monotonic() - started, 2)
         say(f"drained after {took_s:.2f} s; holds are kept", event="drained", took_s=took_s)
+
+
+def _tell_overruled(lines: list[str], say: Say) -> None:
+    """Says which configured limits do not count, of many the first."""
+    for line in lines[:_OVERRULED_MAX]:
+        say(line, event="overruled")
+    if len(lines) > _OVERRULED_MAX:
+        more = len(lines) - _OVERRULED_MAX
+        say(f"and {more} more limits that operators have set", event="overruled", more=more)
 
 
 def _tell_listeners(config: Config, server: "Server", say: Say) -> None:

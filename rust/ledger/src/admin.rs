@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 
 use crate::account::Account;
-use crate::budget::{Budget, BudgetTerms};
+use crate::budget::{Budget, BudgetInfo, BudgetTerms};
 use crate::error::LedgerError;
 use crate::fact::{AccountId, Fact, Journal, ReservationId, State};
 use crate::ledger::{Balance, BudgetSpec, Ledger, Now, View, body, view};
@@ -45,7 +45,24 @@ pub struct AccountView {
     pub created_ms: i64,
 }
 
+/// A budget whose limit is an operator's, and another than that of the configuration.
+#[derive(Debug, Clone)]
+pub struct Overruled {
+    /// Which.
+    pub budget: Arc<BudgetInfo>,
+    /// Its limit, which counts.
+    pub limit: i64,
+    /// What the configuration says.
+    pub configured: i64,
+}
+
 impl<J: Journal> Ledger<J> {
+    /// The limit of an account's budget.
+    pub fn limit(&self, path: &str, unit: Unit, period: &Period) -> Option<i64> {
+        let budget = find_budget(self.tree.find(path)?.as_ref(), unit, period)?;
+        Some(budget.terms().limit)
+    }
+
     /// Sets limit and thresholds at once; creates account and budget where they are missing. Never
     /// touches what is held or spent.
     pub fn set_budget(
@@ -205,7 +222,7 @@ impl<J: Journal> Ledger<J> {
         pinned.values().filter(within).cloned().collect()
     }
 
-    fn open_below(&self, path: &str) -> i64 {
+    pub(crate) fn open_below(&self, path: &str) -> i64 {
         self.below(path).iter().map(|account| account.open.load(Ordering::Relaxed)).sum()
     }
 
@@ -283,9 +300,11 @@ impl<J: Journal> Ledger<J> {
     }
 
     /// Creates the accounts that the configuration names outright, and brings the budgets of accounts
-    /// that exist up to the patterns, where no operator has set them since.
-    pub fn configure(&self, now: Now) -> Result<(), LedgerError> {
+    /// that exist up to the patterns, where no operator has set them since: returns what differs there.
+    /// Tells of what was crossed before and is not told of yet.
+    pub fn configure(&self, now: Now) -> Result<Vec<Overruled>, LedgerError> {
         let now_ms = self.time(now.wall_ms);
+        let mut overruled = Vec::new();
         let literal: Vec<String> = self
             .settings
             .patterns
@@ -301,7 +320,11 @@ impl<J: Journal> Ledger<J> {
                 let mut next = self.tree.building.lock();
                 if let Some(budget) = find_budget(&account, unit, &period) {
                     let present = budget.terms();
-                    if !present.manual && present != terms {
+                    if present.manual && present.limit != terms.limit {
+                        let (limit, configured) = (present.limit, terms.limit);
+                        let budget = Arc::clone(&budget.info);
+                        overruled.push(Overruled { budget, limit, configured });
+                    } else if !present.manual && present != terms {
                         self.change_terms(&budget, terms, now_ms)?;
                     }
                 } else {
@@ -310,7 +333,13 @@ impl<J: Journal> Ledger<J> {
                 }
             }
         }
-        Ok(())
+        for account in self.below("") {
+            let budgets = account.budgets.lock();
+            let windows: Vec<_> = budgets.iter().filter_map(|budget| budget.current()).collect();
+            drop(budgets);
+            self.report_crossings(now_ms, &windows);
+        }
+        Ok(overruled)
     }
 }
 

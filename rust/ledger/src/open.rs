@@ -35,6 +35,9 @@ impl<J: Journal> Ledger<J> {
     /// The open reservations of an account and those below it (empty: all), at most `limit`: leases
     /// come first, then the newest.
     pub fn open_reservations(&self, within: &str, limit: usize, now: Now) -> Open {
+        if !within.is_empty() && self.open_below(within) == 0 {
+            return Open::default();
+        }
         let ranked = |(index, slot): (u32, &Slot)| {
             let locked = slot.body.lock();
             let found = locked.as_ref().filter(|found| found.state == State::Pending)?;
@@ -57,7 +60,9 @@ impl<J: Journal> Ledger<J> {
         found.sort_unstable_by_key(|one| Reverse(*one));
         let shown = found.into_iter().filter_map(|(debiting, sequence, index)| {
             let locked = self.slots.get(index)?.body.lock();
-            let found = locked.as_ref().filter(|found| found.id.sequence == sequence)?;
+            let found = locked
+                .as_ref()
+                .filter(|found| found.id.sequence == sequence && found.state == State::Pending)?;
             Some((view(found, now.mono_ms), debiting))
         });
         Open { shown: shown.collect(), count }

@@ -65,6 +65,12 @@ impl PyServer {
         self.running.engine().recovery().to_owned()
     }
 
+    /// The configured limits that do not count, a line each.
+    #[getter]
+    fn overruled(&self) -> Vec<String> {
+        self.running.engine().overruled().to_vec()
+    }
+
     /// Why only reads are answered any more, if so.
     #[getter]
     fn failure(&self) -> Option<String> {

@@ -42,11 +42,8 @@ impl Engine {
     /// What a change of a limit is called where it is noted.
     pub(crate) fn limit_change(&self, budget: &v1::Budget) -> String {
         let Ok(spec) = convert::budget_spec(budget) else { return String::new() }; // is refused
-        let found = self.ledger.account(&budget.account, self.now());
-        let budgets = found.map(|view| view.budgets).unwrap_or_default();
-        let mut budgets = budgets.iter();
-        let same = budgets.find(|one| one.unit == spec.unit && one.period == spec.period);
-        let before = same.map_or("none".to_owned(), |one| one.terms.limit.to_string());
+        let before = self.ledger.limit(&budget.account, spec.unit, &spec.period);
+        let before = before.map_or("none".to_owned(), |limit| limit.to_string());
         let (unit, period) = (spec.unit.name(), spec.period);
         format!("set a limit of {} {unit}, period {period}; before: {before}", budget.limit)
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bursar_ledger::rates::RateCard;
-use bursar_ledger::{Ledger, Now, Owner, Replay, ReservationId};
+use bursar_ledger::{BudgetInfo, Ledger, Now, Overruled, Owner, Replay, ReservationId};
 use bursar_store::{Case, Store, StoreConfig};
 use parking_lot::{Condvar, Mutex};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
@@ -87,6 +87,7 @@ pub struct Engine {
     gpu_processes: Mutex<HashSet<(u32, u64)>>,
     clock: Clock,
     recovery: String,
+    overruled: Vec<String>,
     closing: AtomicBool,
     stop: Arc<(Mutex<bool>, Condvar)>,
     ticker: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -107,7 +108,7 @@ impl Engine {
             let ledger = Ledger::new(settings, StoreJournal(None));
             (ledger, None, "no store: everything is forgotten at the end".to_owned())
         };
-        ledger.configure(now)?;
+        let overruled = ledger.configure(now)?.iter().map(describe_overruled).collect();
         let meters = Arc::<Meters>::default();
         ledger.observe(Arc::clone(&meters) as Arc<dyn bursar_ledger::Observer>);
         let store_id = store.as_ref().map_or(0, |store| store.store_id());
@@ -127,6 +128,7 @@ impl Engine {
             gpu_processes: Mutex::default(),
             clock,
             recovery,
+            overruled,
             closing: AtomicBool::new(false),
             stop: Arc::default(),
             ticker: Mutex::new(None),
@@ -138,6 +140,11 @@ impl Engine {
     /// What recovery found, in a line.
     pub fn recovery(&self) -> &str {
         &self.recovery
+    }
+
+    /// The configured limits that do not count, as an operator has set others; a line each.
+    pub fn overruled(&self) -> &[String] {
+        &self.overruled
     }
 
     /// Why the store takes nothing more, if so.
@@ -300,6 +307,15 @@ fn recover(
     let mut ledger = replay.finish(recovery.high_ids());
     ledger.set_journal(StoreJournal(Some(Arc::clone(&store))));
     Ok((ledger, Some(store), describe(&recovery)))
+}
+
+fn describe_overruled(one: &Overruled) -> String {
+    let BudgetInfo { path, unit, period, .. } = &*one.budget;
+    let (unit, limit, configured) = (unit.name(), one.limit, one.configured);
+    format!(
+        "{path}: the limit of {limit} {unit}, period {period}, was set by an operator and stays; the \
+         configuration's {configured} does not count: `bursar account set` changes it"
+    )
 }
 
 /// What recovery found, for the log of the daemon.

@@ -161,8 +161,9 @@ fn r10_a_configuration_makes_what_it_names_and_changes_what_nobody_has_set() {
     assert_eq!(world.standing("a", Unit::Tokens).0, 10);
     assert_eq!(world.ledger.account_count(), 1, "a pattern names no account");
     let records = world.tape.len();
-    world.ledger.configure(world.now()).unwrap();
+    let overruled = world.ledger.configure(world.now()).unwrap();
     assert_eq!(world.tape.len(), records, "nothing is changed twice");
+    assert!(overruled.is_empty());
     let limits = |world: &World| {
         let view = world.ledger.account("a", world.now()).unwrap();
         view.balances.iter().map(|balance| balance.standing.limit).collect::<Vec<_>>()
@@ -173,8 +174,26 @@ fn r10_a_configuration_makes_what_it_names_and_changes_what_nobody_has_set() {
     world.limit("a", Unit::Tokens, Period::total(), 15);
     let settings = Settings { max_accounts: 9, ..settings(patterns(20)) };
     let again = world.replayed(settings, &world.tape.records());
-    again.ledger.configure(again.now()).unwrap();
+    let overruled = again.ledger.configure(again.now()).unwrap();
     assert_eq!(limits(&again), [15, 20], "an operator has set that one");
+    let [one] = &overruled[..] else { panic!("{overruled:?}") };
+    let period = one.budget.period.to_string();
+    assert_eq!((period.as_str(), one.limit, one.configured), ("total", 15, 20));
+}
+
+#[test]
+fn r17_what_was_spent_before_a_crash_and_never_told_is_told_after_it() {
+    let world = World::new();
+    world.limit("a", Unit::Tokens, Period::total(), 10);
+    world.record("a", tokens(10)).unwrap();
+    let mut records = world.tape.records();
+    records.retain(|record| !record.facts.iter().any(|fact| matches!(fact, Fact::Crossed { .. })));
+    let again = world.replayed(settings(vec![]), &records);
+    assert_eq!(again.tape.crossings(), []);
+    again.ledger.configure(again.now()).unwrap();
+    assert_eq!(again.tape.crossings(), [1_000]);
+    again.ledger.configure(again.now()).unwrap();
+    assert_eq!(again.tape.crossings(), [1_000], "once");
 }
 
 #[test]
