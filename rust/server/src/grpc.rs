@@ -32,6 +32,8 @@ pub(crate) struct Api {
     pub(crate) reads: Arc<Turns>,
     /// Of calls that walk the accounts.
     pub(crate) accounts: Arc<Turns>,
+    /// Of calls that walk the reservations.
+    pub(crate) reservations: Arc<Turns>,
     /// Of calls that count tokens.
     pub(crate) counts: Arc<Turns>,
     /// Ends the streams when the daemon drains.
@@ -54,6 +56,7 @@ impl Api {
             watches: Arc::default(),
             reads: Arc::default(),
             accounts: Arc::default(),
+            reservations: Arc::new(Turns::of(1)),
             counts: Arc::default(),
             draining,
         }
@@ -250,7 +253,8 @@ impl LedgerService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListReservationsRequest { account, ..request };
-        self.walk(&caller, move |engine| engine.list_reservations(&request)).await
+        let turn = self.reservations.turn(&caller).await?;
+        self.aside_large(in_turn(turn, move |engine| engine.list_reservations(&request))).await
     }
 
     async fn count_tokens(

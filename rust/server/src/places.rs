@@ -153,6 +153,12 @@ impl Turns {
     const MOST: usize = 256;
     const AT_A_TIME: usize = 2;
 
+    /// So many have one at a time.
+    pub(crate) fn of(at_a_time: usize) -> Turns {
+        let turns = Arc::new(Semaphore::new(at_a_time));
+        Turns { places: Places::new(Self::MOST), turns }
+    }
+
     /// Waits for a caller's turn, if not too many do.
     pub(crate) async fn turn(&self, caller: &Caller) -> Result<Turn, Status> {
         let place = self.places.take(Holder::sharing(caller.account())).ok_or_else(|| {
@@ -167,8 +173,7 @@ impl Turns {
 
 impl Default for Turns {
     fn default() -> Turns {
-        let turns = Arc::new(Semaphore::new(Self::AT_A_TIME));
-        Turns { places: Places::new(Self::MOST), turns }
+        Turns::of(Self::AT_A_TIME)
     }
 }
 
