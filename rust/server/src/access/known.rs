@@ -63,9 +63,13 @@ enum Known {
 }
 
 impl AccessSection {
-    /// The first row that means a caller by the Unix socket.
-    pub(super) fn local(&self, caller: &Local) -> Option<&LocalRow> {
+    /// The first row that means a caller by the Unix socket. One who is trusted anyway is not meant by
+    /// a group alone: root is in many.
+    pub(super) fn local(&self, caller: &Local, is_trusted: bool) -> Option<&LocalRow> {
         self.local.iter().find(|row| {
+            if is_trusted && row.uid.is_none() && row.cgroup.is_none() {
+                return false;
+            }
             let in_cgroup = |wanted: &String| {
                 caller.cgroup.as_deref().is_some_and(|cgroup| is_in_cgroup(cgroup, wanted))
             };
@@ -137,11 +141,32 @@ mod tests {
             {"uid": 7, "gid": null, "cgroup": "/a.slice", "role": "agent", "account": ""}]}"#;
         let section: AccessSection = serde_json::from_str(text).expect("a section");
         let is_known = |uid, cgroup: Option<&str>| {
-            section.local(&Local::new(uid, &[0], cgroup.map(Into::into))).is_some()
+            section.local(&Local::new(uid, &[0], cgroup.map(Into::into)), false).is_some()
         };
         assert!(is_known(7, Some("/a.slice/b")));
         assert!(!is_known(8, Some("/a.slice/b")));
         assert!(!is_known(7, Some("/b")));
         assert!(!is_known(7, None));
+    }
+
+    #[test]
+    fn a_group_takes_nothing_from_who_is_trusted_anyway() {
+        let text = r#"{"mode": "enforce", "local": [
+            {"uid": null, "gid": 44, "cgroup": null, "role": "agent", "account": ""},
+            {"uid": null, "gid": 44, "cgroup": "/pod", "role": "observer", "account": ""},
+            {"uid": 0, "gid": null, "cgroup": null, "role": "agent", "account": "root"}]}"#;
+        let section: AccessSection = serde_json::from_str(text).expect("a section");
+        let role = |uid, groups: &[u32], cgroup: Option<&str>, is_trusted| {
+            let caller = Local::new(uid, groups, cgroup.map(Into::into));
+            section.local(&caller, is_trusted).map(|row| row.role)
+        };
+        assert_eq!(role(7, &[7, 44], None, false), Some(Role::Agent));
+        assert_eq!(role(7, &[7, 44], None, true), None);
+        assert_eq!(
+            role(7, &[7, 44], Some("/pod"), true),
+            Some(Role::Observer),
+            "a cgroup means it"
+        );
+        assert_eq!(role(0, &[0], None, true), Some(Role::Agent), "so does a row of its own");
     }
 }
