@@ -24,6 +24,7 @@ class FakeServer:
     dashboard_address: str | None = None
     metrics_address: str | None = None
     recovery = "recovered 3 reservations"
+    overruled: tuple[str, ...] = ()
     stopped = False
     shut_down = 0
     failure: str | None = None
@@ -84,6 +85,22 @@ def test_a_signal_drains_and_everything_is_told(
     assert lines[3].startswith("drained after 0.")
     assert server.shut_down == 1
     assert signal.getsignal(number) is before
+
+
+def test_of_many_limits_that_operators_have_set_the_first_are_told(
+    server: type[FakeServer],
+) -> None:
+    lines: list[str] = []
+
+    def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
+        lines.append(line)
+        if line.startswith("listening"):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    server.overruled = tuple(f"a/{number}" for number in range(13))
+    run(CONFIG, say=say)
+    told = [f"a/{number}" for number in range(10)] + ["and 3 more limits that operators have set"]
+    assert lines[1:12] == told
 
 
 def test_a_server_that_stops_by_itself_is_an_error(

@@ -167,6 +167,23 @@ def test_doctor_finds_a_store_at_rest_whole(sidecar: Sidecar) -> None:
     assert json.loads(cli("doctor", "--json", str(sidecar.store_path)).stdout)["ok"] is True
 
 
+def test_a_limit_that_an_operator_set_stays_and_the_start_says_so() -> None:
+    budget = {"unit": "tokens", "period": "hour", "limit": 100}
+    with Sidecar({"accounts": [{"path": "acme", "budgets": [budget]}]}) as sidecar:
+        with sidecar.client() as client:
+            client.set_budget("acme", unit="tokens", period="hour", limit=300)
+        changed = sidecar.config_path.read_text(encoding="utf-8").replace("100", "200")
+        sidecar.config_path.write_text(changed, encoding="utf-8")
+        sidecar.restart()
+        said = (
+            "acme: the limit of 300 tokens, period hour, was set by an operator and stays; the "
+            "configuration's 200 does not count: `bursar account set` changes it"
+        )
+        assert said in sidecar.log
+        with sidecar.client() as client:
+            assert client.get_account("acme").balances[0].limit == 300
+
+
 def test_a_second_sidecar_does_not_take_the_store(sidecar: Sidecar) -> None:
     second = Sidecar()
     second.store_path = sidecar.store_path

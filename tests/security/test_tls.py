@@ -174,6 +174,8 @@ async def test_the_asynchronous_client_and_the_environment_do_the_same(
     command = [sys.executable, "-m", "bursar", "whoami", "--target", tcp_target(daemon)]
     said = await asyncio.to_thread(subprocess.check_output, command, text=True, timeout=30)
     assert said.startswith(f"certificate {SPIFFE}: agent of acme/a")
+    command[3:4] = ["health"]
+    assert await asyncio.to_thread(subprocess.check_output, command, timeout=30) == b"it grants\n"
     with daemon.client() as local:  # what is said of TLS is not said of the socket
         assert local.who_am_i().role is Role.OPERATOR
 
