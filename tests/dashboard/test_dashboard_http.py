@@ -247,7 +247,7 @@ def test_who_only_reads_changes_nothing(guarded: Daemon, operator: Client) -> No
     assert bound.post("/api/limit", limit_change("acme/a", 20, 10)).status == 200
     assert bound.post("/api/limit", limit_change("acme/b", 20, 10)).status == 403
     for path in ("account", "entries", "history"):
-        query = "account=acme%2Fb&unit=tokens&stretch=hour&by=model&count=1&offset_ms=0"
+        query = "account=acme%2Fb&unit=tokens&stretch=hour&by=model&count=1&time_zone=UTC"
         assert bound.get(f"/api/{path}?{query}").status == 403, path
     limits = {one.account: one.limit for one in operator.get_account("acme/b").balances}
     assert limits == {"acme/b": 10}
@@ -356,7 +356,7 @@ def test_history_is_the_sum_of_the_entries(opened: Daemon, client: Client) -> No
     def lines(**params: str | int) -> dict[str, int]:
         usual = {"account": "sum", "unit": "tokens", "stretch": "hour", "by": "account", "count": 2}
         query = "&".join(f"{k}={quote(str(v))}" for k, v in (usual | params).items())
-        chart = asker.get(f"/api/history?{query}&offset_ms=7200000").json
+        chart = asker.get(f"/api/history?{query}&time_zone=Asia%2FKolkata").json
         assert chart["whole"] is True
         assert all(len(line["spent"]) == len(chart["start_ms"]) for line in chart["lines"])
         return {line["name"]: sum(line["spent"]) for line in chart["lines"]}
@@ -367,8 +367,8 @@ def test_history_is_the_sum_of_the_entries(opened: Daemon, client: Client) -> No
     assert lines(account="sum/b") == {"sum/b/c": 45}
     assert lines(unit="usd_nanos", by="model")["large"] == 45_000
     held.release()
-    for wrong in ("stretch=week", "by=x", "count=0", "count=1000", "offset_ms=99999999", "unit=x"):
-        query = {"unit": "tokens", "stretch": "day", "by": "model", "count": "1", "offset_ms": "0"}
+    for wrong in ("stretch=week", "by=x", "count=0", "count=1000", "time_zone=Mars", "unit=x"):
+        query = {"unit": "tokens", "stretch": "day", "by": "model", "count": "1", "time_zone": "UTC"}
         query |= dict([wrong.split("=")])
         text = "&".join(f"{key}={value}" for key, value in query.items())
         assert asker.get(f"/api/history?{text}").status == 400, wrong

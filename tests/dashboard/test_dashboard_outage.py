@@ -45,6 +45,23 @@ def test_it_comes_back_after_a_restart(tab: Tab) -> None:
     tab.complaints.clear()  # of the connection that was refused meanwhile
 
 
+def test_who_reads_elsewhere_stays_there_when_it_comes_back(tab: Tab) -> None:
+    page = tab.page
+    with dashboard() as daemon, daemon.client() as client:
+        for number in range(60):
+            client.set_budget(f"a{number:02}", unit="tokens", limit=10)
+        go(page, daemon, "accounts", account="a01")
+        page.locator(".card").first.wait_for()
+        page.get_by_role("treegrid").focus()
+        page.keyboard.press("End")
+        row(page, "a59").wait_for()
+        restart(daemon, page)
+        expect(page.locator("#status")).to_have_text("Live")
+        page.wait_for_timeout(500)
+        expect(row(page, "a59")).to_be_visible()
+    tab.complaints.clear()  # of the connection that was refused meanwhile
+
+
 def test_after_a_restart_who_had_signed_in_is_told_why_to_do_so_again(tab: Tab) -> None:
     page = tab.page
     with dashboard(access={"mode": "enforce"}) as daemon, daemon.client() as operator:

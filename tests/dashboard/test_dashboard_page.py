@@ -109,6 +109,26 @@ def test_a_phone_shows_a_forecast_beside_a_long_amount(
     assert len(set(lines)) <= 3, "a line for the name, and one for bar and amount"
 
 
+@pytest.mark.parametrize("width", [721, 900, 1080, 1280])
+def test_a_forecast_is_one_number_that_its_column_has_room_for(
+    tab: Tab, daemon: Daemon, width: int
+) -> None:
+    page = tab.page
+    page.set_viewport_size({"width": width, "height": 800})
+    go(page, daemon)
+    row(page, "acme").wait_for()
+    said = page.evaluate("""async () => {
+        const { forecast } = await import("/assets/budget.js");
+        const cell = [...document.querySelectorAll(".row .end")].find((one) => one.checkVisibility());
+        return [619, 119_999, 150_000, 7_199_000, 172_799_000, 1e9].map((inMs) => {
+            cell.textContent = forecast({ inMs, rate: 1 });
+            return [cell.textContent, cell.scrollWidth <= cell.clientWidth];
+        });
+    }""")
+    lengths = ("1 s", "119 s", "2 min", "119 min", "47 h", "11 d")
+    assert said == [[f"empty in {length}", True] for length in lengths]
+
+
 @pytest.mark.parametrize("width", [721, 900, 1000, 1100, 1101, 1280])
 def test_every_column_is_in_sight_while_an_account_is_beside(
     tab: Tab, daemon: Daemon, width: int
@@ -229,6 +249,37 @@ def test_by_keyboard_alone(tab: Tab, daemon: Daemon, client: Client) -> None:
     page.get_by_role("button", name="Close").focus()
     page.keyboard.press("Escape")
     expect(page.get_by_role("treegrid")).to_be_focused()
+
+
+def test_the_keyboards_place_stays_with_its_account(
+    tab: Tab, daemon: Daemon, client: Client
+) -> None:
+    page = tab.page
+    client.set_budget("place/m", unit="tokens", limit=10)
+    go(page, daemon)
+    row(page, "m").click()
+    grid = page.get_by_role("treegrid")
+    before = grid.get_attribute("aria-activedescendant")
+    client.set_budget("place/l", unit="tokens", limit=10)
+    row(page, "l").wait_for()
+    active = page.locator(f"#{grid.get_attribute('aria-activedescendant')}")
+    expect(active.locator(".text")).to_have_text("m")
+    assert active.get_attribute("id") != before
+    page.locator("#query").fill("acme")
+    expect(grid).not_to_have_attribute("aria-activedescendant", re.compile("row"))
+
+
+def test_who_signs_out_where_nobody_need_sign_in_sees_the_page_again(
+    tab: Tab, daemon: Daemon
+) -> None:
+    page = tab.page
+    page.goto(url_of(daemon))
+    page.evaluate("localStorage.setItem('bursar.key', 'of another sidecar')")
+    go(page, daemon)
+    page.reload()
+    page.get_by_role("button", name="Sign out").click()
+    row(page, "acme").wait_for()
+    expect(page.locator("#status")).to_have_text("Live")
 
 
 def test_texts_of_others_are_texts(tab: Tab, daemon: Daemon) -> None:

@@ -106,11 +106,11 @@ async fn history(api: &Api, asked: &Asked<'_>) -> Result<Value, Failure> {
     let account = caller.narrow(&asked.field("account")?)?;
     let (unit, stretch, by) = (asked.field("unit")?, asked.field("stretch")?, asked.field("by")?);
     let count = number(&asked.field("count")?, "count")?;
-    let offset_ms = number(&asked.field("offset_ms")?, "offset_ms")?;
+    let time_zone = asked.field("time_zone")?;
     let turn = api.reads.turn(&caller).await?;
     let drawn = api.aside_in(turn, move |engine| {
         let (account, unit, stretch, by) = (&*account, &*unit, &*stretch, &*by);
-        let chart = Chart { account, unit, stretch, by, count, offset_ms };
+        let chart = Chart { account, unit, stretch, by, count, time_zone: &time_zone };
         Ok(Answer::new(chart.draw(engine)?, 0))
     });
     Ok(drawn.await?.into_inner())

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use bursar_ledger::{Calendar, Period, PeriodKind};
 use bursar_store::Apart;
 use serde_json::{Value, json};
 
@@ -9,15 +10,12 @@ use crate::convert;
 use crate::engine::Engine;
 use crate::error::ApiError;
 
-const HOUR_MS: i64 = 3_600_000;
 /// The most stretches of one chart.
 const STRETCHES: i64 = 24 * 31;
 /// The most lines of one chart; what the others spent is one more.
 const LINES: usize = 12;
 /// How long one chart may take: then the older stretches are left out, and it says so.
 const PATIENCE_MS: i64 = 3_000;
-/// How far from UTC clocks are.
-const OFFSET_MS: std::ops::RangeInclusive<i64> = -14 * HOUR_MS..=14 * HOUR_MS;
 
 /// What a chart is of.
 #[derive(Debug)]
@@ -31,17 +29,17 @@ pub(super) struct Chart<'a> {
     pub(super) by: &'a str,
     /// How many stretches there are, up to now.
     pub(super) count: i64,
-    /// How far the watcher's clock is ahead of UTC: days are the watcher's.
-    pub(super) offset_ms: i64,
+    /// The watcher's: days begin at its midnights.
+    pub(super) time_zone: &'a str,
 }
 
 impl Chart<'_> {
     pub(super) fn draw(&self, engine: &Engine) -> Result<Value, ApiError> {
         let unit = convert::unit(self.unit)?;
         let account = convert::within(self.account)?;
-        let length_ms = match self.stretch {
-            "hour" => HOUR_MS,
-            "day" => 24 * HOUR_MS,
+        let kind = match self.stretch {
+            "hour" => PeriodKind::Hour,
+            "day" => PeriodKind::Day,
             _ => return Err(ApiError::field("stretch", "is \"hour\" or \"day\"")),
         };
         let apart = match self.by {
@@ -52,40 +50,46 @@ impl Chart<'_> {
         if !(1..=STRETCHES).contains(&self.count) {
             return Err(ApiError::field("count", format!("has to be from 1 to {STRETCHES}")));
         }
-        if !OFFSET_MS.contains(&self.offset_ms) {
-            return Err(ApiError::field("offset_ms", "is further from UTC than any clock"));
-        }
+        let calendar = Calendar::new(&Period::calendar(kind, self.time_zone))
+            .map_err(|_| ApiError::field("time_zone", "is not one, such as \"Europe/Berlin\""))?;
         let now = engine.now();
-        let local_ms = now.wall_ms + self.offset_ms;
-        let last_ms = local_ms - local_ms.rem_euclid(length_ms) - self.offset_ms;
-        let starts: Vec<i64> =
-            (0..self.count).rev().map(|back| last_ms - back * length_ms).collect();
+        let stretches = stretches(&calendar, now.wall_ms, self.count);
         let mut lines = HashMap::<String, Vec<i64>>::new();
         let mut is_whole = true;
         if let Some(reader) = engine.reader()? {
             // The newest first: where time runs out, those are what matters.
-            for (at, start_ms) in starts.iter().enumerate().rev() {
+            for (at, stretch) in stretches.iter().enumerate().rev() {
                 if engine.now().mono_ms - now.mono_ms > PATIENCE_MS {
                     is_whole = false;
                     break;
                 }
-                let spent =
-                    reader.spent(account, unit, (*start_ms, start_ms + length_ms), apart)?;
-                for (name, amount) in spent {
+                for (name, amount) in reader.spent(account, unit, *stretch, apart)? {
                     let name = if apart == Apart::Account { child(account, &name) } else { &name };
                     let line =
-                        lines.entry(name.to_owned()).or_insert_with(|| vec![0; starts.len()]);
+                        lines.entry(name.to_owned()).or_insert_with(|| vec![0; stretches.len()]);
                     line[at] = line[at].saturating_add(amount);
                 }
             }
         }
         Ok(json!({
-            "start_ms": starts,
-            "stretch_ms": length_ms,
+            "start_ms": stretches.iter().map(|(start_ms, _)| start_ms).collect::<Vec<_>>(),
             "lines": ranked(lines),
             "whole": is_whole,
         }))
     }
+}
+
+/// The last `count` stretches up to now, the oldest first: (first ms, first ms after it).
+fn stretches(calendar: &Calendar, now_ms: i64, count: i64) -> Vec<(i64, i64)> {
+    let mut at_ms = now_ms;
+    let mut back = || {
+        let bounds = calendar.bounds(at_ms);
+        at_ms = bounds.0 - 1;
+        bounds
+    };
+    let mut found: Vec<_> = (0..count).map(|_| back()).collect();
+    found.reverse();
+    found
 }
 
 /// The account directly below one on the way to another; itself where they are the same.
@@ -131,6 +135,17 @@ mod tests {
         ] {
             assert_eq!(child(account, path), expected);
         }
+    }
+
+    #[test]
+    fn days_begin_at_midnight_where_the_clocks_change() {
+        let calendar = Calendar::new(&Period::calendar(PeriodKind::Day, "Europe/Berlin"));
+        let noon_ms = 1_774_864_800_000; // 2026-03-30 12:00, the day after
+        let found = stretches(&calendar.expect("a time zone"), noon_ms, 4);
+        let hours = found.iter().map(|(start, end)| (end - start) / 3_600_000);
+        assert_eq!(hours.collect::<Vec<_>>(), [24, 24, 23, 24]);
+        assert!(found.windows(2).all(|pair| pair[0].1 == pair[1].0), "without a gap: {found:?}");
+        assert_eq!(found[3].0, noon_ms - 12 * 3_600_000);
     }
 
     #[test]

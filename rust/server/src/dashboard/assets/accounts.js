@@ -173,13 +173,16 @@ export class Accounts {
   go({ account }) {
     this.detail.show(account ?? null);
     this.root.classList.toggle("has-detail", Boolean(account));
-    this.reveal(account);
+    this.wanted = account;
+    this.reveal();
   }
 
-  /** Opens what is above an account, and goes there. */
-  reveal(account) {
-    const node = this.tree.nodes.get(account);
-    for (let up = node?.parent; up; up = up.parent) {
+  /** Opens what is above the account that is wanted, and goes there, once. */
+  reveal() {
+    const node = this.tree.nodes.get(this.wanted);
+    if (!node) return;
+    this.wanted = null;
+    for (let up = node.parent; up; up = up.parent) {
       if (!this.tree.isOpen(up)) up.isOpen = this.tree.isDirty = true;
     }
     this.move(node);
@@ -230,7 +233,7 @@ export class Accounts {
     if (this.active && !this.tree.nodes.has(this.active.path)) this.active = null;
     this.draw();
     this.detail.update(keys ?? null);
-    if (changed?.has("ready")) this.reveal(this.detail.path);
+    if (changed?.has("ready")) this.reveal();
   }
 
   draw() {
@@ -247,6 +250,13 @@ export class Accounts {
     this.grid.hidden = !this.empty.hidden;
     this.rows.setCount(shown.length);
     this.rows.draw();
+    this.place();
+  }
+
+  /** Says at which row the keyboard's place is by now. */
+  place() {
+    const at = this.tree.at.get(this.active);
+    set(this.grid, "aria-activedescendant", at === undefined ? null : `row-${at}`);
   }
 
   make() {
@@ -313,7 +323,7 @@ export class Accounts {
     put(parts.what, `${noun(now.unit)} ${per(now.period)}`.trim());
     put(parts.left, brief(now.unit, now.left));
     put(parts.rate, now.isCapacity ? "" : speed(now.unit, now.rate));
-    put(parts.end, forecast(now, true));
+    put(parts.end, forecast(now));
     parts.end.classList.toggle("soon", now.inMs != null);
   }
 
@@ -326,7 +336,7 @@ export class Accounts {
     const at = this.tree.at.get(node);
     if (at === undefined) return;
     this.rows.show(at);
-    set(this.grid, "aria-activedescendant", `row-${at}`);
+    this.place();
   }
 
   focus() {

@@ -104,6 +104,8 @@ async function start() {
   put(at("who"), `${user.name}, ${user.role}${user.account ? ` of ${user.account}` : ""}`);
   for (const id of ["tabs", "search"]) at(id).hidden = false;
   at("leave").hidden = !isSignedIn();
+  view?.leave();
+  [view, viewName] = [null, ""];
   main.replaceChildren();
   begin(askWho);
   return show();

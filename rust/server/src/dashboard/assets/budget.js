@@ -1,7 +1,7 @@
 // One budget as the live picture has it: a tuple (see `look.rs`) turned into words.
 
 import { nowMs } from "./store.js";
-import { exhaustedIn, length, show } from "./units.js";
+import { about, exhaustedIn, show } from "./units.js";
 
 /** How an account may stand, the worst last; the first: all is well. */
 export const STATES = ["", "warn", "degrade", "empty", "stop", "over", "frozen above", "frozen"];
@@ -33,9 +33,9 @@ export function barLabel({ unit, limit, held, spent, thresholds }) {
 }
 
 /** A forecast in words; empty: nothing is known, or it does not apply. */
-export function forecast({ left, inMs, rate, isCapacity }, isBrief = false) {
+export function forecast({ left, inMs, rate, isCapacity }) {
   if (isCapacity) return left <= 0 ? "full" : "";
   if (inMs === 0) return "used up";
-  if (inMs != null) return `empty in ${length(inMs, isBrief)}`;
+  if (inMs != null) return `empty in ${about(inMs)}`;
   return rate == null ? "" : "lasts";
 }

@@ -38,8 +38,9 @@ function ask({ title, fields, check, act, doing }) {
     try {
       if (!confirms) return step(true);
       go.disabled = true;
-      say(await act());
-      dialog.close();
+      const done = await act();
+      dialog.close(); // before it is said: what is behind an open dialog is not read out
+      say(done);
     } catch (error) {
       put(wrong, error.message);
     } finally {

@@ -88,8 +88,8 @@ export class History {
     const mine = this.asked;
     const { account, unit, span, by } = this.chosen;
     const [stretch, count] = SPANS[span] ?? SPANS["24h"];
-    const offset = -new Date().getTimezoneOffset() * 60_000;
-    const found = await get("/api/history", { account, unit, stretch, by, count, offset_ms: offset });
+    const { timeZone } = new Intl.DateTimeFormat().resolvedOptions();
+    const found = await get("/api/history", { account, unit, stretch, by, count, time_zone: timeZone });
     if (this.asked !== mine) return;
     const focused = this.chart.contains(document.activeElement) && document.activeElement.getAttribute("href");
     this.chart.hidden = false;
@@ -98,8 +98,9 @@ export class History {
     this.search(this.query);
   }
 
-  draw({ start_ms: starts, stretch_ms: stretchMs, lines, whole }) {
+  draw({ start_ms: starts, lines, whole }) {
     const { account, unit, span, by } = this.chosen;
+    const isByDay = SPANS[span]?.[0] === "day";
     if (!lines.length) {
       this.chart.replaceChildren(el("p", { class: "note" }, "Nothing was spent in this time."));
       return;
@@ -108,7 +109,7 @@ export class History {
     const add = (spent) => spent.reduce((sum, part) => sum + part, 0);
     const all = add(total);
     const highest = Math.max(1, ...lines.flatMap(({ spent }) => spent));
-    const when = (at) => (stretchMs > 3_600_000 ? dayOf(starts[at]) : `${dayOf(starts[at])}, ${timeOf(starts[at])}`);
+    const when = (at) => (isByDay ? dayOf(starts[at]) : `${dayOf(starts[at])}, ${timeOf(starts[at])}`);
     const name = (line) => line.name ?? `${line.others} others`;
     const isDeeper = (line) => by === "account" && line.name && line.name !== account;
     const deeper = (line) => address("history", { account: line.name, unit, span, by });

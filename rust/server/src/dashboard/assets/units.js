@@ -85,16 +85,23 @@ export function speed(unit, perSecond) {
   return `${brief(unit, Math.round(perSecond * time))}/${name}`;
 }
 
-/** A length of time in its two largest units, or in one of them. */
-export function length(ms, isBrief = false) {
+const PARTS = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"], [1000, "s"]];
+
+/** A length of time in its two largest units. */
+export function length(ms) {
   if (ms < 1000) return `${Math.round(ms)} ms`;
-  const parts = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"], [1000, "s"]];
-  const at = parts.findIndex(([size]) => ms >= size);
-  const [size, name] = parts[at];
+  const at = PARTS.findIndex(([size]) => ms >= size);
+  const [size, name] = PARTS[at];
   const whole = Math.floor(ms / size);
-  const [rest, restName] = parts[at + 1] ?? [0, ""];
-  const more = rest && !(isBrief && whole > 2) ? Math.floor((ms - whole * size) / rest) : 0;
+  const [rest, restName] = PARTS[at + 1] ?? [0, ""];
+  const more = rest && Math.floor((ms - whole * size) / rest);
   return more ? `${whole} ${name} ${more} ${restName}` : `${whole} ${name}`;
+}
+
+/** About a length of time, in one number: `119 s`, `2 min`. */
+export function about(ms) {
+  const [size, name] = PARTS.find(([size]) => ms >= 2 * size) ?? PARTS.at(-1);
+  return `${Math.max(1, Math.floor(ms / size))} ${name}`;
 }
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
