@@ -57,6 +57,55 @@ folder of the configuration. To begin with: [`config.example.toml`](../config.ex
 |---|---|---|
 {units}
 """
+ENVIRONMENT: Final = (
+    (
+        ("BURSAR_TARGET",),
+        "clients, commands",
+        "as `unix:/run/bursar/bursar.sock` or `host:7411`; `bursar run` sets it for its job",
+    ),
+    (
+        ("BURSAR_TOKEN",),
+        "clients, commands",
+        "the token to show; `bursar run` hands on an agent's",
+    ),
+    (
+        ("BURSAR_TLS_CA",),
+        "clients, commands",
+        "the file of the authorities that sidecars are trusted by, or `system`",
+    ),
+    (
+        ("BURSAR_TLS_CERTIFICATE", "BURSAR_TLS_KEY"),
+        "clients, commands",
+        "the files of the client's own certificate and its key",
+    ),
+    (
+        ("BURSAR_JOURNAL",),
+        "clients",
+        "the folder that keeps what the sidecar has not heard yet",
+    ),
+    (
+        ("BURSAR_CONFIG",),
+        "commands",
+        "the configuration, where `--config` does not name it",
+    ),
+    (
+        ("BURSAR_ACCOUNT",),
+        "the adapter of vLLM",
+        "the account that pays; `bursar run` sets it for its job",
+    ),
+    (
+        ("BURSAR_ACCOUNT_HEADER", "BURSAR_FREE_PATHS", "BURSAR_PRICED"),
+        "the adapter of vLLM",
+        "see [the recipe](recipes.md#a-vllm-server)",
+    ),
+    (("BURSAR_JOB",), "jobs", "set by `bursar run`: the job's id"),
+    (
+        ("BURSAR_EVENT", "BURSAR_EVENT_ID"),
+        "commands of `[[notify.commands]]`",
+        "set for them: the event's name and id",
+    ),
+)
+"""Variables, who reads them, and what they say."""
 WITH_EXAMPLES: Final = {"text", "list of text", "number", "integer or text", "table"}
 """Types that do not say by themselves what is written."""
 _SIZES: Final = ((" MiB", 2**20), (" KiB", 2**10), (" B", 1))
@@ -74,7 +123,12 @@ def configuration() -> str:
     head = HEAD.format(period=period, units=units)
     seen: dict[type[BaseModel], str] = {}
     sections = _sections(Config, "", seen)
-    return head + "".join(sections)
+    rows = (
+        f"| {', '.join(f'`{name}`' for name in names)} | {reader} | {says} |\n"
+        for names, reader, says in ENVIRONMENT
+    )
+    foot = "\n## Environment\n| variable | who reads it | what it says |\n|---|---|---|\n"
+    return head + "".join(sections) + foot + "".join(rows)
 
 
 def _sections(model: type[BaseModel], path: str, seen: dict[type[BaseModel], str]) -> list[str]:

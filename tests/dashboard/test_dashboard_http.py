@@ -368,7 +368,13 @@ def test_history_is_the_sum_of_the_entries(opened: Daemon, client: Client) -> No
     assert lines(unit="usd_nanos", by="model")["large"] == 45_000
     held.release()
     for wrong in ("stretch=week", "by=x", "count=0", "count=1000", "time_zone=Mars", "unit=x"):
-        query = {"unit": "tokens", "stretch": "day", "by": "model", "count": "1", "time_zone": "UTC"}
+        query = {
+            "unit": "tokens",
+            "stretch": "day",
+            "by": "model",
+            "count": "1",
+            "time_zone": "UTC",
+        }
         query |= dict([wrong.split("=")])
         text = "&".join(f"{key}={value}" for key, value in query.items())
         assert asker.get(f"/api/history?{text}").status == 400, wrong

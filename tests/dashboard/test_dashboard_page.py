@@ -119,7 +119,8 @@ def test_a_forecast_is_one_number_that_its_column_has_room_for(
     row(page, "acme").wait_for()
     said = page.evaluate("""async () => {
         const { forecast } = await import("/assets/budget.js");
-        const cell = [...document.querySelectorAll(".row .end")].find((one) => one.checkVisibility());
+        const cells = [...document.querySelectorAll(".row .end")];
+        const cell = cells.find((one) => one.checkVisibility());
         return [619, 119_999, 150_000, 7_199_000, 172_799_000, 1e9].map((inMs) => {
             cell.textContent = forecast({ inMs, rate: 1 });
             return [cell.textContent, cell.scrollWidth <= cell.clientWidth];

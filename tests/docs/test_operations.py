@@ -21,12 +21,14 @@ from bursar.testing import Sidecar
 
 PAGE = DOCS / "operations.md"
 Environment = Callable[..., dict[str, str]]
-NEEDS_A_HOST = ("/opt/bursar/bin/pip", "pip", "systemctl", "export")
+NEEDS_A_HOST = ("/opt/bursar/bin/pip", "pip", "systemctl", "export", "install", "mv")
 """What changes a host, or its shell."""
+AS_THE_SIDECAR = "runuser -u bursar -- "
 
 
 def lines() -> list[str]:
-    return [line for one in blocks(PAGE, "sh") for line in one.splitlines() if line]
+    found = [line for one in blocks(PAGE, "sh") for line in one.splitlines() if line]
+    return [line.removeprefix(AS_THE_SIDECAR) for line in found]
 
 
 def commands(containing: str) -> list[str]:
@@ -81,6 +83,44 @@ def test_commands_run_beside_a_sidecar(  # noqa: PLR0917 -- from fixtures, by na
             ran = run(command, folder, environment(sidecar))
             start = " ".join(command.split()[:2])
             assert ran.returncode == codes.get(start, 0), (command, ran.stdout, ran.stderr)
+
+
+def test_a_damaged_store_is_replaced_by_the_last_backup_step_by_step(
+    folder: Path, configuration: str, environment: Environment
+) -> None:
+    """On a host of its own: with other folders, as one user, and without systemd."""
+    backups = folder / "backups"
+
+    def steps(containing: str) -> list[str]:
+        here = {
+            AS_THE_SIDECAR: "",
+            "-o bursar -g bursar ": "",
+            "/var/lib/bursar": str(folder),
+            "/var/backups/bursar": str(backups),
+            "2026-11-28": "$(date +%F)",
+            "bursar backup": f"bursar backup --config {folder}/bursar.toml",
+        }
+        text = block(PAGE, "sh", containing)
+        for there, instead in here.items():
+            text = text.replace(there, instead)
+        return [line for line in text.splitlines() if not line.startswith("systemctl")]
+
+    with Sidecar(configuration, folder=folder) as sidecar:
+        with sidecar.client() as client:
+            client.record("acme/research/a", tokens=40)
+        for step in steps("$(date +%F)"):
+            ran = run(step, folder, environment(sidecar))
+            assert ran.returncode == 0, (step, ran.stderr)
+        sidecar.terminate()
+        (folder / "ledger.db").write_bytes(b"damaged")
+        for step in steps("/var/lib/bursar/damaged"):
+            ran = run(step, folder, environment(sidecar))
+            assert ran.returncode == 0, (step, ran.stderr)
+        sidecar.start()
+        with sidecar.client() as client:
+            spent = {one.unit: one.spent for one in client.get_account("acme/research/a").balances}
+    assert spent["tokens"] == 40
+    assert (folder / "damaged/ledger.db").read_bytes() == b"damaged"
 
 
 def test_the_watch_writes_lines_and_ends_where_it_says(

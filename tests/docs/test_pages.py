@@ -1,5 +1,6 @@
 """No page is stale, no link is dead: what is generated is as it would be made now."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ PAGES = [
     *sorted((ROOT / "sidecar").rglob("*.md")),
     *sorted((ROOT / "tests/clients").glob("*.md")),
 ]
+VARIABLE = re.compile(r"\bBURSAR_[A-Z_]+\b")
 
 
 def test_the_generated_pages_are_as_they_would_be_made_now(tmp_path: Path) -> None:
@@ -24,6 +26,17 @@ def test_the_generated_pages_are_as_they_would_be_made_now(tmp_path: Path) -> No
     assert sorted(made) == ["api.md", "configuration.md"]
     stale = [name for name, text in made.items() if (DOCS / name).read_text("utf-8") != text]
     assert stale == [], "run sidecar/docs/generate.py"
+
+
+def test_every_variable_of_the_environment_is_there() -> None:
+    """Those that the Python package names, but for an example's own."""
+    sources = (ROOT / "python/bursar").rglob("*.py")
+    read = {name for path in sources for name in VARIABLE.findall(path.read_text("utf-8"))}
+    told = VARIABLE.findall(
+        " ".join(row[0] for row in rows(DOCS / "configuration.md", "Environment"))
+    )
+    assert set(told) == read - {"BURSAR_WEBHOOK_SECRET"}
+    assert len(told) == len(set(told))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -44,7 +44,8 @@ class LocalCaller(_Grant):
     )
     group: str | int | None = Field(
         default=None,
-        description="a group that the caller is in, as its primary or another one",
+        description="a group that the caller is in, as its primary or another one; a row with a "
+        "group alone does not mean root or the sidecar's own user",
         json_schema_extra=right('write a name or an id, such as "ml" or 1000'),
     )
     cgroup: str | None = Field(
