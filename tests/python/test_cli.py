@@ -325,6 +325,28 @@ def test_an_age_is_a_moment_in_the_past() -> None:
     assert 7200 <= age < 7260
 
 
+@pytest.mark.parametrize(
+    ("unit", "amount", "shown"),
+    [
+        ("tokens", 999, "999 tokens"),
+        ("tokens", 1_500, "1,500 tokens"),
+        ("calls", 1_000_000, "1,000,000 calls"),
+        ("concurrency", 4, "4 concurrency"),
+        ("gpu_ms", 125_000, "2 min 5 s"),
+        ("usd_nanos", 2_500_000_000, "$2.50"),
+    ],
+)
+def test_what_a_reservation_holds_is_shown_with_its_unit(
+    monkeypatch: pytest.MonkeyPatch, unit: str, amount: int, shown: str
+) -> None:
+    pending, amounts = bursar.ReservationState.PENDING, {unit: amount}
+    held = bursar.ReservationInfo("r", pending, "a", amounts, {}, {}, 0, TIME, TIME, 1_000, "", "")
+    found = bursar.OpenReservation(held, bursar.Debiting.CALLS)
+    monkeypatch.setattr(FakeClient, "list_reservations", lambda *_: [found], raising=False)
+    line = run(monkeypatch, "account", "reservations")[0].stdout.splitlines()[-1]
+    assert line.startswith(f"a        {shown}  ")
+
+
 def test_tables_are_drawn_by_rich_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

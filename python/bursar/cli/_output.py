@@ -28,6 +28,9 @@ _VERDICT_STYLES: Final = {
     "STOP": "bold red",
 }
 
+COUNTS: Final = frozenset({"tokens", "calls", "concurrency"})
+"""Units whose amounts are shown as bare numbers."""
+
 Cell = str
 BALANCE_COLUMNS: Final = ("unit", "period", "limit", "spent", "held", "remaining", "used", "resets")
 RIGHT_ALIGNED: Final = frozenset(

@@ -8,6 +8,7 @@ import click
 
 from bursar.cli._output import (
     BALANCE_COLUMNS,
+    COUNTS,
     Cell,
     balance_cells,
     echo_json,
@@ -169,7 +170,7 @@ def reservation_cells(one: OpenReservation, now: datetime) -> list[Cell]:
 
     def amounts(found: Mapping[str, int]) -> str:
         shown = ((unit, show_amount(unit, amount)) for unit, amount in found.items())
-        return ", ".join(f"{one} {unit}" if one.isdecimal() else one for unit, one in shown)
+        return ", ".join(f"{one} {unit}" if unit in COUNTS else one for unit, one in shown)
 
     def lasting(since: datetime | None, until: datetime | None) -> str:
         seconds = round((until - since).total_seconds()) if since and until else 0

@@ -12,7 +12,7 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from bursar.cli._output import safe, share
+from bursar.cli._output import COUNTS, safe, share
 from bursar.cli.top._tree import STATES, Pace, Row, state
 from bursar.models import Account, Balance, Threshold
 from bursar.units import (
@@ -42,7 +42,6 @@ _SHORT_UNITS: Final = {
     "energy_mj": "energy",
     "vram_mib_s": "vram-time",
 }
-_COUNTS: Final = frozenset({"tokens", "calls", "concurrency"})
 _SUFFIXES: Final = MappingProxyType({"T": 10**12, "G": 10**9, "M": 10**6, "k": 10**3})
 _DECIMAL: Final = re.compile(r"\d+(\.\d+)?")
 _GROUPED_BELOW: Final = 100_000
@@ -60,7 +59,7 @@ def amount(unit: str, value: int) -> str:
         if nanos < _GROUPED_BELOW * _NANOS:
             return f"{sign}${nanos // 10**7 / 100:,.2f}"
         return f"{sign}${_scaled(nanos // _NANOS)}"
-    if unit in _COUNTS:
+    if unit in COUNTS:
         return f"{'-' if value < 0 else ''}{_scaled(abs(value))}"
     return signed(unit, value)
 
@@ -79,7 +78,7 @@ def exact(unit: str, value: int) -> str:
 def read_amount(unit: str, text: str) -> int:
     """Reads an amount as `parse_amount` does, and counts as they are shown here: ``2.5M``."""
     number, suffix = text.strip()[:-1], text.strip()[-1:]
-    if unit in _COUNTS and suffix in _SUFFIXES and _DECIMAL.fullmatch(number):
+    if unit in COUNTS and suffix in _SUFFIXES and _DECIMAL.fullmatch(number):
         return parse_amount(unit, f"{Decimal(number) * _SUFFIXES[suffix]:f}")
     return parse_amount(unit, text)
 
