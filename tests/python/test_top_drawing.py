@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -125,6 +125,7 @@ def test_a_forecast_has_at_most_five_cells(pace: Pace | None, shown: str) -> Non
     assert len(shown) <= 5
 
 
+@example(4, 1, 6, 3, [])
 @given(AMOUNTS, AMOUNTS, AMOUNTS, st.integers(3, 60), st.lists(st.integers(1, 1_000), max_size=4))
 def test_a_bar_is_as_wide_as_it_is_told_and_hides_nothing(
     spent: int, held: int, limit: int, width: int, permilles: list[int]

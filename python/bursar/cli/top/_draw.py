@@ -149,7 +149,8 @@ def bar(balance: Balance, thresholds: Sequence[Threshold], width: int) -> list[P
     spent = cells(balance.spent, balance.limit, width)
     taken = cells(balance.spent + balance.held, balance.limit, width)
     if balance.held > 0 and taken == spent:
-        taken, spent = (taken + 1, spent) if taken < width else (taken, spent - 1)
+        most = width if balance.spent + balance.held >= balance.limit else width - 1
+        taken, spent = (taken + 1, spent) if taken < most else (taken, spent - 1)
     marks = {one.permille * width // 1000 for one in thresholds}
     pieces: list[Piece] = []
     for at in range(width):
