@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,7 +13,7 @@ from support.daemon import Daemon
 from support.screen import top
 
 import bursar
-from bursar import Role, Threshold, Verdict
+from bursar import Entry, EntryKind, Role, Threshold, Verdict
 from bursar.cli.top._entries import ENTRIES_MAX
 from bursar.processes import Incident, IncidentCause, IncidentState, IncidentStep
 
@@ -248,6 +248,25 @@ async def test_entries_are_filtered_by_the_sidecar_and_paged(daemon: Daemon) -> 
             await screen.press("escape")
             await screen.press("escape")
             await screen.has("spend")
+
+
+async def test_the_pages_before_are_a_key_away_where_nothing_is_found(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = datetime.now(UTC) - timedelta(days=10)
+    old = Entry(1, moment, "acme", "", "tokens", EntryKind.SPEND, 4_321, moment, "")
+
+    def listed(*_: object, start_time: datetime, **__: object) -> Iterator[Entry]:
+        return iter([old] if start_time <= moment else [])
+
+    monkeypatch.setattr(bursar.Client, "list_entries", listed)
+    async with top(daemon.target, size=(120, 40)) as screen:
+        await screen.has("deep")
+        await screen.press("2", "o", "o")  # what is not yet there has no page before
+        await screen.has("no such entries", "o: older")
+        await screen.until(lambda _: screen.app._page)
+        await screen.press("o", "o")
+        await screen.has("up to", "4,321")
 
 
 async def test_what_was_spent_is_summed_by_hour_and_by_day_and_goes_on(daemon: Daemon) -> None:

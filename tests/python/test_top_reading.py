@@ -1,12 +1,16 @@
 """What `bursar top` reads of entries: pages that lose nothing, sums that count nothing twice."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 import bursar
 from bursar import Entry, EntryKind
-from bursar.cli.top._entries import ENTRIES_MAX, EntryReader, Filters
+from bursar.cli.top import _entries
+from bursar.cli.top._entries import ENTRIES_MAX, EntryReader, Filters, Page
 from bursar.cli.top._history import SpentOf, SpentReader
 
 
@@ -46,6 +50,40 @@ def test_pages_of_entries_follow_each_other_and_lose_nothing_of_what_is_cut() ->
         page = reader.read(Filters(before=page[-1]))
         seen += [one for one in page if one not in seen]
     assert seen == ledger.entries[::-1]
+
+
+def test_pages_of_a_busy_sidecar_begin_with_the_latest_and_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More a minute than are read at a time, and as many in one millisecond, after a quiet hour."""
+    monkeypatch.setattr(_entries, "_READ_MAX", 400)
+    count = 2_000
+    ages = [timedelta(seconds=50) - timedelta(milliseconds=20 * at) for at in range(count)]
+    ledger = Ledger(*(entry(at, age) for at, age in enumerate(ages, count)))
+    burst = datetime.now(UTC) - timedelta(hours=1)
+    at_once = [replace(entry(at, timedelta(0)), time=burst) for at in range(count)]
+    ledger.entries = [*at_once, *ledger.entries]
+    reader = EntryReader(ledger)
+    page = reader.read(Filters())
+    seen = dict.fromkeys(page)
+    while page[-1].sequence > 0:
+        page = reader.read(Filters(before=page[-1]))
+        assert len(page) > 1
+        seen |= dict.fromkeys(page)
+    assert list(seen) == ledger.entries[::-1]
+
+
+def test_the_latest_of_a_week_are_found_and_the_pages_before_go_on_from_there() -> None:
+    old, older = entry(2, timedelta(days=6)), entry(1, timedelta(days=30))
+    reader = EntryReader(Ledger(older, old))
+    assert reader.read(Filters()) == (old,)
+    reader = EntryReader(Ledger(older))
+    page = Page(Filters(), reader.read(Filters()))
+    assert page.entries == ()
+    page = Page(page.older(), reader.read(page.older()))
+    assert page.entries == (older,)
+    since = Filters(since=datetime.now(UTC) - timedelta(days=1))
+    assert Page(since, ()).older() == since
 
 
 def test_entries_from_a_time_on_are_found_however_long_ago_it_is() -> None:

@@ -26,7 +26,7 @@ from bursar.cli.top import _panels as panels
 from bursar.cli.top._accounts import AccountsView
 from bursar.cli.top._dialogs import Choice, Help, Question, Story, WhichEntries
 from bursar.cli.top._draw import exact, short_duration
-from bursar.cli.top._entries import Filters
+from bursar.cli.top._entries import Filters, Page
 from bursar.cli.top._feed import FINDINGS_MAX, Feed, News, Wanted
 from bursar.cli.top._history import STRETCHES, SpentOf
 from bursar.cli.top._tree import AccountTree
@@ -140,7 +140,7 @@ class TopApp(App[None]):
         self._stretch = "hour"
         self._field = Input(id="filter", placeholder="filter", max_length=200, compact=True)
         self.principal: Principal | None = None
-        self._entries: tuple[bursar.Entry, ...] = ()
+        self._page: Page | None = None
         self._incidents: tuple[Incident, ...] = ()
         self._reservations: tuple[bursar.OpenReservation, ...] = ()
         self._findings: deque[Finding] = deque(maxlen=FINDINGS_MAX)
@@ -191,7 +191,7 @@ class TopApp(App[None]):
         self.budgets.update(news.budgets)
         self._troubles.update(news.troubles)
         self.principal = news.principal or self.principal
-        self._entries = self._entries if news.entries is None else news.entries
+        self._page = news.entries or self._page
         self._incidents = self._incidents if news.incidents is None else news.incidents
         if news.reservations is not None:
             self._reservations = news.reservations
@@ -210,7 +210,8 @@ class TopApp(App[None]):
             self.view.update()
             self._show_detail()
         elif self._shown == "entries":
-            self._lists["entries"].show(panels.entry_lines(self._entries), self._narrow)
+            entries = self._page.entries if self._page else ()
+            self._lists["entries"].show(panels.entry_lines(entries), self._narrow)
         elif self._shown == "incidents":
             lines = panels.incident_lines(self._incidents, tuple(self._findings))
             self._lists["incidents"].show(lines, self._narrow)
@@ -358,9 +359,9 @@ class TopApp(App[None]):
         self._show()
 
     def action_older(self) -> None:
-        """Shows the entries before the oldest that is shown."""
-        if self._entries:
-            self._which = replace(self._which, before=self._entries[-1])
+        """Shows the entries before the oldest that is shown, once those asked for are."""
+        if self._page and self._page.filters == self.feed.wanted.entries:
+            self._which = self._page.older()
             self._show()
 
     def action_newest(self) -> None:

@@ -14,10 +14,10 @@ from typing import Final
 import bursar
 from bursar.access import Principal
 from bursar.cli._follow import Away, Snapshot, follow
-from bursar.cli.top._entries import EntryReader, Filters
+from bursar.cli.top._entries import EntryReader, Filters, Page
 from bursar.cli.top._history import Spent, SpentOf, SpentReader
 from bursar.exceptions import BursarError
-from bursar.models import Account, AccountChanges, Budget, Entry, Finding, OpenReservation
+from bursar.models import Account, AccountChanges, Budget, Finding, OpenReservation
 from bursar.processes import Incident, Processes
 
 INCIDENTS_MAX: Final = 200
@@ -61,7 +61,7 @@ class News:
     findings: list[Finding] = field(default_factory=list)
     budgets: dict[str, tuple[Budget, ...]] = field(default_factory=dict)
     principal: Principal | None = None
-    entries: tuple[Entry, ...] | None = None
+    entries: Page | None = None
     reservations: tuple[OpenReservation, ...] | None = None
     incidents: tuple[Incident, ...] | None = None
     processes: Processes | None = None
@@ -215,7 +215,7 @@ class Feed:
                 self._news.budgets[path] = budgets
 
     def _read_entries(self, filters: Filters) -> None:
-        found = self._entries.read(filters)
+        found = Page(filters, self._entries.read(filters))
         with self._lock:
             self._news.entries = found
 

@@ -148,7 +148,8 @@ def entry_lines(entries: Sequence[Entry]) -> list[Line]:
 def in_short(filters: Filters) -> list[str]:
     """The filters in a few words."""
     since, until = show_time(filters.since), show_time(filters.until)
-    oldest = show_time(filters.before.time) if filters.before else ""
+    before = filters.before
+    oldest = show_time(before.time if isinstance(before, Entry) else before)
     told = {"since": since, "until": until, "up to": oldest}
     times = [f"{word} {moment}" for word, moment in told.items() if moment]
     return [*filter(None, (filters.kind, filters.unit, safe(filters.reservation))), *times]
