@@ -345,10 +345,11 @@ class TopApp(App[None]):
 
     @on(DataTable.RowSelected)
     def row_selected(self, event: DataTable.RowSelected) -> None:
-        """Shows all about one line."""
-        lines = self._lists[self._shown].shown
-        if lines:
-            self.push_screen(Story(lines[event.cursor_row].story))
+        """Shows all about one line, if it is still there."""
+        table = event.data_table
+        line = table.line(event.row_key.value) if isinstance(table, panels.Table) else None
+        if line is not None:
+            self.push_screen(Story(line.story))
 
     @work(exclusive=True, group="filters")
     async def action_filters(self) -> None:

@@ -1,6 +1,7 @@
 """What is shown beside the tree: the details of one account, and the lists. They only show."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Final
@@ -9,6 +10,8 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.coordinate import Coordinate
+from textual.geometry import Size
 from textual.widgets import DataTable, Static
 
 from bursar.cli import accounts, gpu, incidents, log
@@ -29,8 +32,9 @@ INCIDENT_COLUMNS: Final = ("when", "state", "account", "why", "came back", "took
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of a list, and what there is to say of it."""
+    """A row of a list: what tells it from others, what it shows, and what there is to say of it."""
 
+    key: str
     cells: list[Cell]
     story: list[str]
 
@@ -104,23 +108,63 @@ class Table(DataTable[Text]):
         super().__init__(id=name, cursor_type="row", zebra_stripes=False)
         self._names = columns
         self._nothing = nothing
-        self.shown: list[Line] | None = None
+        self._shown: dict[str, Line] | None = None
 
     def show(self, lines: Sequence[Line], narrow: str) -> None:
-        """Shows the lines that contain the text, where they are others than before."""
+        """Shows the lines that contain the text; the cursor stays on its line."""
         wanted = narrow.casefold()
-        kept = [one for one in lines if wanted in "  ".join(one.cells).casefold()]
-        if kept == self.shown:
+        kept = (one for one in lines if wanted in "  ".join(one.cells).casefold())
+        shown, before = _by_key(kept), self._shown
+        self._shown = shown
+        if before is None or list(shown) != list(before):
+            self._rebuild(list(before or ()))
             return
-        self.shown = kept
-        at = self.cursor_row
+        for at, name in enumerate(self._names):
+            cells = {key: one.cells[at] for key, one in shown.items()}
+            changed = [key for key, cell in cells.items() if cell != before[key].cells[at]]
+            self._update(name, {key: Text(safe(cells[key])) for key in changed})
+
+    def line(self, key: str | None) -> Line | None:
+        """The line of a row, unless it is no longer shown."""
+        return (self._shown or {}).get(key or "")
+
+    def _update(self, name: str, changed: dict[str, Text]) -> None:
+        # The widest alone is measured: each would be with its whole column.
+        widest = max(changed, key=lambda key: changed[key].cell_len, default="")
+        for key, cell in changed.items():
+            self.update_cell(key, name, cell, update_width=key == widest)
+
+    def _rebuild(self, before: list[str]) -> None:
+        shown = self._shown or {}
+        at, left, top = self.cursor_row, self.scroll_x, self.scroll_y
+        # Who is at the top stays there and sees what is new.
+        follows = before[at] if at < len(before) and (at or top) else ""
+        to = next((row for row, key in enumerate(shown) if key == follows), at)
+        # Past the watcher of the cursor, which would scroll to it.
+        self.set_reactive(DataTable.cursor_coordinate, Coordinate(0, 0))
         self.clear(columns=True)  # their widths are those of what is shown, not of what once was
-        self.add_columns(*(name.upper() for name in self._names if kept))
-        for one in kept:
-            self.add_row(*(Text(safe(cell)) for cell in one.cells))
-        if not kept:
+        for name in self._names if shown else ():
+            self.add_column(name.upper(), key=name)
+        for key, one in shown.items():
+            self.add_row(*(Text(safe(cell)) for cell in one.cells), key=key)
+        if not shown:
             self.add_column(self._nothing)
-        self.move_cursor(row=at)
+        self.set_reactive(
+            DataTable.cursor_coordinate, Coordinate(max(0, min(to, len(shown) - 1)), 0)
+        )
+        # It measures itself later, and is scrolled no further than it is high.
+        self.virtual_size = Size(self.virtual_size.width, len(shown) + self.header_height)
+        self.scroll_to(left, top + to - at, animate=False)
+
+
+def _by_key(lines: Iterable[Line]) -> dict[str, Line]:
+    """The lines by their keys; those of one key are counted."""
+    counts: Counter[str] = Counter()
+    found = {}
+    for one in lines:
+        counts[one.key] += 1
+        found[f"{one.key} {counts[one.key]}"] = one
+    return found
 
 
 class Entries(Table):
@@ -141,7 +185,8 @@ def entry_lines(entries: Sequence[Entry]) -> list[Line]:
         row = [by_name[name] for name in ENTRY_COLUMNS]
         row[0] = row[0].partition("-")[2].partition(".")[0]  # the rest is in its story
         row[-1] = by_name["detail"] or row[-1]
-        lines.append(Line(row, [f"{name:<12}{cell}" for name, cell in by_name.items() if cell]))
+        story = [f"{name:<12}{cell}" for name, cell in by_name.items() if cell]
+        lines.append(Line(str(entry.sequence), row, story))
     return lines
 
 
@@ -163,7 +208,8 @@ def reservation_lines(found: Sequence[OpenReservation], now: datetime) -> list[L
         named = zip(accounts.RESERVATION_COLUMNS, cells, strict=True)
         story = [f"{name:<12}{cell}" for name, cell in named if cell]
         parent = one.reservation.parent_reservation
-        lines.append(Line(cells, [*story, *([f"{'parent':<12}{parent}"] if parent else [])]))
+        story += [f"{'parent':<12}{parent}"] if parent else []
+        lines.append(Line(one.reservation.id, cells, story))
     return lines
 
 
@@ -172,10 +218,11 @@ def incident_lines(found: Sequence[Incident], findings: Sequence[Finding]) -> li
     lines = []
     for one in found:
         cells = dict(zip(incidents.COLUMNS, incidents.cells(one), strict=True))
-        lines.append(Line([cells[name] for name in INCIDENT_COLUMNS], incidents.story(one)))
+        row = [cells[name] for name in INCIDENT_COLUMNS]
+        lines.append(Line(one.id, row, incidents.story(one)))
     for each in findings:
         words = [show_time(each.time), each.action, each.account, runaway(each)]
-        lines.append(Line([*words, "", "", ""], words))
+        lines.append(Line("  ".join(words), [*words, "", "", ""], words))
     return sorted(lines, key=lambda line: line.cells[0], reverse=True)
 
 
