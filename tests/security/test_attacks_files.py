@@ -142,7 +142,7 @@ def test_a_link_to_the_socket_of_another_is_no_way_to_take_its_place(
 ) -> None:
     with Daemon() as other:
         daemon.socket_path.symlink_to(other.socket_path)
-        refused(daemon, "another daemon listens on it")
+        refused(daemon, "another sidecar listens on it")
         with other.client() as client:
             client.set_budget("acme", unit="tokens", limit=1)
 

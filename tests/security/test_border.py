@@ -46,7 +46,7 @@ def test_a_second_daemon_on_the_same_socket_is_refused_and_the_first_serves_on(
 ) -> None:
     second = Daemon()
     second.socket_path = daemon.socket_path
-    with pytest.raises(bursar.SidecarUnavailable, match="another daemon listens on it"), second:
+    with pytest.raises(bursar.SidecarUnavailable, match="another sidecar listens on it"), second:
         pass
     with daemon.client() as client:
         client.list_accounts()

@@ -208,7 +208,7 @@ def test_the_daemons_own_group_and_those_above_it_are_refused(
 ) -> None:
     monkeypatch.setattr(cgroups, "mount_point", lambda: Path("/nowhere"))
     monkeypatch.setattr(cgroups, "path_of", lambda _: own)
-    with pytest.raises(ValueError, match="holds the daemon itself"):
+    with pytest.raises(ValueError, match="holds the sidecar itself"):
         cgroups.check_job_group("/bursar-a", os.getpid())
 
 

@@ -161,7 +161,7 @@ class StoreSection(Section):
 
 
 class LimitsSection(Section):
-    """`[limits]`: how many things the daemon keeps; at a limit it refuses, it never evicts."""
+    """`[limits]`: how many things the sidecar keeps; at a limit it refuses, it never evicts."""
 
     max_accounts: int = Field(
         default=100_000,

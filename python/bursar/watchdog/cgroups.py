@@ -191,11 +191,11 @@ def check_job_group(path: str, pid: int) -> None:
     folder = _own_folder(path)
     own = path_of(os.getpid())
     if own is None:
-        raise ValueError("the daemon cannot name its own cgroup, so it takes none from a client")
+        raise ValueError("the sidecar cannot name its own cgroup, so it takes none from a client")
     if f"{own}/".startswith(f"{path}/"):
-        raise ValueError(f"{path} holds the daemon itself; give the job a group of its own")
+        raise ValueError(f"{path} holds the sidecar itself; give the job a group of its own")
     if not folder.is_dir():
-        raise ValueError(f"there is no cgroup {path}, as the daemon sees the hierarchy")
+        raise ValueError(f"there is no cgroup {path}, as the sidecar sees the hierarchy")
     if path_of(pid) != path:
         raise ValueError(f"process {pid} is not in the cgroup {path}; move it there first")
     found = {one for group in _tree(folder) for one in _processes(group)}

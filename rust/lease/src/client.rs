@@ -30,7 +30,7 @@ const PASSING: [u16; 2] = [16, 18];
 #[derive(Debug, thiserror::Error)]
 pub enum Unattached {
     /// No daemon answers at the lease socket.
-    #[error("no daemon answers at the lease socket: {0}")]
+    #[error("no sidecar answers at the lease socket: {0}")]
     Away(io::Error),
     /// The daemon refused.
     #[error("{message}")]

@@ -58,7 +58,7 @@ impl Engine {
             "AccountService/RetireAccount" => self.answer(request, |r| self.retire_account(r)),
             "AccountService/ListEntries" => self.answer(request, |r| self.list_entries(r)),
             _ if method.starts_with("ProcessService/") => Err(process::unavailable(
-                "there is no watchdog here: call the daemon at its socket",
+                "there is no watchdog here: call the sidecar at its socket",
             )),
             _ => Err(ApiError::field("method", format!("there is no {method:?} here"))),
         }

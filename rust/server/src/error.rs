@@ -45,7 +45,7 @@ impl ApiError {
 
     /// The daemon takes no new work.
     pub(crate) fn shutting_down() -> ApiError {
-        let message = "the daemon is shutting down: connect again";
+        let message = "the sidecar is shutting down: connect again";
         ApiError::new(ErrorReason::ShuttingDown, message)
     }
 

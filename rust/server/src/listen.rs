@@ -133,7 +133,7 @@ impl Beside<'_> {
 fn bind_unix(path: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            let message = "another daemon listens on it";
+            let message = "another sidecar listens on it";
             return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

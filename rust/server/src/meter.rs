@@ -198,7 +198,7 @@ impl MeterStream {
     fn gather(&mut self, context: &mut Context<'_>) -> Result<u64, ApiError> {
         let heard = self.place.look(context);
         if heard.draining {
-            let message = "the daemon is draining: meter again on a new connection";
+            let message = "the sidecar is draining: meter again on a new connection";
             return Err(ApiError::new(ErrorReason::ShuttingDown, message));
         }
         for (id, state) in heard.ended {

@@ -301,7 +301,7 @@ impl Caller {
     /// Whether it may read of the daemon as a whole: observers and operators of all accounts.
     pub(crate) fn may_oversee(&self) -> Result<(), ApiError> {
         match self.role {
-            Role::Agent => Err(self.not_allowed("may not read of the whole daemon")),
+            Role::Agent => Err(self.not_allowed("may not read of the whole sidecar")),
             Role::Observer | Role::Operator => self.may(Act::Read, ""),
         }
     }

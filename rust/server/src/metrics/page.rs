@@ -55,7 +55,7 @@ impl Metrics {
         page.family("bursar_build_info", Kind::Gauge, "The version that runs.");
         page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
         let start_ns = self.start_ms.max(0).unsigned_abs().saturating_mul(1_000_000);
-        let help = "When the daemon was started, in Unix time.";
+        let help = "When the sidecar was started, in Unix time.";
         page.one("bursar_start_time_seconds", Kind::Gauge, help, Seconds(start_ns));
         let failed = u8::from(self.api.engine.failure().is_some());
         let help = "Whether only reads are answered, since the store has failed.";
