@@ -406,6 +406,18 @@ def test_without_the_package_nothing_is_told() -> None:
     assert python(without, loaded) == "OK stop\n"
 
 
+def test_with_a_package_that_is_too_old_nothing_is_told() -> None:
+    old = """
+from types import SimpleNamespace as Module
+class Meter:
+    def create_histogram(self, name, unit="", description=""):
+        raise AssertionError("it is given buckets")
+metrics = Module(get_meter=lambda *_: Meter())
+sys.modules["opentelemetry"] = Module(metrics=metrics, trace=Module(get_tracer=lambda *_: None))
+"""
+    assert python(old) == "OK stop\n"
+
+
 def test_without_a_provider_nothing_is_told() -> None:
     assert python(after="assert 'opentelemetry.sdk' not in sys.modules") == "OK stop\n"
 

@@ -2,8 +2,9 @@
 
 Written to where a generation begins, where its verdict gets worse, and where it ends; steps do not
 come here. No text is recorded: no prompt, no output, no message of an error. Without the package
-`opentelemetry-api` there is nothing to write to, and without providers of the application's the
-package itself does nothing. The names are listed in `sidecar/TELEMETRY.md`.
+`opentelemetry-api`, or with one that is too old, there is nothing to write to, and without
+providers of the application's the package itself does nothing. The names are listed in
+`sidecar/TELEMETRY.md`.
 """
 
 import contextlib
@@ -123,7 +124,16 @@ def instruments(tracers: Any = None, meters: Any = None) -> Instruments:  # noqa
     )
 
 
-_OURS: Instruments | None = instruments() if _IS_INSTALLED else None
+def _ours() -> Instruments | None:
+    if not _IS_INSTALLED:
+        return None
+    try:
+        return instruments()
+    except TypeError:  # before 1.30 histograms do not take their buckets
+        return None
+
+
+_OURS: Final = _ours()
 
 
 def provider_name(told: str) -> str:
