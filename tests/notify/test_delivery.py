@@ -225,8 +225,10 @@ def test_410_ends_a_receiver_until_its_address_is_another(tmp_path: Path) -> Non
         time.sleep(1.5)
         assert len(gone.requests) == 1
         assert "answered 410: it is told nothing more" in daemon.log
+        assert daemon.rows()["hook"].failures == 1
         daemon.configure(webhook(tmp_path, other))
         daemon.restart()
+        assert daemon.rows()["hook"].failures == 0, "the other address has not failed"
         with daemon.client() as client:
             client.freeze("again")
         other.saw(1)

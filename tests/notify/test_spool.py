@@ -106,6 +106,23 @@ def test_what_was_let_go_while_it_was_told_is_not_counted_as_lost(spool: Spool) 
     assert spool.standing("a").lost == 0  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_at_another_address_nothing_has_failed_yet(spool: Spool, *, is_gone: bool) -> None:
+    for _ in range(2):
+        spool.failed("a", "it does not answer")
+    if is_gone:
+        spool.end("a")
+    before = spool.standing("a")
+    spool.receive([Receiver("a")])
+    assert spool.standing("a") == before
+    spool.receive([Receiver("a", address="y")])
+    after = spool.standing("a")
+    assert before is not None
+    assert after is not None
+    assert (before.is_gone, before.failures, before.failure) == (is_gone, 2, "it does not answer")
+    assert (after.is_gone, after.failures, after.failure_ms, after.failure) == (False, 0, None, "")
+
+
 def test_what_fails_half_way_changes_nothing(spool: Spool) -> None:
     class Broken(Event):
         def body(self, event_id: str, source: str) -> bytes:

@@ -50,7 +50,7 @@ CREATE TABLE events (
 ) STRICT;
 CREATE TABLE receivers (
   name       TEXT PRIMARY KEY,
-  address    TEXT NOT NULL,          -- a hash: another one ends what 410 began
+  address    TEXT NOT NULL,          -- a hash: another one has not failed yet
   is_gone    INTEGER NOT NULL DEFAULT 0,
   told       INTEGER NOT NULL DEFAULT 0,
   lost       INTEGER NOT NULL DEFAULT 0,
@@ -148,7 +148,8 @@ class Spool:
             for one in self._receivers:
                 db.execute(
                     "INSERT INTO receivers (name, address) VALUES (?1, ?2) ON CONFLICT (name)"
-                    " DO UPDATE SET is_gone = is_gone AND address = ?2, address = ?2",
+                    " DO UPDATE SET address = ?2, is_gone = 0, failures = 0, failure_ms = NULL,"
+                    " failure = '' WHERE address != ?2",
                     (one.name, one.address),
                 )
 
