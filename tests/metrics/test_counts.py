@@ -2,6 +2,7 @@
 
 import re
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from support.receivers import Hook, Reply, until, webhook
+from support.receivers import Hook, Reply, Request, until, webhook
 from support.scraped import TEXT, Page, Scraped
 
 import bursar
@@ -309,6 +310,42 @@ def test_receivers_that_fail_and_lose_events_are_on_the_page(tmp_path: Path) -> 
         assert told("lost_total") == 20
         [end] = [one for one in daemon.events() if "told nothing more" in one["message"]]
         assert (end["level"], "10 events that waited are lost" in end["message"]) == ("error", True)
+
+
+def test_what_was_lost_is_no_less_after_a_restart(tmp_path: Path) -> None:
+    """Goal: Prometheus sees no reset of a counter that kept its count. Method: the event that is
+    being told is let go with nine more, and is taken in the end; then the daemon starts anew."""
+    told = threading.Event()
+
+    def reply(_: Request) -> Reply:
+        told.wait(20)
+        return Reply()
+
+    hook = Hook(reply)
+    notify = {"max_backlog": 10, "webhooks": [webhook(tmp_path, hook, "pager")]}
+    with hook, Scraped(notify=notify) as daemon:
+
+        def figure(word: str) -> float:
+            name = f"bursar_receiver_{word}"
+            until(lambda: name in daemon.scrape().text, f"{name} is there")
+            return daemon.scrape().value(name, receiver="pager") or 0
+
+        figure("waiting")
+        with daemon.client() as client:
+            client.freeze("acme")
+            until(lambda: hook.requests, "the first is being told")
+            client.unfreeze("acme")
+            for _ in range(9):
+                client.freeze("acme")
+                client.unfreeze("acme")
+        until(lambda: figure("lost_total") == 10, "ten are let go")
+        told.set()
+        until(lambda: figure("told_total") == 12, "one of them, the loss, and ten more are told")
+        assert figure("lost_total") == 10
+        daemon.restart()
+        assert figure("lost_total") == 10
+    [lost] = [one for one in hook.unique if one["type"] == "bursar.backlog.lost"]
+    assert lost["data"]["count"] == "9"
 
 
 def test_shards_of_several_threads_are_added_up() -> None:

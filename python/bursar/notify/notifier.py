@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -76,7 +76,6 @@ class Notifier:
     ) -> None:
         self._say = say
         self._states, self._show = states, show
-        self._lost: dict[str, int] = {}
         self._next_show_s = 0.0
         self._receivers = receivers
         self._sources: dict[str, Source] = {
@@ -172,18 +171,11 @@ class Notifier:
                 self._keep([event], {state.source: state.is_bad})
 
     def _show_figures(self) -> None:
-        """Shows the figures now and then.
-
-        What was lost counts for good there, as counters do, though an event that was let go while
-        it was told is not lost in the end.
-        """
+        """Shows the figures now and then."""
         if time.monotonic() < self._next_show_s:
             return
         self._next_show_s = time.monotonic() + _SHOW_S
-        found = self._spool.standings()
-        for one in found:
-            self._lost[one.name] = max(one.lost, self._lost.get(one.name, 0))
-        self._show(exposition(replace(one, lost=self._lost[one.name]) for one in found))
+        self._show(exposition(self._spool.standings()))
 
     def _keep(self, events: list[Event], places: dict[str, Any]) -> None:
         self._spool.add(events, places)

@@ -80,8 +80,8 @@ class Standing:
         is_gone: Whether it has said that it wants nothing any more.
         waiting: How many events it is still to be told.
         told: How many it was told.
-        lost: How many it never will be.
-        lost_told: How many of those it knows of.
+        lost: How many were let go before it was told; only ever more, as counters are.
+        lost_told: How many of those it knows of: that they are lost, or the event all the same.
         failures: How many attempts have failed in a row.
         success_ms: When it was told something last; None: never.
         failure_ms: When an attempt failed last; None: never.
@@ -244,7 +244,7 @@ class Spool:
         def change(db: sqlite3.Connection) -> None:
             count = "told = told + 1, failures = 0, success_ms = ?"
             if number and not self._drop(db, receiver, number):
-                count += ", lost = max(lost - 1, lost_told)"  # while it was told it was let go
+                count += ", lost_told = min(lost_told + 1, lost)"  # let go while it was told
             db.execute(f"UPDATE receivers SET {count} WHERE name = ?", (_now_ms(), receiver))  # noqa: S608 -- constants
 
         self._change(change)
