@@ -10,16 +10,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
+import grpc
 import pytest
+from support.bare import Bare
 from support.certificates import Authority
 from support.daemon import Daemon, balance
 from support.toolchains import RUN_S, Workshop
 
 import bursar
 from bursar import Advice, Role, Threshold, Verdict
+from bursar.v1 import ledger_pb2_grpc
 
 pytestmark = pytest.mark.timeout(400)  # the first test of a language builds its program
 
@@ -132,6 +136,45 @@ def test_an_agent_that_degrades_ends_before_it_is_stopped(
     said = ["90 tokens: VERDICT_DEGRADE", "at most 95 tokens", "spent 95 tokens"]
     assert ran.stdout.splitlines()[-3:] == said
     assert balance(client, budget) == (0, 95, 5)
+
+
+class Freezing(ledger_pb2_grpc.LedgerServiceServicer):
+    """Passes calls on; freezes an account once something is reserved there."""
+
+    def __init__(self, ledger: Bare, client: bursar.Client) -> None:
+        self._ledger, self._client = ledger, client
+
+    def Reserve(self, request: Any, _: Any) -> Any:  # noqa: N802 -- as the proto
+        answer = self._ledger("LedgerService/Reserve", request)
+        self._client.freeze(request.account)
+        return answer
+
+    def Debit(self, request: Any, _: Any) -> Any:  # noqa: N802 -- as the proto
+        return self._ledger("LedgerService/Debit", request)
+
+    def Commit(self, request: Any, _: Any) -> Any:  # noqa: N802 -- as the proto
+        return self._ledger("LedgerService/Commit", request)
+
+
+def test_an_agent_that_is_stopped_before_it_spends_anything_says_so(
+    agent: Agent, daemon: Daemon, client: bursar.Client, budget: str, tmp_path: Path
+) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    add = cast("Callable[..., None]", ledger_pb2_grpc.add_LedgerServiceServicer_to_server)
+    target = f"unix:{tmp_path}/s"
+    with Bare(daemon.target) as ledger:
+        add(Freezing(ledger, client), server)
+        server.add_insecure_port(target)
+        server.start()
+        ran = agent(target, f"{budget}/agent", 30)
+        server.stop(grace=None).wait()
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        "reserved 30 of 30 tokens",
+        "0 tokens: VERDICT_STOP, REASON_ACCOUNT_FROZEN",
+        "spent 0 tokens",
+    ]
+    assert balance(client, budget) == (0, 0, 100)
 
 
 def test_an_agent_on_another_host_shows_its_token_by_tls(

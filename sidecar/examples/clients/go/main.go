@@ -72,13 +72,13 @@ func run(account string, wish int64) error {
 	if err != nil {
 		return err
 	}
-	done, err := ledger.Commit(ctx, &pb.CommitRequest{
+	_, err = ledger.Commit(ctx, &pb.CommitRequest{
 		Reservation: reservation.Id, Actual: tokens(used),
 	})
 	if err != nil {
 		return err
 	}
-	fmt.Printf("spent %d tokens\n", done.Spent[0].Value)
+	fmt.Printf("spent %d tokens\n", used)
 	return nil
 }
 

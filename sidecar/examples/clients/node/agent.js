@@ -84,8 +84,8 @@ async function main(account, wishText) {
   }
   console.log(`reserved ${reservation.granted[0].value} of ${wish} tokens`);
   const used = await generate(ledger, reservation.id, wish);
-  const { spent } = await ledger.commit({ reservation: reservation.id, actual: tokens(used) });
-  console.log(`spent ${spent[0].value} tokens`);
+  await ledger.commit({ reservation: reservation.id, actual: tokens(used) });
+  console.log(`spent ${used} tokens`);
 }
 
 main(...process.argv.slice(2)).then(

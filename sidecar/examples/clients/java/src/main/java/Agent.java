@@ -82,11 +82,11 @@ public final class Agent {
         var reservation = answer.getReservation();
         System.out.printf("reserved %d of %d tokens%n", reservation.getGranted(0).getValue(), wish);
         long used = generate(reservation.getId(), wish);
-        var done = ledger.commit(CommitRequest.newBuilder()
+        ledger.commit(CommitRequest.newBuilder()
                 .setReservation(reservation.getId())
                 .addActual(tokens(used))
                 .build());
-        System.out.printf("spent %d tokens%n", done.getSpent(0).getValue());
+        System.out.printf("spent %d tokens%n", used);
     }
 
     /** Generates up to {@code most} tokens, one debit each; returns how many. */
