@@ -13,7 +13,6 @@ import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
-import io.grpc.StatusRuntimeException;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
 import io.grpc.netty.shaded.io.netty.channel.ChannelOption;
@@ -62,7 +61,7 @@ public final class Agent {
         int code = 0;
         try {
             new Agent(ledger).run(args[0], Long.parseLong(args[1]));
-        } catch (Refused | StatusRuntimeException failed) {
+        } catch (Refused | RuntimeException failed) {
             System.err.println(failed.getMessage());
             code = 1;
         }
