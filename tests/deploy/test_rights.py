@@ -68,6 +68,7 @@ class Limited(Daemon):
         super().__init__(**sections)
         self._with = (uid, capabilities)
         self.folder.chmod(0o755)
+        self.config_path.chmod(0o644)
         os.chown(self.folder, uid, uid)
 
     def command(self) -> list[str]:

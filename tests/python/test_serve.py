@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import types
+from collections.abc import Iterator
 
 import pytest
 
@@ -52,6 +53,15 @@ class FakeServer:
 
 class FakeCoreError(Exception):
     code, reason, message, metadata = "UNAVAILABLE", "STORE_UNAVAILABLE", "damaged", {"a": "b"}
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """What the process makes is the sidecar's alone, for good; here others come after it."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
