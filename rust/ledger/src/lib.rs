@@ -79,6 +79,6 @@ pub use settle::{Ended, Ending};
 pub use survey::{Survey, Surveyed};
 pub use tick::Ticked;
 pub use unit::{Amounts, UNIT_COUNT, Unit};
-pub use verdict::{Advice, Refusal, RefusalReason, Threshold, Verdict, is_told_anew, marks};
+pub use verdict::{Advice, Refusal, RefusalReason, Threshold, Verdict, marks};
 pub use window::{Standing, Window};
 pub use wish::{Wish, usage_amounts};

@@ -72,7 +72,7 @@ pub fn marks(
 
 /// Whether a mark of a rolling window that was reported is reported again when it is crossed. A window
 /// that is kept full falls below its marks with all that leaves it, and is told of once.
-pub fn is_told_anew(mark: i64, spent: i64) -> bool {
+pub(crate) fn is_told_anew(mark: i64, spent: i64) -> bool {
     spent < mark - mark / 2
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bursar_ledger::fact::{BudgetId, ChainId, Fact, WindowId};
 use bursar_ledger::rolling::bucket_ms;
-use bursar_ledger::{Amounts, Period, Threshold, Unit, is_told_anew, marks};
+use bursar_ledger::{Amounts, Period, Threshold, Unit, marks};
 use rusqlite::{Row, params};
 
 use super::{Chain, NO_TIME_MS, Restore};
@@ -89,11 +89,10 @@ impl Restore<'_> {
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
         let buckets: Vec<(i64, i64)> = self.select(live, params![window, from_ms], read)?;
         let spent = buckets.iter().fold(0_i64, |sum, (_, spent)| sum.saturating_add(*spent));
-        // What has fallen far enough below its mark since will be told anew.
+        // What has fallen below its mark since will be told anew: whether it had fallen as far as
+        // the ledger asks for is not known, and once too often is better than never.
         let at_most = spent.saturating_add(used.map_or(0, |used| used.get(*unit)));
-        fired.retain(|share| {
-            marks.iter().any(|(of, mark)| of == share && !is_told_anew(*mark, at_most))
-        });
+        fired.retain(|share| marks.iter().any(|(of, mark)| of == share && *mark <= at_most));
         Ok(Fact::WindowStood { window, spent, fired, buckets })
     }
 
