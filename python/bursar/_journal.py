@@ -278,7 +278,12 @@ def _locked(draft: Path) -> int:
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
     while True:
         file = os.open(draft, flags, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            os.close(file)
+            raise
         if os.fstat(file).st_nlink:
             return file
         os.close(file)
@@ -310,5 +315,8 @@ def _discard(draft: Path) -> None:
     """Removes what a client has not finished: what it was to replace has all that was kept."""
     file = _abandoned(draft)
     if file is not None:
-        draft.unlink(missing_ok=True)
+        try:
+            draft.unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.error("%s is left as it is: %s", draft, error)
         os.close(file)

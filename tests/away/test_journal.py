@@ -1,5 +1,6 @@
 """The journal's file: what a crash leaves of it, who owns it, what damage and a full disk do."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -117,6 +118,22 @@ def test_a_crash_while_a_file_is_written_anew_leaves_nothing_for_ever(
     assert draft.suffix == ".draft"
     assert len(Journal(tmp_path, TARGET)) == 0
     assert files(tmp_path) == []
+
+
+def test_where_nothing_can_be_locked_it_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlockable(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", unlockable)
+    journal = Journal(tmp_path, TARGET)
+    before = len(files(Path("/proc/self/fd")))
+    for _ in range(3):
+        with pytest.raises(LimitReached, match="no locks here"):
+            journal.keep(Kept(METHODS[0], b"x"))
+    assert files(tmp_path) == []
+    assert len(files(Path("/proc/self/fd"))) == before
 
 
 def test_a_draft_that_is_taken_for_left_behind_is_made_again(
