@@ -86,6 +86,17 @@ def test_the_latest_of_a_week_are_found_and_the_pages_before_go_on_from_there() 
     assert Page(since, ()).older() == since
 
 
+def test_a_gap_of_months_is_crossed() -> None:
+    old, new = entry(1, timedelta(days=70)), entry(2, timedelta(hours=1))
+    reader = EntryReader(Ledger(old, new))
+    filters, pages = Filters(), []
+    for _ in range(5):
+        page = Page(filters, reader.read(filters))
+        pages.append(page.entries)
+        filters = page.older()
+    assert pages == [(new,), (new,), (), (old,), (old,)]
+
+
 def test_entries_from_a_time_on_are_found_however_long_ago_it_is() -> None:
     old, new = entry(1, timedelta(days=400)), entry(2, timedelta(0))
     reader = EntryReader(Ledger(old, new))

@@ -60,8 +60,10 @@ class Page:
     entries: tuple[Entry, ...]
 
     def older(self) -> Filters:
-        """Those of the page before: up to the oldest entry, or further back where there is none."""
-        if self.entries:
+        """Those of the page before: up to the oldest entry, or further back where none is new."""
+        before = self.filters.before
+        known = before.sequence if isinstance(before, Entry) else -1
+        if any(one.sequence != known for one in self.entries):
             return replace(self.filters, before=self.entries[-1])
         if self.filters.since:
             return self.filters
