@@ -1,15 +1,19 @@
 //! What a panic leaves behind: one line for the daemon's log, instead of several on standard error.
-//! A thread's next one may abort the process at once, and is written here, with the one before it.
+//! One that follows at once may abort the process, and is written here, with the one before it.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 use std::{panic, thread};
 
+/// How long the end of a panicking thread takes at most.
+const UNWINDING: Duration = Duration::from_secs(1);
+
 thread_local! {
-    /// The thread's last one.
-    static BEFORE: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// The thread's last one, and when.
+    static BEFORE: RefCell<Option<(Instant, String)>> = const { RefCell::new(None) };
 }
 
 /// From now on every panic is told, by a thread of its own: who panics may hold what `tell` waits for.
@@ -18,8 +22,11 @@ pub fn tell_panics(mut tell: impl FnMut(String) + Send + 'static) -> io::Result<
     let run = move || panics.into_iter().for_each(&mut tell);
     thread::Builder::new().name("bursar-panics".into()).spawn(run)?;
     panic::set_hook(Box::new(move |panic| {
-        let line = line(panic);
-        if let Ok(Some(before)) = BEFORE.try_with(|it| it.replace(Some(line.clone()))) {
+        let (line, now) = (line(panic), Instant::now());
+        let before = BEFORE.try_with(|it| it.replace(Some((now, line.clone()))));
+        if let Ok(Some((at, before))) = before
+            && now.duration_since(at) < UNWINDING
+        {
             let _unheard = writeln!(io::stderr(), "{before}\n{line}");
         }
         let _ended = sender.send(line);

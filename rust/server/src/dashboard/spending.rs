@@ -81,11 +81,13 @@ impl Chart<'_> {
 
 /// The last `count` stretches up to now, the oldest first: (first ms, first ms after it).
 fn stretches(calendar: &Calendar, now_ms: i64, count: i64) -> Vec<(i64, i64)> {
-    let mut at_ms = now_ms;
+    let (mut at_ms, mut next_ms) = (now_ms, i64::MAX);
     let mut back = || {
-        let bounds = calendar.bounds(at_ms);
-        at_ms = bounds.0 - 1;
-        bounds
+        let (start_ms, end_ms) = calendar.bounds(at_ms);
+        // Hours overlap where the clocks change by half of one.
+        let stretch = (start_ms, end_ms.min(next_ms));
+        (at_ms, next_ms) = (start_ms - 1, start_ms);
+        stretch
     };
     let mut found: Vec<_> = (0..count).map(|_| back()).collect();
     found.reverse();
@@ -146,6 +148,14 @@ mod tests {
         assert_eq!(hours.collect::<Vec<_>>(), [24, 24, 23, 24]);
         assert!(found.windows(2).all(|pair| pair[0].1 == pair[1].0), "without a gap: {found:?}");
         assert_eq!(found[3].0, noon_ms - 12 * 3_600_000);
+    }
+
+    #[test]
+    fn no_moment_is_in_two_hours_where_the_clocks_change_by_half_of_one() {
+        let calendar = Calendar::new(&Period::calendar(PeriodKind::Hour, "Australia/Lord_Howe"));
+        let after_ms = 1_775_322_000_000; // 2026-04-04 17:00 UTC, two hours after
+        let found = stretches(&calendar.expect("a time zone"), after_ms, 6);
+        assert!(found.windows(2).all(|pair| pair[0].1 == pair[1].0), "{found:?}");
     }
 
     #[test]
