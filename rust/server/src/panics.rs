@@ -5,15 +5,16 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
 use std::{panic, thread};
 
+use crate::clock::Began;
+
 /// How long the end of a panicking thread takes at most.
-const UNWINDING: Duration = Duration::from_secs(1);
+const UNWINDING_NS: u64 = 1_000_000_000;
 
 thread_local! {
     /// The thread's last one, and when.
-    static BEFORE: RefCell<Option<(Instant, String)>> = const { RefCell::new(None) };
+    static BEFORE: RefCell<Option<(Began, String)>> = const { RefCell::new(None) };
 }
 
 /// From now on every panic is told, by a thread of its own: who panics may hold what `tell` waits for.
@@ -22,10 +23,10 @@ pub fn tell_panics(mut tell: impl FnMut(String) + Send + 'static) -> io::Result<
     let run = move || panics.into_iter().for_each(&mut tell);
     thread::Builder::new().name("bursar-panics".into()).spawn(run)?;
     panic::set_hook(Box::new(move |panic| {
-        let (line, now) = (line(panic), Instant::now());
-        let before = BEFORE.try_with(|it| it.replace(Some((now, line.clone()))));
-        if let Ok(Some((at, before))) = before
-            && now.duration_since(at) < UNWINDING
+        let line = line(panic);
+        let before = BEFORE.try_with(|it| it.replace(Some((Began::now(), line.clone()))));
+        if let Ok(Some((began, before))) = before
+            && began.took_ns() < UNWINDING_NS
         {
             let _unheard = writeln!(io::stderr(), "{before}\n{line}");
         }
