@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 import grpc
@@ -74,6 +75,14 @@ def lease_socket(target: str) -> str | None:
 def channel_options(target: str) -> tuple[tuple[str, Any], ...]:
     """The channel options that reach a sidecar at the target; for those who use bare stubs too."""
     return _UNIX_OPTIONS if target.startswith(("unix:", "unix-abstract:")) else _OPTIONS
+
+
+def dialler(target: str, secure: Any) -> partial[Any]:  # noqa: ANN401 -- gRPC's
+    """What opens a channel to the target with credentials; with None in the clear."""
+    options = channel_options(target)
+    if secure is None:
+        return partial(grpc.insecure_channel, target, options=options)
+    return partial(grpc.secure_channel, target, secure, options=options)
 
 
 def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
@@ -146,14 +155,12 @@ class GrpcTransport:
         self.lease_socket = lease_socket(target)
         self._timeout_s = timeout_s
         self._retry = retry
-        kind: Any = grpc.insecure_channel if secure is None else grpc.secure_channel
-        given = (target,) if secure is None else (target, secure)
-        self._channel = kind(*given, options=channel_options(target))
+        dial = dialler(target, secure)
+        self._channel = self._streams = dial()
         # What traces gRPC may hand back streams that can be neither cancelled nor waited for.
-        plain: Any = inspect.unwrap(kind)
-        self._streams = self._channel
-        if plain is not kind:
-            self._streams = plain(*given, options=channel_options(target))
+        plain: Any = inspect.unwrap(dial.func)
+        if plain is not dial.func:
+            self._streams = plain(*dial.args, **dial.keywords)
         self._methods: dict[str, Callable[..., Any]] = {}
         self._closed = False
 

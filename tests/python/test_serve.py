@@ -74,10 +74,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
     return fresh
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_everything_is_told(
-    server: type[FakeServer], number: signal.Signals
-) -> None:
+def told_until(number: signal.Signals) -> list[str]:
+    """Serves until this signal, sent once it listens; what it said."""
     lines: list[str] = []
 
     def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
@@ -85,8 +83,16 @@ def test_a_signal_drains_and_everything_is_told(
         if line.startswith("listening"):
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
-    before = signal.getsignal(number)
     run(CONFIG, say=say)
+    return lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_everything_is_told(
+    server: type[FakeServer], number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    lines = told_until(number)
     assert lines[:3] == [
         "recovered 3 reservations",
         "listening on unix:/run/x, 127.0.0.1:1",
@@ -100,15 +106,8 @@ def test_a_signal_drains_and_everything_is_told(
 def test_of_many_limits_that_operators_have_set_the_first_are_told(
     server: type[FakeServer],
 ) -> None:
-    lines: list[str] = []
-
-    def say(line: str, /, *, level: Level = "info", **_: Field) -> None:
-        lines.append(line)
-        if line.startswith("listening"):
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
-
     server.overruled = tuple(f"a/{number}" for number in range(13))
-    run(CONFIG, say=say)
+    lines = told_until(signal.SIGTERM)
     told = [f"a/{number}" for number in range(10)] + ["and 3 more limits that operators have set"]
     assert lines[1:12] == told
 

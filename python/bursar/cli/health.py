@@ -1,7 +1,7 @@
 """`bursar health`: one question to the sidecar's health service, for probes."""
 
 import sys
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -31,14 +31,11 @@ def health(timeout_s: float, target: str | None) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from bursar._grpc import channel_options, resolve_target, unanswered
+    from bursar._grpc import dialler, resolve_target, unanswered
     from bursar._tls import credentials
 
     address = resolve_target(target)
-    secure = credentials(address, None, shows_token=False)
-    kind: Any = grpc.insecure_channel if secure is None else grpc.secure_channel
-    given = (address,) if secure is None else (address, secure)
-    with kind(*given, options=channel_options(address)) as channel:
+    with dialler(address, credentials(address, None, shows_token=False))() as channel:
         request = health_pb2.HealthCheckRequest(service=_SERVICE)
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)

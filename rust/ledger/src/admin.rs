@@ -332,8 +332,6 @@ impl<J: Journal> Ledger<J> {
                     self.tree.version.fetch_add(1, Ordering::AcqRel);
                 }
             }
-        }
-        for account in self.below("") {
             let budgets = account.budgets.lock();
             let windows: Vec<_> = budgets.iter().filter_map(|budget| budget.current()).collect();
             drop(budgets);

@@ -114,23 +114,13 @@ impl Api {
         Ok(response)
     }
 
-    /// As `aside_large`, for a call that reads the store, when it is its turn.
-    async fn read<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
+    /// As `aside_large`, when it is the caller's turn of these.
+    async fn read<T, F>(&self, turns: &Turns, caller: &Caller, call: F) -> Answered<T>
     where
         T: Message + 'static,
         F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
     {
-        let turn = self.reads.turn(caller).await?;
-        self.aside_large(in_turn(turn, call)).await
-    }
-
-    /// As `read`, for a call that walks the accounts.
-    async fn walk<T, F>(&self, caller: &Caller, call: F) -> Answered<T>
-    where
-        T: Message + 'static,
-        F: FnOnce(&Engine) -> Reply<T> + Send + 'static,
-    {
-        let turn = self.accounts.turn(caller).await?;
+        let turn = turns.turn(caller).await?;
         self.aside_large(in_turn(turn, call)).await
     }
 
@@ -201,7 +191,7 @@ impl LedgerService for Api {
         if caller.may_use_at_once(Act::Spend, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.commit(request.get_ref())).await;
         }
-        self.read(&caller.clone(), move |engine| {
+        self.read(&self.reads, &caller.clone(), move |engine| {
             caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
             engine.commit(request.get_ref())
         })
@@ -213,7 +203,7 @@ impl LedgerService for Api {
         if caller.may_use_at_once(Act::Spend, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.release(request.get_ref())).await;
         }
-        self.read(&caller.clone(), move |engine| {
+        self.read(&self.reads, &caller.clone(), move |engine| {
             caller.may_use_stored(Act::Spend, engine, &request.get_ref().reservation)?;
             engine.release(request.get_ref())
         })
@@ -238,7 +228,7 @@ impl LedgerService for Api {
         if caller.may_use_at_once(Act::Read, &self.engine, &request.get_ref().reservation)? {
             return self.answer(|engine| engine.get_reservation(request.get_ref())).await;
         }
-        self.read(&caller.clone(), move |engine| {
+        self.read(&self.reads, &caller.clone(), move |engine| {
             caller.may_use_stored(Act::Read, engine, &request.get_ref().reservation)?;
             engine.get_reservation(request.get_ref())
         })
@@ -253,8 +243,8 @@ impl LedgerService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListReservationsRequest { account, ..request };
-        let turn = self.reservations.turn(&caller).await?;
-        self.aside_large(in_turn(turn, move |engine| engine.list_reservations(&request))).await
+        let list = move |engine: &Engine| engine.list_reservations(&request);
+        self.read(&self.reservations, &caller, list).await
     }
 
     async fn count_tokens(
@@ -299,7 +289,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListAccountsRequest { account, ..request };
-        self.walk(&caller, move |engine| engine.list_accounts(&request)).await
+        self.read(&self.accounts, &caller, move |engine| engine.list_accounts(&request)).await
     }
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answered<v1::FreezeResponse> {
@@ -345,7 +335,7 @@ impl AccountService for Api {
         let request = request.into_inner();
         let account = caller.narrow(&request.account)?;
         let request = v1::ListEntriesRequest { account, ..request };
-        self.read(&caller, move |engine| engine.list_entries(&request)).await
+        self.read(&self.reads, &caller, move |engine| engine.list_entries(&request)).await
     }
 
     type WatchAccountsStream =

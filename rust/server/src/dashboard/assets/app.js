@@ -59,11 +59,16 @@ listen((changed) => {
   view?.update(changed);
 });
 
+function endView() {
+  view?.leave();
+  [view, viewName] = [null, ""];
+}
+
 /** Asks for a token; `why`: what went wrong, or empty. */
 function askWho(why) {
   forget();
-  view?.leave();
-  [view, viewName, user] = [null, "", null];
+  endView();
+  user = null;
   for (const id of ["tabs", "search", "leave"]) at(id).hidden = true;
   put(at("who"), "");
   put(at("status"), "");
@@ -104,8 +109,7 @@ async function start() {
   put(at("who"), `${user.name}, ${user.role}${user.account ? ` of ${user.account}` : ""}`);
   for (const id of ["tabs", "search"]) at(id).hidden = false;
   at("leave").hidden = !isSignedIn();
-  view?.leave();
-  [view, viewName] = [null, ""];
+  endView();
   main.replaceChildren();
   begin(askWho);
   return show();
