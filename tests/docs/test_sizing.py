@@ -67,4 +67,4 @@ def test_sizes_are_as_the_page_says() -> None:
     }
     print(measured, f"{made} entries")
     for what, size in measured.items():
-        assert TOLD[what] // 10 < size <= TOLD[what], (what, size)
+        assert TOLD[what] // 4 < size <= TOLD[what], (what, size)

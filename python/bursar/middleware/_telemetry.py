@@ -168,7 +168,6 @@ class Observed:
         """Starts the span, as a child of the caller's current one."""
         if _OURS is None:
             return
-        self._began = time.perf_counter()
         self._is_told = _tells_of_a_call(trace.get_current_span())
         if self._is_told:
             self._span = _OURS.tracer.start_span("bursar.generation", attributes=self._account)
@@ -179,6 +178,7 @@ class Observed:
         asked: Attributes = {**self._named, **self._account, **self._stream}
         asked["gen_ai.request.max_tokens"] = most
         self._span = _OURS.tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=asked)
+        self._began = time.perf_counter()
 
     def current(self) -> AbstractContextManager[Any]:
         """Makes the span the current one, for what is called meanwhile."""
